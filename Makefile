@@ -1,0 +1,48 @@
+# Each target sets up what it needs, in .venv, and does nothing twice.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/quickstart
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-all check smoke clean
+.DEFAULT_GOAL := help
+
+help:  ## Show what can be made.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+
+quickstart: $(VENV)/.quickstart  ## Train on digits, learn the inverse, sample both ways, write a report.
+	$(BIN)/biflow quickstart --out $(OUT)
+
+test: $(VENV)/.dev  ## Run the tests.
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.dev  ## Run the tests, the slow ones too.
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.dev  ## Lint, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+smoke: $(VENV)/.quickstart  ## The quickstart at a tiny size.
+	rm -rf runs/smoke
+	$(BIN)/biflow quickstart --smoke --out runs/smoke
+
+clean:  ## Remove the environment and the caches, not the runs.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# PyTorch first and pinned, so that nothing pulls in another build of it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Expected Python 3.11 or newer; set PYTHON to one: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	@touch $@
+
+$(VENV)/.quickstart: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[quickstart]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.quickstart

@@ -1,0 +1,114 @@
+"""The model folder: config.json and model.safetensors, enough to rebuild everything with nothing to repeat.
+
+config.json holds the format version, the `ModelConfig` and the class names; model.safetensors the weights
+of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from biflow.config import ModelConfig, parse_config
+from biflow.errors import InputError
+from biflow.files import replace_folder
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.reverse_model import ReverseModel
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Model(NamedTuple):
+    """What a model folder holds."""
+
+    config: ModelConfig
+    class_names: tuple[str, ...]
+    flow: ForwardFlow
+    reverse: ReverseModel | None
+
+
+def new_model(config: ModelConfig, class_names: tuple[str, ...]) -> Model:
+    """Networks of these sizes with fresh weights."""
+    reverse = ReverseModel(config) if config.reverse else None
+    return Model(config, class_names, ForwardFlow(config), reverse)
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write a model folder; a folder that stood there is replaced whole."""
+    description = {
+        "format_version": FORMAT_VERSION,
+        "class_names": list(model.class_names),
+        "model": model.config.model_dump(mode="json"),
+    }
+    with replace_folder(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_file(_tensors(model), temporary / WEIGHTS_FILE)
+
+
+def load_model(folder: Path) -> Model:
+    """Rebuild a model from its folder, in eval mode, on the CPU."""
+    if not folder.is_dir():
+        raise InputError(f"Expected a model folder; {folder} does not exist. Train one with biflow quickstart.")
+    description = _read_description(folder / CONFIG_FILE)
+    config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
+    model = new_model(config, tuple(description.get("class_names", ())))
+    _load_tensors(_networks(model), _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    _networks(model).eval().requires_grad_(False)
+    return model
+
+
+def _networks(model: Model) -> nn.ModuleDict:
+    networks: dict[str, nn.Module] = {"flow": model.flow}
+    if model.reverse:
+        networks["reverse"] = model.reverse
+    return nn.ModuleDict(networks)
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in _networks(model).state_dict().items()}
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"Expected {path}; it is missing or cannot be read. Is this a model folder?") from None
+    except ValueError:
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if not isinstance(version, int) or "model" not in description:
+        raise InputError(f"Expected format_version and model in {path}; this is not a biflow model folder.")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"Expected model format {FORMAT_VERSION} or older; {path} has {version}. Update biflow to read it."
+        )
+    return description
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except OSError:
+        raise InputError(f"Expected {path}; it is missing or cannot be read. Copy the model folder whole.") from None
+    except SafetensorError as error:
+        raise InputError(f"Expected whole weights in {path}; the file is damaged ({error}). Copy it again.") from None
+
+
+def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in networks.state_dict().items()}
+    faults = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    faults += [f"{name} is not expected" for name in tensors.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise InputError(f"Expected weights that fit config.json in {path}; {', '.join(sorted(faults)[:3])}{more}.")
+    networks.load_state_dict(tensors)

@@ -1,0 +1,247 @@
+"""Every setting of the project: frozen models, YAML in and out, `path=value` overrides.
+
+Defaults live here and nowhere else.  A recipe (recipes/*.yaml) is a complete, named `RunConfig`.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from biflow.errors import InputError, nearest
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+class TransformerConfig(Config):
+    """Sizes of the transformer inside one block."""
+
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    head_width: PositiveInt = 32
+    mlp_ratio: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _width_splits_into_heads(self) -> Self:
+        if self.width % self.head_width:
+            raise ValueError(
+                f"Expected width to be a multiple of head_width {self.head_width}; got {self.width}. "
+                f"Nearest valid width: {max(1, round(self.width / self.head_width)) * self.head_width}."
+            )
+        return self
+
+
+class FlowConfig(TransformerConfig):
+    """The forward flow: `blocks` causal affine blocks that read the patches in alternating directions."""
+
+    blocks: PositiveInt = 4
+
+
+class ReverseConfig(TransformerConfig):
+    """The learned reverse model: one block for each flow block, and one that denoises."""
+
+    class_tokens: PositiveInt = 1
+
+
+class ModelConfig(Config):
+    """What a model folder describes: the images, the flow, and the reverse model if there is one."""
+
+    image_size: PositiveInt
+    channels: PositiveInt
+    patch_size: PositiveInt
+    num_classes: NonNegativeInt = 0
+    noise_std: NonNegativeFloat
+    flow: FlowConfig = FlowConfig()
+    reverse: ReverseConfig | None = None
+
+    @model_validator(mode="after")
+    def _image_splits_into_patches(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"Expected image_size to be a multiple of patch_size {self.patch_size}; got {self.image_size}. "
+                f"Nearest valid size: {max(1, round(self.image_size / self.patch_size)) * self.patch_size}."
+            )
+        return self
+
+    @property
+    def num_patches(self) -> int:
+        """T, the length of the sequence."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """D, the values in one patch."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def null_label(self) -> int:
+        """The label that means "no class": the last row of the class table."""
+        return self.num_classes
+
+
+class FitConfig(Config):
+    """How one model is trained."""
+
+    steps: PositiveInt = 2000
+    batch_size: PositiveInt = 64
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: NonNegativeInt = 100
+    weight_decay: NonNegativeFloat = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: PositiveFloat = 1.0
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    label_drop: float = Field(default=0.1, ge=0, le=1)
+    log_every: PositiveInt = 25
+    save_every: PositiveInt = 500
+
+
+class RunConfig(Config):
+    """A whole training run; what a recipe holds and what a run folder records."""
+
+    stage: Literal["both", "flow"] = "both"
+    seed: NonNegativeInt = 0
+    data: str = "digits"
+    model: ModelConfig
+    fit_flow: FitConfig = FitConfig()
+    fit_reverse: FitConfig = FitConfig()
+
+    @model_validator(mode="after")
+    def _reverse_stage_has_a_model(self) -> Self:
+        if self.stage == "both" and self.model.reverse is None:
+            raise ValueError("Expected model.reverse for stage 'both'; got none. Describe it, or set stage=flow.")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("biflow") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def recipe_text(name: str) -> str:
+    """The YAML of a recipe, given its name or the path of a file of the user's own."""
+    if name in recipe_names():
+        return (resources.files("biflow") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"Expected a readable recipe file; got {name!r} ({error.strerror}).") from None
+    raise InputError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())}")
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """A recipe by name or path, with `path=value` overrides applied and checked.
+
+    >>> load_recipe("biflow_digits", ["fit_flow.steps=10"]).fit_flow.steps
+    10
+    """
+    return parse_config(RunConfig, recipe_text(name), overrides, origin=f"recipe {name!r}")
+
+
+def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
+    """Text (YAML or JSON) -> a config of this kind; every fault is one `InputError`."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"Expected valid YAML in {origin}; got {_one_line(error)}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
+    for override in overrides:
+        _apply_override(kind, values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_explain(kind, error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML that `parse_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """The same recipe, small enough for a test on a CPU."""
+    fits = {"fit_flow": smoke_fit(config.fit_flow), "fit_reverse": smoke_fit(config.fit_reverse)}
+    return config.model_copy(update=fits)
+
+
+def smoke_fit(config: FitConfig) -> FitConfig:
+    """The same training, a few steps of it."""
+    small = {"steps": 30, "batch_size": 32, "warmup_steps": 5, "log_every": 5, "save_every": 10}
+    return config.model_copy(update=small)
+
+
+def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise InputError(f"Expected an override of the form key.sub=value; got {override!r}.")
+    *parents, last = path.split(".")
+    for i, key in enumerate(parents):
+        _check_key(kind, [*parents, last], i)
+        child = values.setdefault(key, {})
+        if not isinstance(child, dict):
+            child = values[key] = {}
+        values, kind = child, _field_config(kind, key)
+    _check_key(kind, [last], 0, prefix=parents)
+    values[last] = yaml.safe_load(value)
+
+
+def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
+    if path[i] not in kind.model_fields:
+        full = ".".join([*prefix, *path[: i + 1]])
+        raise InputError(f"Unknown key {full!r}; {nearest(path[i], kind.model_fields)}")
+
+
+def _field_config(kind: type[Config], key: str) -> type[Config]:
+    """The config class of a nested field, also when the field may be absent."""
+    annotation = kind.model_fields[key].annotation
+    candidates = getattr(annotation, "__args__", ()) or (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            return candidate
+    raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
+
+
+def _explain(kind: type[Config], error: ValidationError) -> str:
+    return "; ".join(_explain_one(kind, fault) for fault in error.errors())
+
+
+def _explain_one(kind: type[Config], fault: Mapping[str, Any]) -> str:
+    keys = [str(key) for key in fault["loc"]]
+    path = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        for key in keys[:-1]:
+            kind = _field_config(kind, key)
+        return f"unknown key {path!r}; {nearest(keys[-1], kind.model_fields)}"
+    if fault["type"] == "missing":
+        return f"key {path!r} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

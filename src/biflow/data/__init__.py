@@ -1,0 +1,1 @@
+"""Data sets, and everything random that is done to a batch."""

@@ -1,0 +1,91 @@
+"""Data sets of images with labels, and the order in which training sees them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biflow.data.randomness import Key, stream
+from biflow.errors import InputError, nearest
+
+DIGITS_TEST_SIZE = 360
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in memory: uint8 (N, P, H, W), labels int64 (N,), and the names of the classes."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: Tensor) -> "ImageSet":
+        """The images at these places."""
+        return ImageSet(self.images[indices], self.labels[indices], self.class_names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What training sees and what it never sees."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def load_data(name: str) -> Split:
+    """A data set by name."""
+    if name not in DATASETS:
+        raise InputError(f"Unknown data set {name!r}; {nearest(name, DATASETS)}")
+    return DATASETS[name]()
+
+
+def digits() -> Split:
+    """The 1,797 handwritten 8x8 digits that ship with scikit-learn: 1,437 to train, 360 to test.
+
+    The split is fixed and stratified by class.  Values 0..16 become grey levels 0..255.
+    """
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise InputError(
+            "Expected scikit-learn for the digits; install it with pip install 'biflow[quickstart]'."
+        ) from None
+    bundle = load_digits()
+    images = torch.from_numpy(bundle.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(bundle.target).long()
+    everything = ImageSet(images, labels, tuple(str(name) for name in bundle.target_names))
+    train, test = train_test_split(
+        torch.arange(len(labels)), test_size=DIGITS_TEST_SIZE, stratify=labels, random_state=0
+    )
+    return Split(everything.take(train), everything.take(test))
+
+
+def with_shifts(data: ImageSet) -> ImageSet:
+    """The images, and each of them moved by one pixel in all eight directions; black moves in."""
+    height, width = data.images.shape[-2:]
+    padded = F.pad(data.images, (1, 1, 1, 1))
+    shifts = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return ImageSet(torch.cat(shifts), data.labels.repeat(len(shifts)), data.class_names)
+
+
+DATASETS: Mapping[str, Callable[[], Split]] = {"digits": digits}
+
+
+def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:
+    """Places (batch_size,) of the images of one step: shuffled epochs laid end to end.
+
+    A pure function of (keys, step), so that training can start at any step.
+    """
+    places = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = places // num_images
+    chosen = torch.empty_like(places)
+    for epoch in epochs.unique().tolist():
+        order = torch.randperm(num_images, generator=stream(*keys, "epoch", epoch))
+        chosen[epochs == epoch] = order[places[epochs == epoch] % num_images]
+    return chosen

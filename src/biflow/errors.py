@@ -1,0 +1,25 @@
+"""What ends a command without being a bug: bad input, and a person who stops it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Bad input from the user: one sentence that says what was expected and how to repair it."""
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved its state."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the closest known names, or all of them.
+
+    >>> nearest("biflow_digit", ["biflow_digits", "tarflow_digits"])
+    'did you mean biflow_digits or tarflow_digits?'
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose one of {', '.join(known)}."

@@ -1,0 +1,18 @@
+"""Pixels <-> what the flow models.  The scale of the data is known here and nowhere else."""
+
+import torch
+from torch import Tensor
+
+
+class PixelCodec:
+    """The flow models the pixels themselves, scaled to [-1, 1]; `decode(encode(p))` is `p` exactly."""
+
+    bin_width = 2 / 255  # distance between two neighbouring grey levels, in the flow's units
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1]."""
+        return pixels.float() / 127.5 - 1
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Float (B, P, H, W) -> uint8 (B, P, H, W), rounded to the nearest level and clipped."""
+        return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

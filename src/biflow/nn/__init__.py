@@ -1,0 +1,1 @@
+"""Transformer parts; nothing in here knows what a flow is."""

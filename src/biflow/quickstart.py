@@ -1,0 +1,178 @@
+"""The whole story on real images: train a flow on the digits, learn its inverse, sample both ways, measure, report."""
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from biflow import __version__
+from biflow.checkpoint import save_model
+from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
+from biflow.data.datasets import Split, load_data, with_shifts
+from biflow.data.images import write_npz
+from biflow.evaluation import evaluate
+from biflow.evaluation.report import Pictures, check_report, render_report
+from biflow.features.judge import Judge
+from biflow.files import write_text
+from biflow.pipeline import Pipeline
+from biflow.training.hooks import read_history
+from biflow.training.objectives import FitClassifier
+from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, open_run
+from biflow.training.stages import fit, train_model
+
+RECIPE = "biflow_digits"
+JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
+SEED = 0
+Numbers = dict[str, Any]
+
+
+class Plan(NamedTuple):
+    """What a quickstart trains, and how much it draws and times."""
+
+    run: RunConfig
+    judge: FitConfig
+    samples: int = 1000
+    strengths: Sequence[float] = (0.0, 0.5, 1.0, 2.0, 3.0)  # of guidance, tried both ways
+    batch_sizes: Sequence[int] = (1, 256)
+    timings: int = 15
+
+
+class Draw(NamedTuple):
+    """Images drawn one way at one strength of guidance, and what the judge says of them."""
+
+    method: str
+    guidance: float
+    pixels: Tensor  # uint8 (N, P, H, W)
+    labels: Tensor  # (N,)
+    scores: Mapping[str, float]
+
+
+def make_plan(*, small: bool) -> Plan:
+    """The full size, or one that shows within a minute that everything works."""
+    plan = Plan(load_recipe(RECIPE), FitConfig(steps=600, learning_rate=2e-3, ema_decay=0.9, label_drop=0.0))
+    if not small:
+        return plan
+    return Plan(smoke(plan.run), smoke_fit(plan.judge), samples=100, strengths=(0.0, 1.0), timings=3)
+
+
+def run_quickstart(out: Path, *, small: bool, resume: bool, console: Console) -> Numbers:
+    """Train, sample and measure in the folder `out`; returns what report.json holds."""
+    start = time.perf_counter()
+    check_report()
+    plan = make_plan(small=small)
+    split = load_data(plan.run.data)
+    with open_run(plan.run, split.train, out, resume=resume, console=console) as run:
+        model, seconds = train_model(run)
+        judge = Judge(plan.run.model.channels, plan.run.model.num_classes)
+        on_shifts = replace(run, data=with_shifts(run.data))
+        seconds["judge"] = fit(on_shifts, "judge", FitClassifier(judge), plan.judge)
+    save_model(model, out / MODEL_FOLDER)
+
+    pipe = Pipeline.from_pretrained(out / MODEL_FOLDER)
+    console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
+    exact, reverse = (
+        [draw(pipe, judge, split, count=plan.samples, method=method, guidance=guidance) for guidance in plan.strengths]
+        for method in ("sequential", "reverse")
+    )
+    best = min(exact, key=lambda d: d.scores["frechet_distance"])
+    one_pass = reverse[0]
+    console.print("timing every sampler")
+    report = {
+        "biflow": __version__,
+        "smoke": small,
+        "machine": describe_machine(pipe),
+        "data": {"name": plan.run.data, "train_images": len(split.train), "test_images": len(split.test)},
+        "flow": describe_fit(pipe.model.flow, plan.run.fit_flow, seconds["flow"])
+        | evaluate.measure_flow(pipe.model, split.test),
+        "reverse": describe_fit(pipe.model.reverse, plan.run.fit_reverse, seconds["reverse"])
+        | evaluate.measure_reverse(pipe.model, split.test),
+        "judge": {"what": JUDGE}
+        | describe_fit(judge, plan.judge, seconds["judge"])
+        | evaluate.measure_judge(judge, split),
+        "samples": {"count": plan.samples, "seed": SEED, "labels": "every class equally often"},
+        "exact": describe_draw(best, split),
+        "reverse_samples": describe_draw(one_pass, split),
+        "frechet_ratio": one_pass.scores["frechet_distance"] / best.scores["frechet_distance"],
+        "sweep": [{"method": d.method, "guidance": d.guidance, **d.scores} for d in (*exact, *reverse)],
+        "speed": measure_speed(pipe, plan, guidance=best.guidance or 1.0),
+        "recipe": plan.run.model_dump(mode="json"),
+    }
+    report["total_seconds"] = time.perf_counter() - start
+    write_results(out, report, pipe=pipe, split=split, exact=best, reverse=one_pass)
+    return report
+
+
+def draw(pipe: Pipeline, judge: Judge, split: Split, *, count: int, method: str, guidance: float) -> Draw:
+    """Sample `count` images and have them judged against the training images."""
+    labels = torch.arange(count) % pipe.config.num_classes
+    pixels = pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SEED)
+    return Draw(method, guidance, pixels, labels, evaluate.measure_samples(judge, pixels, labels, split.train))
+
+
+def measure_speed(pipe: Pipeline, plan: Plan, *, guidance: float) -> Numbers:
+    """Milliseconds per image of every sampler at every batch size, from noise to pixels, and the ratio."""
+
+    def timed(method: str, strength: float) -> Any:
+        return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=strength, seed=SEED)
+
+    samplers = {
+        "reverse": timed("reverse", 0),
+        "reverse_guided": timed("reverse", guidance),
+        "exact": timed("sequential", 0),
+        "exact_guided": timed("sequential", guidance),
+    }
+    speed: Numbers = {"guidance": guidance, "unit": "milliseconds per image, score denoising included in exact"}
+    for size in plan.batch_sizes:
+        times = evaluate.milliseconds_per_image(samplers, size, plan.timings)
+        speed[f"batch_{size}"] = times | {"ratio": times["exact_guided"] / times["reverse"]}
+    return speed
+
+
+def describe_machine(pipe: Pipeline) -> Numbers:
+    """What the run was measured on."""
+    return {
+        "device": str(pipe.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe_fit(module: nn.Module | None, config: FitConfig, seconds: float) -> Numbers:
+    """Size and cost of one training."""
+    assert module is not None
+    parameters = evaluate.count_parameters(module)
+    return {"parameters": parameters, "steps": config.steps, "train_seconds": seconds}
+
+
+def describe_draw(drawn: Draw, split: Split) -> Numbers:
+    """Everything measured of one set of samples."""
+    copying = evaluate.measure_copying(drawn.pixels, split.train)
+    return {"method": drawn.method, "guidance": drawn.guidance, **drawn.scores, **copying}
+
+
+def write_results(out: Path, report: Numbers, *, pipe: Pipeline, split: Split, exact: Draw, reverse: Draw) -> None:
+    """The samples, the numbers, and the page that shows both."""
+    write_npz(out / "samples_exact.npz", exact.pixels, exact.labels)
+    write_npz(out / "samples_reverse.npz", reverse.pixels, reverse.labels)
+    write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
+    way, back = evaluate.follow_one_image(pipe.model, split.test)
+    pictures = Pictures(split.test, exact.pixels, reverse.pixels, reverse.labels, way, back)
+    write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to four significant digits, as deep as they lie."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value

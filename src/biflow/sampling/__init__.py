@@ -1,0 +1,1 @@
+"""Noise -> image: free functions that share one result type."""

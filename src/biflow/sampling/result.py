@@ -1,0 +1,13 @@
+"""What every sampler returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """Patches made from noise, and what they cost."""
+
+    x: Tensor  # (B, T, D)
+    network_calls: int  # evaluations one after another: of a block for the flow, of the model for the reverse model
+    residual: float  # largest change at the last step of an iteration; 0 where nothing is iterated

@@ -1,0 +1,74 @@
+"""The processes that train together.  PyTorch's own engine; the only file that reads the environment.
+
+Started plainly, the world is one process.  Started by torchrun (or accelerate launch), each process joins
+the others; nothing else in the project needs to know which it was.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that prints and writes files."""
+        return self.rank == 0
+
+    def share(self, items: Tensor) -> Tensor:
+        """This process's part of a global batch, (n, ...) -> (n / size, ...)."""
+        return items.tensor_split(self.size)[self.rank]
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The module, with gradients averaged over all processes."""
+        return DistributedDataParallel(module) if self.size > 1 else module
+
+    def mean(self, value: Tensor) -> Tensor:
+        """A scalar averaged over all processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """True if the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
+
+    def wait(self) -> None:
+        """Go on when every process has come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Join the processes that a launcher started, or be alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,93 @@
+"""What watches a run: the log of its numbers, and the progress that a person sees."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import rich.progress as bars
+from rich.console import Console
+
+from biflow.files import write_text
+from biflow.training.distributed import World
+from biflow.training.loop import Hook, Report
+
+
+class History:
+    """Appends one line of JSON to a file every few steps: stage, step, loss and its parts, speed.
+
+    Lines that a resumed run will write again are dropped when it starts.
+    """
+
+    def __init__(self, path: Path, stage: str, world: World, *, every: int, start_step: int) -> None:
+        self.path, self.stage, self.world, self.every = path, stage, world, every
+        if world.is_main:
+            kept = [line for line in read_history(path) if line["stage"] != stage or line["step"] <= start_step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def __call__(self, report: Report) -> None:
+        """Record this step if it is one of those to record; all processes must call."""
+        if report.step % self.every:
+            return
+        line = {"stage": self.stage, "step": report.step, "seconds": round(report.seconds, 3)}
+        line["loss"] = self.world.mean(report.loss.total.detach()).item()
+        line |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
+        line["grad_norm"] = report.grad_norm.item()
+        if self.world.is_main:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines that `History` wrote; none if there is no file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class ProgressBoard:
+    """Progress of the stages of a run: bars in a terminal, plain lines elsewhere."""
+
+    LINES_PER_STAGE = 10
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = bars.Progress(
+            bars.TextColumn("{task.description:<8}"),
+            bars.BarColumn(),
+            bars.TextColumn("step {task.completed}/{task.total}  {task.fields[status]}"),
+            bars.TimeRemainingColumn(compact=True),
+            bars.TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def stage(self, name: str, *, start_step: int, steps: int, batch_size: int, every: int) -> Hook:
+        """A hook that shows one stage: step, loss, images per second, time left."""
+        task = self.bars.add_task(name, total=steps, completed=start_step, status="")
+        first: Report | None = None
+
+        def show(report: Report) -> None:
+            nonlocal first
+            first = first or report
+            self.bars.update(task, completed=report.step)
+            if report.step % every and report.step != steps:
+                return
+            rate = (report.step - first.step) / max(report.seconds - first.seconds, 1e-9)
+            status = f"loss {report.loss.total.item():.4f}  {rate * batch_size:,.0f} images/s"
+            self.bars.update(task, status=status)
+            due = report.step * self.LINES_PER_STAGE // steps > (report.step - every) * self.LINES_PER_STAGE // steps
+            if not self.console.is_terminal and (due or report.step == steps):
+                left = round((steps - report.step) / rate) if rate else 0
+                self.console.print(f"{name:<8} step {report.step}/{steps}  {status}  {left // 60}:{left % 60:02d} left")
+
+        return show

@@ -1,0 +1,112 @@
+"""The training loop.  It knows steps, devices and hooks; the objective knows the model."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biflow.config import FitConfig
+from biflow.errors import InputError, Interrupted
+from biflow.files import replace_file
+from biflow.training.distributed import World
+from biflow.training.objectives import Batch, LossParts
+from biflow.training.optim import EMA, make_optimizer, make_schedule
+
+
+@dataclass(frozen=True)
+class Report:
+    """What hooks learn after a step."""
+
+    step: int  # steps done so far, from 1
+    loss: LossParts
+    grad_norm: Tensor  # before clipping
+    seconds: float  # trained so far, over all sittings
+
+
+Hook = Callable[[Report], None]
+
+
+class Trainer:
+    """Fits one model: everything that must be kept to go on where it stopped, and the steps themselves."""
+
+    def __init__(self, objective: nn.Module, config: FitConfig, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.model: nn.Module = objective.to(world.device).model
+        self.objective = world.parallel(objective)
+        self.optimizer = make_optimizer(self.model, config)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.step = 0
+        self.seconds = 0.0
+
+    def train(
+        self,
+        make_batch: Callable[[int], Batch],
+        *,
+        hooks: Sequence[Hook] = (),
+        save_to: Path | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Take the steps that are left, then put the averaged weights into the model.
+
+        make_batch(step) is this process's part of the batch.  The state is saved to `save_to` now and then,
+        at the end, and before `Interrupted` is raised.
+        """
+        schedule = make_schedule(self.optimizer, self.config, self.step)
+        self.objective.train()
+        while self.step < self.config.steps:
+            start = time.perf_counter()
+            loss, grad_norm = self._take_step(make_batch(self.step))
+            schedule.step()
+            self.ema.update(self.step)
+            self.step += 1
+            self.seconds += time.perf_counter() - start
+            for hook in hooks:
+                hook(Report(self.step, loss, grad_norm, self.seconds))
+            stop = self.world.any(should_stop())
+            if save_to and (stop or self.step % self.config.save_every == 0 or self.step == self.config.steps):
+                self.save(save_to)
+            if stop and self.step < self.config.steps:
+                raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
+        self.ema.copy_to_model()
+        self.objective.eval()
+
+    def _take_step(self, batch: Batch) -> tuple[LossParts, Tensor]:
+        loss: LossParts = self.objective(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        return loss, grad_norm
+
+    def save(self, path: Path) -> None:
+        """Write the state to one file; the file is whole or not there."""
+        if self.world.is_main:
+            state = {
+                "step": self.step,
+                "seconds": self.seconds,
+                "model": self.model.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            with replace_file(path) as temporary:
+                torch.save(state, temporary)
+        self.world.wait()
+
+    def load(self, path: Path) -> None:
+        """Take up the state that `save` wrote."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.world.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # a damaged file shows itself as any of a dozen types
+            raise InputError(
+                f"Expected a whole training state in {path}; could not read it ({type(error).__name__}). "
+                "Delete this file to train this stage again."
+            ) from None
+        self.step, self.seconds = state["step"], state["seconds"]

@@ -1,0 +1,69 @@
+"""The optimiser with its parameter groups, the learning-rate schedule, and the moving average of the weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from biflow.config import FitConfig
+
+
+def make_optimizer(model: nn.Module, config: FitConfig) -> AdamW:
+    """AdamW; weight decay acts on matrices, not on biases, gains and embeddings' norms."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def make_schedule(optimizer: Optimizer, config: FitConfig, step: int = 0) -> LambdaLR:
+    """Linear warm-up, then a cosine to zero; a pure function of the step, so it starts at any."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate
+    return LambdaLR(optimizer, lambda at: learning_rate_factor(at, config), last_epoch=step - 1)
+
+
+def learning_rate_factor(step: int, config: FitConfig) -> float:
+    """The share of the full learning rate at a step.
+
+    >>> learning_rate_factor(0, FitConfig(steps=10, warmup_steps=2))
+    0.5
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class EMA:
+    """Exponential moving average of a model's parameters; short-sighted at first, so that it forgets the start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = dict(model.named_parameters())
+        self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the live parameters, after training step `step` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Replace the live parameters by their average."""
+        for name, parameter in self.live.items():
+            parameter.copy_(self.average[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name."""
+        return self.average
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from saved averages."""
+        for name, value in self.average.items():
+            value.copy_(state[name])

@@ -1,0 +1,98 @@
+"""The stages of a run: fit the flow, then fit the reverse model to the frozen flow."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biflow.checkpoint import Model, new_model
+from biflow.config import FitConfig, RunConfig
+from biflow.data.datasets import ImageSet, indices_at
+from biflow.data.perturb import add_noise, drop_labels
+from biflow.models.codec import PixelCodec
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
+from biflow.training.distributed import World
+from biflow.training.loop import Hook, Trainer
+from biflow.training.objectives import Batch, FitFlow, FitReverse
+
+CALIBRATION_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run: what to train, on what, and where its state is kept."""
+
+    config: RunConfig
+    data: ImageSet
+    world: World
+    states: Path  # a folder; a state found in it is taken up
+    listen: Callable[[str, Trainer], Sequence[Hook]]  # (stage, trainer) -> hooks
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Trained(NamedTuple):
+    """The model, and the seconds that each stage took."""
+
+    model: Model
+    seconds: dict[str, float]
+
+
+def train_model(run: Run) -> Trained:
+    """All stages of a run, in eval mode at the end."""
+    torch.manual_seed(run.config.seed)  # for the fresh weights; every later draw has keys of its own
+    both = run.config.stage == "both"
+    config = run.config.model if both else run.config.model.model_copy(update={"reverse": None})
+    model = new_model(config, run.data.class_names)
+    seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
+    if model.reverse:
+        model.reverse.state_rms.copy_(measure_state_rms(run, model.flow))
+        objective = FitReverse(model.reverse, model.flow)
+        seconds["reverse"] = fit(run, "reverse", objective, run.config.fit_reverse)
+    return Trained(model, seconds)
+
+
+def fit(run: Run, stage: str, objective: nn.Module, config: FitConfig) -> float:
+    """Fit one model, from its saved state if there is one; returns the seconds it took in all."""
+    path = run.states / f"{stage}.pt"
+    trainer = Trainer(objective, config, run.world)
+    if path.exists():
+        trainer.load(path)
+    trainer.train(
+        training_batches(run, stage, config),
+        hooks=run.listen(stage, trainer),
+        save_to=path,
+        should_stop=run.should_stop,
+    )
+    return trainer.seconds
+
+
+def training_batches(run: Run, stage: str, config: FitConfig) -> Callable[[int], Batch]:
+    """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
+    codec, model = PixelCodec(), run.config.model
+
+    def make_batch(step: int) -> Batch:
+        keys = (run.config.seed, stage)
+        everyone = indices_at(step, *keys, batch_size=config.batch_size, num_images=len(run.data))
+        chosen = run.world.share(everyone)
+        indices = chosen.tolist()
+        clean = codec.encode(run.data.images[chosen])
+        noisy = add_noise(clean, indices, model.noise_std, *keys, step)
+        labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, model.null_label, *keys, step)
+        return Batch(*(part.to(run.world.device) for part in (clean, noisy, labels)))
+
+    return make_batch
+
+
+@torch.no_grad()
+def measure_state_rms(run: Run, flow: ForwardFlow) -> Tensor:
+    """Root mean square of the flow's states at each level below the noise, over noisy training images: (S,)."""
+    count = min(len(run.data), CALIBRATION_IMAGES)
+    clean = PixelCodec().encode(run.data.images[:count])
+    noisy = add_noise(clean, range(count), flow.config.noise_std, run.config.seed, "state rms")
+    patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
+    states = flow(patches, run.data.labels[:count].to(run.world.device)).states[:-1]
+    return torch.stack([state.square().mean().sqrt() for state in states])
