@@ -1,6 +1,7 @@
 """The command line: parse, call, print."""
 
 import ctypes
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.config import load_recipe, recipe_names, recipe_text, smoke
-from biflow.errors import InputError
+from biflow.errors import InputError, Interrupted
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +40,7 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
     out: Out,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
     smoke_: Smoke = False,
@@ -61,7 +63,7 @@ def train(
 
 @app.command()
 def sample(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
     label: Annotated[list[int] | None, typer.Option(help="Only these classes, in turn.")] = None,
@@ -86,7 +88,9 @@ def sample(
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe whole.")] = None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe whole.")] = None,
+) -> None:
     """List the recipes, or print one."""
     if name:
         console.print(recipe_text(name), end="", markup=False, highlight=False)
@@ -117,20 +121,33 @@ def summary_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def main() -> None:
-    """Entry point: bad input ends with one line and code 2, an interrupted training with 130."""
-    from biflow.errors import Interrupted
+COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
 
+
+def main() -> None:
+    """Entry point: bad input ends with one line and code 2, an interrupted command with 130."""
     keep_freed_memory()
     try:
-        app()
+        sys.exit(app(prog_name="biflow", standalone_mode=False))
     except InputError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        _say(f"Error: {error}")
+        sys.exit(2)
+    except TyperException as error:
+        if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
+            command = [word for word in sys.argv[1:2] if word in COMMANDS]
+            _say(f"Error: {message.rstrip('.')}; see {' '.join(['biflow', *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        command = " ".join(["biflow", *sys.argv[1:], *([] if "--resume" in sys.argv else ["--resume"])])
-        Console(stderr=True).print(f"Stopped: {stop}. Continue with: {command}", highlight=False, soft_wrap=True)
+        command = [word for word in sys.argv[1:] if word != "--resume"]
+        _say(f"Stopped: {stop}. Continue with: {shlex.join(['biflow', *command, '--resume'])}")
         sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Stopped.")
+        sys.exit(130)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def keep_freed_memory() -> None:

@@ -132,7 +132,10 @@ class Pipeline:
 
     def check_labels(self, labels: Labels) -> Tensor:
         """Labels as int64 (N,), or an error that says which are allowed."""
-        checked = torch.as_tensor(labels)
+        try:
+            checked = torch.as_tensor(labels)
+        except (TypeError, ValueError):
+            checked = torch.empty(0)
         if checked.ndim != 1 or not len(checked) or checked.is_floating_point():
             raise InputError(f"Expected a list of one or more whole-number labels; got {labels!r}.")
         last = self.config.num_classes

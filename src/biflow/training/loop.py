@@ -36,7 +36,7 @@ class Trainer:
     def __init__(self, objective: nn.Module, config: FitConfig, world: World) -> None:
         self.config = config
         self.world = world
-        self.model: nn.Module = objective.to(world.device).model
+        self.model = objective.to(world.device).get_submodule("model")
         self.objective = world.parallel(objective)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
@@ -78,7 +78,7 @@ class Trainer:
     def _take_step(self, batch: Batch) -> tuple[LossParts, Tensor]:
         loss: LossParts = self.objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         return loss, grad_norm

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from biflow.data.datasets import ImageSet, digits, indices_at, load_data, with_shifts
+from biflow.data.perturb import add_noise, drop_labels
+from biflow.data.randomness import normal_for, stream
+from biflow.errors import InputError
+
+
+def test_digits_keep_360_stratified_test_images_that_training_never_sees():
+    split = digits()
+    assert (len(split.train), len(split.test)) == (1437, 360)
+    assert split.train.images.dtype == torch.uint8
+    assert split.train.images.shape[1:] == (1, 8, 8)
+    assert split.test.labels.bincount().min() >= 34
+    assert split.train.images.unique().numel() == 17
+    distances = torch.cdist(split.test.images.flatten(1).float(), split.train.images.flatten(1).float())
+    assert distances.min() > 0
+
+
+def test_the_digits_split_never_changes():
+    split = digits()
+    assert split.test.labels[:12].tolist() == digits().test.labels[:12].tolist()
+    checksum = (split.test.images.long().sum((1, 2, 3)) * torch.arange(360)).sum().item()
+    assert checksum == DIGITS_CHECKSUM
+
+
+DIGITS_CHECKSUM = 321571851
+
+
+def test_unknown_data_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean digits"):
+        load_data("digit")
+
+
+def test_an_epoch_shows_every_image_once():
+    seen = torch.cat([indices_at(step, 0, batch_size=5, num_images=20) for step in range(4)])
+    assert sorted(seen.tolist()) == list(range(20))
+
+
+def test_epochs_follow_each_other_without_a_gap():
+    steps = [indices_at(step, 0, batch_size=6, num_images=10) for step in range(5)]
+    assert torch.cat(steps).bincount().tolist() == [3] * 10
+
+
+def test_order_differs_between_epochs_and_seeds():
+    def order(step: int, seed: int) -> list[int]:
+        return indices_at(step, seed, batch_size=20, num_images=20).tolist()
+
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(7, 3) == order(7, 3)
+
+
+def test_noise_of_an_image_does_not_depend_on_the_batch():
+    together = normal_for([4, 9, 2], (3, 3), "seed", 1)
+    alone = normal_for([9], (3, 3), "seed", 1)
+    assert torch.equal(together[1], alone[0])
+
+
+def test_streams_of_different_keys_differ():
+    keys = [(0, 1), (1, 0), (0, "1"), ("0", 1), (0, 1, 0), (10,), (1, 10), (11, 0)]
+    draws = {torch.rand(1, generator=stream(*key)).item() for key in keys}
+    assert len(draws) == len(keys)
+
+
+def test_noise_has_the_stated_standard_deviation():
+    noisy = add_noise(torch.zeros(200, 1, 8, 8), range(200), 0.3, "test")
+    assert abs(noisy.std().item() - 0.3) < 0.01
+    assert abs(noisy.mean().item()) < 0.01
+
+
+def test_labels_are_dropped_at_the_stated_share():
+    labels = drop_labels(torch.zeros(4000, dtype=torch.long), range(4000), 0.1, 7, "test")
+    assert set(labels.unique().tolist()) == {0, 7}
+    assert abs((labels == 7).float().mean().item() - 0.1) < 0.02
+
+
+def test_no_label_is_dropped_at_share_zero():
+    labels = torch.arange(50)
+    assert torch.equal(drop_labels(labels, range(50), 0.0, 99, "test"), labels)
+
+
+def test_shifts_hold_the_image_itself_and_move_it_by_one_pixel():
+    image = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    image[0, 0, 1, 1] = 255
+    shifted = with_shifts(ImageSet(image, torch.tensor([2]), ("a", "b", "c")))
+    assert len(shifted) == 9
+    assert shifted.labels.tolist() == [2] * 9
+    places = {tuple(img[0].nonzero()[0].tolist()) for img in shifted.images}
+    assert places == {(i, j) for i in range(3) for j in range(3)}

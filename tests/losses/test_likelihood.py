@@ -1,0 +1,20 @@
+import math
+
+import torch
+from torch.distributions import Normal
+
+from biflow.losses.likelihood import bits_per_dim, standard_normal_log_prob
+
+
+def test_prior_is_the_standard_normal():
+    z = torch.randn(4, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(standard_normal_log_prob(z), Normal(0, 1).log_prob(z).sum((1, 2)))
+
+
+def test_prior_of_half_precision_noise_is_computed_in_float32():
+    assert standard_normal_log_prob(torch.randn(2, 3, 4, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_uniform_density_over_256_levels_is_8_bits():
+    log_prob = torch.tensor([-12 * math.log(2.0)], dtype=torch.float64)  # density 1/2 on [-1, 1], 12 dimensions
+    torch.testing.assert_close(bits_per_dim(log_prob, 12, 2 / 256), torch.tensor([8.0], dtype=torch.float64))

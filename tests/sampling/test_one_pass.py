@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from biflow.errors import InputError
+from biflow.sampling.one_pass import sample_in_one_pass
+from tests.builders import noise_and_labels, tiny_reverse
+
+
+def test_one_pass_is_one_network_call():
+    z, labels = noise_and_labels()
+    drawn = sample_in_one_pass(tiny_reverse(), z, labels)
+    assert drawn.network_calls == 1
+    assert drawn.x.shape == z.shape
+    assert not drawn.x.requires_grad
+
+
+def test_guidance_changes_the_result():
+    model, (z, labels) = tiny_reverse(), noise_and_labels(batch=3)
+    plain, guided = (sample_in_one_pass(model, z, labels, guidance=w).x for w in (0.0, 1.0))
+    assert not torch.allclose(plain, guided)
+
+
+def test_guidance_below_zero_is_refused():
+    z, labels = noise_and_labels()
+    with pytest.raises(InputError, match="guidance of 0"):
+        sample_in_one_pass(tiny_reverse(), z, labels, guidance=-1)

@@ -1,0 +1,118 @@
+"""The command line, called in this process as the console script calls it."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biflow import cli
+from biflow.checkpoint import save_model
+from tests.builders import tiny_model
+
+
+@pytest.fixture
+def biflow(monkeypatch, capsys):
+    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["biflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    save_model(tiny_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_help_names_every_command(biflow):
+    code, out, _ = biflow("--help")
+    assert code == 0
+    assert all(command in out for command in ("quickstart", "train", "sample", "recipes"))
+
+
+def test_version(biflow):
+    import biflow as package
+
+    assert biflow("--version")[:2] == (0, package.__version__ + "\n")
+
+
+def test_recipes_are_listed_and_printed_whole(biflow):
+    assert "biflow_digits" in biflow("recipes")[1]
+    assert "noise_std" in biflow("recipes", "biflow_digits")[1]
+
+
+def test_sample_writes_the_adm_format(biflow, model, tmp_path):
+    code, out, _ = biflow("sample", model, "--num", 7, "--out", tmp_path / "new" / "images.npz")
+    assert (code, "7 images" in out) == (0, True)
+    saved = np.load(tmp_path / "new" / "images.npz")
+    assert saved["arr_0"].dtype == np.uint8
+    assert saved["arr_0"].shape == (7, 4, 4, 1)
+    assert saved["arr_1"].dtype == np.int64
+    assert saved["arr_1"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_sample_writes_a_grid_that_shows_every_image(biflow, model, tmp_path):
+    biflow("sample", model, "--num", 6, "--out", tmp_path / "grid.png")
+    biflow("sample", model, "--num", 6, "--out", tmp_path / "images.npz")
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    images = np.load(tmp_path / "images.npz")["arr_0"]
+    assert grid.shape == (3 * 5 - 1, 2 * 5 - 1)
+    assert (grid[:4, 5:9] == images[1, ..., 0]).all()
+    assert (grid[10:14, :4] == images[4, ..., 0]).all()
+
+
+def test_sample_writes_a_folder_of_pngs(biflow, model, tmp_path):
+    biflow("sample", model, "--num", 11, "--label", 2, "--out", tmp_path / "images")
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert (len(names), names[0], names[-1]) == (11, "00_class2.png", "10_class2.png")
+
+
+def test_sample_takes_every_option(biflow, model, tmp_path):
+    arguments = ["sample", model, "--num", 3, "--method", "sequential", "--guidance", 1.5]
+    code, _, _ = biflow(*arguments, "--seed", 4, "--batch-size", 2, "--out", tmp_path / "a.npz")
+    assert code == 0
+    biflow(*arguments, "--seed", 5, "--out", tmp_path / "b.npz")
+    drawn = [np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")]
+    assert not (drawn[0] == drawn[1]).all()
+
+
+BAD = {
+    "missing model": (["sample", "{tmp}/nowhere", "--out", "{tmp}/x.png"], "does not exist"),
+    "label out of range": (["sample", "{model}", "--label", 9, "--out", "{tmp}/x.png"], "labels from 0 to 2"),
+    "negative guidance": (["sample", "{model}", "--guidance", -1, "--out", "{tmp}/x.png"], "guidance of 0"),
+    "unknown method": (["sample", "{model}", "--method", "jacoby", "--out", "{tmp}/x.png"], "Unknown method"),
+    "no images": (["sample", "{model}", "--num", 0, "--out", "{tmp}/x.png"], "num"),
+    "not a number": (["sample", "{model}", "--num", "ten", "--out", "{tmp}/x.png"], "num"),
+    "unknown file type": (["sample", "{model}", "--out", "{tmp}/x.gif"], r".npz or .png"),
+    "output below a file": (["sample", "{model}", "--out", "{model}/config.json/x.png"], "is a file"),
+    "output folder in use": (["sample", "{model}", "--out", "{model}"], "has files"),
+    "unknown recipe": (["train", "biflow_digit", "--out", "{tmp}/run"], "did you mean biflow_digits"),
+    "unknown key": (["train", "biflow_digits", "--set", "sed=1", "--out", "{tmp}/run"], "did you mean seed"),
+    "wrong type": (["train", "biflow_digits", "--set", "seed=x", "--out", "{tmp}/run"], "integer"),
+    "unknown data": (["train", "biflow_digits", "--set", "data=digit", "--out", "{tmp}/run"], "did you mean digits"),
+    "training in a full folder": (["train", "biflow_digits", "--out", "{model}"], "has files"),
+    "nothing to resume": (["quickstart", "--resume", "--out", "{tmp}/run"], "without --resume"),
+    "missing option": (["train", "biflow_digits"], "--out"),
+    "unknown option": (["quickstart", "--fast"], "--fast"),
+    "unknown command": (["quikstart"], "quickstart"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_path, arguments, message):
+    before = sorted(tmp_path.rglob("*"))
+    filled = [str(argument).format(model=model, tmp=tmp_path) for argument in arguments]
+    code, out, err = biflow(*filled)
+    assert code == 2
+    assert message in err
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1, err
+    assert out == ""
+    assert sorted(tmp_path.rglob("*")) == before

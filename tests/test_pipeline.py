@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from biflow.errors import InputError
+from biflow.pipeline import Pipeline
+from tests.builders import tiny_config, tiny_model
+
+METHODS = ["reverse", "sequential"]
+
+
+@pytest.fixture
+def pipe():
+    return Pipeline(tiny_model())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_are_pil_images_of_the_models_size(pipe, method):
+    images = pipe.sample([0, 1, 2], method=method)
+    assert [image.size for image in images] == [(4, 4)] * 3
+    assert images[0].mode == "L"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_same_seed_same_images_whatever_the_batch_size(pipe, method, batch_size):
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    expected = pipe.sample_pixels(labels, method=method, guidance=0.5, seed=3)
+    drawn = pipe.sample_pixels(labels, method=method, guidance=0.5, seed=3, batch_size=batch_size)
+    assert torch.equal(drawn, expected)
+
+
+def test_an_image_does_not_depend_on_those_after_it(pipe):
+    assert torch.equal(pipe.sample_pixels([0, 1, 2])[:2], pipe.sample_pixels([0, 1]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seed_label_and_guidance_each_change_the_images(pipe, method):
+    def drawn(label: int = 0, **options) -> torch.Tensor:
+        return pipe.sample_pixels([label], method=method, **options)
+
+    base = drawn()
+    assert not torch.equal(base, drawn(seed=1))
+    assert not torch.equal(base, drawn(label=1))
+    assert not torch.equal(base, drawn(guidance=3.0))
+
+
+def test_two_ways_of_sampling_start_from_the_same_noise(pipe):
+    noise = pipe.noise([0, 1], seed=5)
+    assert torch.equal(noise, pipe.noise([0, 1], seed=5))
+    assert noise.shape == (2, 4, 4)
+
+
+def test_the_null_label_is_allowed(pipe):
+    assert len(pipe.sample([3])) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([4], r"labels from 0 to 2, or 3 for no class; got 4"),
+        ([-1], r"got -1"),
+        ([], "one or more"),
+        ([0.5], "whole-number labels"),
+        (["a"], "whole-number labels"),
+        ([[0], [1]], "one or more"),
+    ],
+)
+def test_bad_labels_are_refused(pipe, labels, message):
+    with pytest.raises(InputError, match=message):
+        pipe.sample(labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": -1}, "guidance of 0"),
+        ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse\?"),
+        ({"batch_size": 0}, "batch size of 1"),
+    ],
+)
+def test_bad_options_are_refused(pipe, options, message):
+    with pytest.raises(InputError, match=message):
+        pipe.sample([0], **options)
+
+
+def test_a_flow_alone_says_how_it_can_be_sampled():
+    pipe = Pipeline(tiny_model(tiny_config(reverse=None)))
+    with pytest.raises(InputError, match="method='sequential'"):
+        pipe.sample([0])
+    assert len(pipe.sample([0], method="sequential")) == 1
+
+
+def test_a_pipeline_survives_its_folder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.sample_pixels([0, 1]), pipe.sample_pixels([0, 1]))
+    assert loaded.class_names == ("a", "b", "c")
