@@ -1,5 +1,9 @@
 """The command line, called in this process as the console script calls it."""
 
+import re
+import shlex
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -8,6 +12,7 @@ from PIL import Image
 
 from biflow import cli
 from biflow.checkpoint import save_model
+from biflow.training.hooks import read_history
 from tests.builders import tiny_model
 
 
@@ -116,3 +121,25 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_
     assert err.count("\n") == 1, err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
+    out = tmp_path / "my run"
+    command = [sys.executable, "-c", "from biflow.cli import main; main()", "train", "biflow_digits"]
+    settings = ["--set", "stage=flow", "--set", "fit_flow.steps=60", "--set", "fit_flow.log_every=1"]
+    arguments = [*command, "--out", str(out), *settings]
+    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.readline()  # the first steps are done
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    stopped = re.match(r"Stopped: saved after step (\d+) of 60\. Continue with: (biflow .*)\n$", err)
+    assert stopped, err
+    assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
+    assert not (out / "model").exists()
+
+    subprocess.run([*arguments, "--resume"], check=True, capture_output=True, timeout=120)
+    steps = [line["step"] for line in read_history(out / "metrics.jsonl")]
+    assert steps == list(range(1, 61))
+    assert (out / "model" / "config.json").exists()

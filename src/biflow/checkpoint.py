@@ -48,6 +48,7 @@ def save_model(model: Model, folder: Path) -> None:
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         save_file(_tensors(model), temporary / WEIGHTS_FILE)
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
 
 
 def load_model(folder: Path) -> Model:

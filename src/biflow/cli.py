@@ -34,7 +34,8 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
     from biflow.quickstart import run_quickstart
 
     report = run_quickstart(out, small=smoke, resume=resume, console=console)
-    console.print(summary_table(report))
+    for table in summary_tables(report):
+        console.print(table)
     console.print(f"Open {out / 'report.html'}; sample more with: biflow sample {out / 'model'} --out grid.png")
 
 
@@ -108,15 +109,20 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-def summary_table(report: dict[str, Any]) -> Table:
+def summary_tables(report: dict[str, Any]) -> list[Table]:
     """The numbers of a quickstart that matter most, for the terminal."""
-    from biflow.evaluation.report import summary_rows
+    from biflow.evaluation.report import quality_rows, speed_rows
 
-    head, *rows = summary_rows(report)
-    table = Table(title=f"{report['samples']['count']:,} samples each way, in {report['total_seconds']:.0f} s")
-    for place, title in enumerate(head):
-        table.add_column(title, justify="right" if place else "left")
-    for row in rows:
+    total = f"{report['total_seconds'] / 60:.1f} minutes in all"
+    titles = (f"{report['samples']['count']:,} samples each way", f"time per image; {total}")
+    return [_table(title, rows) for title, rows in zip(titles, (quality_rows(report), speed_rows(report)), strict=True)]
+
+
+def _table(title: str, rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for row in rows[1:]:
         table.add_row(*row)
     return table
 

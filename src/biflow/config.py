@@ -58,9 +58,18 @@ class FlowConfig(TransformerConfig):
 
 
 class ReverseConfig(TransformerConfig):
-    """The learned reverse model: one block for each flow block, and one that denoises."""
+    """The learned reverse model: one block for each flow block, and one that denoises.
+
+    guidance: "trained" makes the strength a condition of the network, so that one pass gives any strength up
+    to `max_guidance`; "two_passes" extrapolates at sampling time, from a pass with and one without the label.
+    hand_over: what a block passes on while guidance is trained, its guided state (as when sampling) or the
+    recovered conditional one (BiFlow, eq. 5, as printed).
+    """
 
     class_tokens: PositiveInt = 1
+    guidance: Literal["trained", "two_passes"] = "two_passes"
+    max_guidance: PositiveFloat = 2.0
+    hand_over: Literal["guided", "recovered"] = "guided"
 
 
 class ModelConfig(Config):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from biflow.config import ReverseConfig
 from biflow.errors import InputError
 from biflow.models.reverse_model import ReverseModel
 from tests.builders import noise_and_labels, tiny_config, tiny_reverse
@@ -39,6 +40,57 @@ def test_guidance_without_a_class_changes_nothing():
     model, (z, _) = tiny_reverse(), noise_and_labels()
     nobody = torch.full((5,), model.null_label)
     torch.testing.assert_close(model(z, nobody, 2.0).image, model(z, nobody).image)
+
+
+def tiny_trained(hand_over: str = "guided") -> ReverseModel:
+    sizes = {"layers": 1, "width": 16, "head_width": 8}
+    return tiny_reverse(reverse=ReverseConfig(**sizes, guidance="trained", hand_over=hand_over))
+
+
+def test_trained_guidance_is_one_pass_that_depends_on_the_strength():
+    model, (z, labels) = tiny_trained(), noise_and_labels()
+    calls = []
+    model.denoise.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    images = [model(z, labels, w).image for w in (0.0, 0.5, 2.0)]
+    assert calls == [5, 5, 5]
+    assert not torch.allclose(images[0], images[1])
+    assert not torch.allclose(images[1], images[2])
+
+
+def test_training_pass_without_guidance_is_the_plain_pass():
+    model, (z, labels) = tiny_trained(), noise_and_labels()
+    plain, recovered = model(z, labels, 0.0), model.forward_recovered(z, labels, torch.zeros(5, dtype=z.dtype))
+    torch.testing.assert_close(recovered.image, plain.image)
+    for ours, theirs in zip(recovered.hidden, plain.hidden, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("hand_over", ["guided", "recovered"])
+def test_recovered_states_undo_the_extrapolation_of_every_block(hand_over):
+    model, (z, labels) = tiny_trained(hand_over), noise_and_labels()
+    w = torch.tensor([0.7, 0.0, 1.9, 0.0, 0.3], dtype=z.dtype)
+    strength, nothing = model.strengths(w), model.strengths(0 * w)
+    nobody, weight = torch.full_like(labels, model.null_label), w[:, None, None]
+    state = model.positions(model.project_in(z))
+    recovered = []
+    for block in [*reversed(list(model.blocks)), model.denoise]:
+        guided, without = block(state, labels, strength), block(state, nobody, nothing)
+        recovered.append((guided + weight * without) / (1 + weight))
+        torch.testing.assert_close((1 + weight) * recovered[-1] - weight * without, guided)
+        state = guided if hand_over == "guided" else recovered[-1]
+    out = model.forward_recovered(z, labels, w)
+    torch.testing.assert_close(out.image, model.project_out(recovered[-1]))
+    for ours, theirs in zip(out.hidden, recovered[-2::-1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_state_without_label_gets_no_gradient():
+    model, (z, _) = tiny_trained(), noise_and_labels()
+    labels = torch.zeros(5, dtype=torch.long)
+    model.forward_recovered(z, labels, torch.ones(5, dtype=z.dtype)).image.sum().backward()
+    rows = model.denoise.classes.weight.grad
+    assert rows[0].abs().sum() > 0
+    assert rows[model.null_label].abs().sum() == 0
 
 
 def test_heads_speak_the_units_of_the_flow():

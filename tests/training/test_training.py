@@ -22,7 +22,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def tiny_batch() -> Batch:
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    return Batch(images, images + 0.2, torch.arange(6) % 4)
+    return Batch(images, images + 0.2, torch.arange(6) % 4, torch.tensor([0.0, 0.5, 1.0, 0.0, 2.0, 0.0]))
 
 
 def train_in(folder, *, resume=False, stop_at: int | None = None, **changes):

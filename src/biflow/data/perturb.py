@@ -1,4 +1,4 @@
-"""What is done at random to a training batch: Gaussian noise on the images, labels dropped for guidance."""
+"""What is drawn at random for a training batch: noise on the images, labels dropped, strengths of guidance."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from biflow.data.randomness import Key, normal_for, uniform_for
+
+GUIDED_SHARE = 0.5
 
 
 def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key) -> Tensor:
@@ -17,3 +19,13 @@ def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label
     """labels (B,), this share of them replaced by the null label, drawn for (keys, index)."""
     dropped = uniform_for(indices, "label drop", *keys).to(labels.device) < share
     return torch.where(dropped, null_label, labels)
+
+
+def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, null_label: int, *keys: Key) -> Tensor:
+    """Strengths w of guidance (B,) to train with, drawn for (keys, index): 0 for half the images and the null label.
+
+    For the others 1 + w is log-uniform on [1, 1 + max_guidance], so that weak guidance is seen most.
+    """
+    draws = uniform_for(indices, "guidance", *keys).to(labels.device)
+    guided = (draws < GUIDED_SHARE) & (labels != null_label)
+    return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)

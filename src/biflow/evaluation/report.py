@@ -40,59 +40,68 @@ def check_report() -> None:
         ) from None
 
 
-def summary_rows(report: Numbers) -> list[list[str]]:
-    """The table of the report: a head, then one row for each measure of each sampler."""
-    exact, reverse, speed = report["exact"], report["reverse_samples"], report["speed"]
-    small, large = (key for key in speed if key.startswith("batch_"))
-    judge = report["judge"]
+def quality_rows(report: Numbers) -> list[list[str]]:
+    """How good the samples are: a head, then a row for each measure."""
+    exact, reverse, judge = report["samples"]["exact"], report["samples"]["reverse"], report["judge"]
 
     def row(title: str, key: str, form: str, real: str) -> list[str]:
         return [title, format(exact[key], form), format(reverse[key], form), real]
 
-    def times(batch: str) -> list[str]:
-        size = batch.removeprefix("batch_")
-        ours = speed[batch]
-        cells = [f"{ours[name]:.3g} ms" for name in ("exact_guided", "reverse")]
-        return [f"time per image, batch {size}", *cells, f"{ours['ratio']:.1f}x faster"]
-
     return [
-        ["", f"exact inverse, w = {exact['guidance']:g}", "reverse, one pass", "real test images"],
+        ["", f"exact, w={exact['guidance']:g}", f"one pass, w={reverse['guidance']:g}", "real"],
         row("read as their class", "class_accuracy", ".1%", f"{judge['test_accuracy']:.1%}"),
-        row("Frechet distance", "frechet_distance", ".1f", f"{judge['frechet_floor_test_to_train']:.1f}"),
-        row("nearer to training than real", "nearer_than_real_share", ".1%", "1.0%"),
-        row("spread against real", "spread_ratio", ".2f", "1.00"),
-        times(small),
-        times(large),
+        row("Frechet distance", "frechet_distance", ".2f", f"{judge['frechet_floor_test_to_train']:.2f}"),
+        row("closer than real to training", "nearer_than_real_share", ".1%", "1.0%"),
+        row("spread, as a share of real", "spread_ratio", ".2f", "1.00"),
     ]
+
+
+def speed_rows(report: Numbers) -> list[list[str]]:
+    """How long an image takes: a head, then a row for each sampler."""
+    guidance, batches = report["speed"]["guidance"], report["speed"]["milliseconds_per_image_by_batch_size"]
+    names = {
+        "exact_guided": f"exact, w={guidance:g}",
+        "exact": "exact",
+        "reverse_guided": f"one pass, w={guidance:g}",
+        "reverse": "one pass",
+    }
+    rows = [[title, *(f"{times[name]:.3g} ms" for times in batches.values())] for name, title in names.items()]
+    ratios = [f"{times['ratio']:.1f} times" for times in batches.values()]
+    return [["", *(f"batch {size}" for size in batches)], *rows, ["guided: one pass is faster by", *ratios]]
 
 
 def render_report(report: Numbers, history: Sequence[Numbers], pictures: Pictures) -> str:
     """The whole page."""
     template = Template((resources.files("biflow.evaluation") / "report.html").read_text(encoding="utf-8"))
-    head, *rows = summary_rows(report)
-    machine, speed = report["machine"], report["speed"]
+    machine = report["machine"]
     return template.substitute(
         headline=_headline(report),
-        table_head="".join(f"<th>{cell}</th>" for cell in head),
-        table_rows="".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows),
+        quality=_table(quality_rows(report)),
+        speed=_table(speed_rows(report)),
         **{f"grid_{name}": _picture(grid, name) for name, grid in _grids(pictures).items()},
-        way_to_noise=_strip(pictures.way_to_noise, _names_there(len(pictures.way_to_noise))),
-        way_back=_strip(pictures.way_back, _names_back(len(pictures.way_back))),
+        way=_way(pictures),
         curves=_curves(history),
         sweep=_sweep(report["sweep"]),
-        speed_note=f"guided at w = {speed['guidance']:g}",
         facts="".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(report).items()),
         machine=f"{machine['system']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
     )
 
 
-def _headline(report: Numbers) -> str:
-    speed = next(value for key, value in report["speed"].items() if key.startswith("batch_"))
-    reverse = report["reverse_samples"]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body)
     return (
-        f"One pass: {speed['reverse']:.1f} ms an image, {speed['ratio']:.0f} times faster than the exact inverse, "
-        f"{reverse['class_accuracy']:.1%} of the samples read as their class, "
-        f"at {report['frechet_ratio']:.2f} of its Frechet distance."
+        f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{lines}</tbody></table>"
+    )
+
+
+def _headline(report: Numbers) -> str:
+    size, times = next(iter(report["speed"]["milliseconds_per_image_by_batch_size"].items()))
+    samples = report["samples"]
+    return (
+        f"{samples['reverse']['class_accuracy']:.1%} of the one-pass samples read as their class. "
+        f"One takes {times['reverse_guided']:.1f} ms at batch {size}, {times['ratio']:.0f} times less than the exact "
+        f"inverse, at {samples['frechet_ratio_reverse_to_exact']:.2f} times its Frechet distance."
     )
 
 
@@ -144,28 +153,26 @@ def _picture(pixels: Tensor, name: str) -> str:
     return f'<img alt="{name}" src="data:image/png;base64,{data}">'
 
 
-def _strip(images: Sequence[Tensor], names: Sequence[str]) -> str:
-    figures = (
-        f"<figure>{_picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
-        for image, name in zip(images, names, strict=True)
-    )
-    return "".join(figures)
+def _way(pictures: Pictures) -> str:
+    """Two rows, level by level: to noise from left to right, and back from right to left."""
+    there, back = pictures.way_to_noise, pictures.way_back[::-1]
+    blocks = len(there) - 2
+    names = ["image", "with noise", *(f"after block {i}" for i in range(blocks))]
+    first = [_tile(image, name) for image, name in zip(there, names, strict=True)]
+    names = ["denoised", *(f"block {i} undone" for i in range(blocks))]
+    second = [_tile(image, name) for image, name in zip(back, names, strict=True)]
+    turn = '<figure class="turn">&#8617;<figcaption>the noise goes in</figcaption></figure>'
+    return f'<div class="way" style="--columns: {len(there)}">{"".join(first)}{"".join(second)}{turn}</div>'
+
+
+def _tile(image: Tensor, name: str) -> str:
+    return f"<figure>{_picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
 
 
 def _visible(image: Tensor) -> Tensor:
     """Stretch an image of any range to grey levels, with zero in the middle."""
     reach = image.abs().flatten().quantile(0.98).clamp(min=1e-6)
     return ((image / reach).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-
-
-def _names_there(count: int) -> list[str]:
-    blocks = count - 2
-    return ["image", "+ noise", *(f"block {i}" for i in range(blocks - 1)), f"block {blocks - 1}: noise"]
-
-
-def _names_back(count: int) -> list[str]:
-    blocks = count - 1
-    return [*(f"undoes block {i}" for i in reversed(range(blocks))), "denoised"]
 
 
 def _curves(history: Sequence[Numbers]) -> str:
@@ -202,7 +209,7 @@ def _sweep(sweep: Sequence[Numbers]) -> str:
 def _style(axes: Any, title: str, x_label: str) -> None:
     axes.set_title(title, fontsize=10, loc="left", color=INK)
     axes.set_xlabel(x_label, fontsize=9)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.5)
 

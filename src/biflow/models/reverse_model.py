@@ -4,7 +4,7 @@ One index counts levels as the flow does: `hidden[i]` and its head belong to the
 The model works from the noise side down: block S-1 first, block 0 last, then the denoising block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig, ReverseConfig
 from biflow.errors import InputError
-from biflow.nn.embeddings import ClassEmbedding, PositionEmbedding
+from biflow.nn.embeddings import ClassEmbedding, GuidanceEmbedding, PositionEmbedding
 from biflow.nn.transformer import Transformer
 
 
@@ -32,9 +32,9 @@ class ReverseBlock(nn.Module):
         self.classes = ClassEmbedding(config.num_classes, reverse.width, reverse.class_tokens)
         self.transformer = Transformer(reverse, causal=False)
 
-    def forward(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """hidden (B, T, C), labels (B,) -> (B, T, C)."""
-        tokens = self.classes(labels)  # (B, class_tokens, C)
+    def forward(self, hidden: Tensor, labels: Tensor, strength: Tensor | float = 0.0) -> Tensor:
+        """hidden (B, T, C), labels (B,), embedded strength of guidance (B, 1, C) or 0 -> (B, T, C)."""
+        tokens = self.classes(labels) + strength  # (B, class_tokens, C)
         mixed = self.transformer(torch.cat([tokens, hidden], dim=1))
         return mixed[:, tokens.shape[1] :]
 
@@ -49,10 +49,11 @@ class ReverseModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        reverse = _reverse_config(config)
-        width, levels = reverse.width, config.flow.blocks
+        self.config = _reverse_config(config)
+        width, levels = self.config.width, config.flow.blocks
         self.project_in = nn.Linear(config.patch_dim, width)
         self.positions = PositionEmbedding(config.num_patches, width)
+        self.strengths = GuidanceEmbedding(width) if self.config.guidance == "trained" else None
         self.blocks = nn.ModuleList(ReverseBlock(config) for _ in range(levels))
         self.denoise = ReverseBlock(config)
         self.project_out = _head(width, config.patch_dim)
@@ -61,30 +62,74 @@ class ReverseModel(nn.Module):
         self.null_label = config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
-        """z (B, T, D) noise and labels (B,) -> `ReversePass`.
+        """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
 
-        Guidance 0 is one evaluation.  Otherwise every block runs with and without the label, as one doubled
-        batch, and its output is (1 + w) * with - w * without (BiFlow, eq. 4).
+        Trained guidance is one evaluation at any strength.  Otherwise every block runs with and without the
+        label, as one doubled batch, and its output is (1 + w) * with - w * without (BiFlow, eq. 4).
         """
+        if self.strengths is not None:
+            strength = self.strengths(torch.full_like(z[:1, 0, 0], guidance))  # (1, 1, C)
+            return self._descend(z, lambda block, state: _same(block(state, labels, strength)))
+        if not guidance:
+            return self._descend(z, lambda block, state: _same(block(state, labels)))
+        no_class = torch.full_like(labels, self.null_label)
+
+        def extrapolate(block: nn.Module, state: Tensor) -> "Step":
+            doubled = block(torch.cat([state, state]), torch.cat([labels, no_class]))  # (2B, T, C)
+            with_label, without = doubled.chunk(2)
+            return _same((1 + guidance) * with_label - guidance * without)
+
+        return self._descend(z, extrapolate)
+
+    def forward_recovered(self, z: Tensor, labels: Tensor, guidance: Tensor) -> ReversePass:
+        """The pass that trains guidance: each block's guided state g, undone to the conditional one it stands for.
+
+        guidance (B,), 0 wherever the label is null.  The recovered state (g + w * u) / (1 + w), with u the
+        block's state without label and strength (no gradient), is what the losses should see (BiFlow, eq. 5).
+        """
+        if self.strengths is None:
+            raise InputError(
+                "Expected a reverse model with guidance 'trained'; got 'two_passes'. Set model.reverse.guidance."
+            )
+        strength, nothing = self.strengths(guidance), self.strengths(torch.zeros_like(guidance[:1]))
+        guided_rows = guidance > 0
+        weight = guidance[guided_rows, None, None]
+
+        def recover(block: nn.Module, state: Tensor) -> "Step":
+            guided = block(state, labels, strength)
+            with torch.no_grad():
+                without = block(state[guided_rows], torch.full_like(labels[guided_rows], self.null_label), nothing)
+            recovered = guided.clone()
+            recovered[guided_rows] = (guided[guided_rows] + weight * without) / (1 + weight)
+            return Step(recovered, guided if self.config.hand_over == "guided" else recovered)
+
+        return self._descend(z, recover)
+
+    def _descend(self, z: Tensor, take: Callable[[nn.Module, Tensor], "Step"]) -> ReversePass:
+        """From the noise down through all blocks, each step taken by `take(block, state)`."""
         state = self.positions(self.project_in(z))  # (B, T, C)
         hidden = []
         for block in reversed(list(self.blocks)):
-            state = self._guided(block, state, labels, guidance)
-            hidden.append(state)
-        image = self.project_out(self._guided(self.denoise, state, labels, guidance))  # (B, T, D)
+            step = take(block, state)
+            hidden.append(step.read)
+            state = step.passed_on
+        image = self.project_out(take(self.denoise, state).read)  # (B, T, D)
         return ReversePass(image, hidden[::-1])
 
     def read_states(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """hidden[i] (B, T, C) -> the flow's states[i] (B, T, D) as the heads see them, in the flow's units."""
         return [head(state) * rms for head, state, rms in zip(self.heads, hidden, self.state_rms, strict=True)]
 
-    def _guided(self, block: nn.Module, state: Tensor, labels: Tensor, guidance: float) -> Tensor:
-        if not guidance:
-            return block(state, labels)
-        no_class = torch.full_like(labels, self.null_label)
-        doubled = block(torch.cat([state, state]), torch.cat([labels, no_class]))  # (2B, T, C)
-        with_label, without = doubled.chunk(2)
-        return (1 + guidance) * with_label - guidance * without
+
+class Step(NamedTuple):
+    """A block's outcome, both (B, T, C)."""
+
+    read: Tensor  # what heads and losses see
+    passed_on: Tensor  # what the next block gets
+
+
+def _same(state: Tensor) -> Step:
+    return Step(state, state)
 
 
 def _head(width: int, patch_dim: int) -> nn.Sequential:

@@ -19,6 +19,27 @@ class ClassEmbedding(nn.Embedding):
         return super().forward(labels).unflatten(1, (self.tokens, -1))
 
 
+class GuidanceEmbedding(nn.Module):
+    """A vector for a strength of guidance, from sines of w / (1 + w) through a small network; zero when fresh."""
+
+    FREQUENCIES = 16
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * self.FREQUENCIES, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, strength: Tensor) -> Tensor:
+        """strength (B,), 0 or more -> (B, 1, C)."""
+        share = strength / (1 + strength)  # [0, infinity) -> [0, 1)
+        octaves = torch.linspace(0, 5, self.FREQUENCIES, device=share.device, dtype=share.dtype).exp2()
+        angles = share[:, None] * octaves
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, 2 * FREQUENCIES)
+        return self.out(nn.functional.silu(self.hidden(waves)))[:, None]
+
+
 class PositionEmbedding(nn.Module):
     """One learned vector for every place in the sequence."""
 

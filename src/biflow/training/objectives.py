@@ -19,6 +19,7 @@ class Batch(NamedTuple):
     clean: Tensor  # (B, P, H, W)
     noisy: Tensor  # (B, P, H, W)
     labels: Tensor  # (B,), some of them null
+    guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
 
 
 class LossParts(NamedTuple):
@@ -59,7 +60,10 @@ class FitReverse(nn.Module):
         patch_size = self.flow.config.patch_size
         with torch.no_grad():
             trajectory = self.flow(patchify(batch.noisy, patch_size), batch.labels)
-        way_back = self.model(trajectory.z, batch.labels)
+        if self.model.config.guidance == "trained":
+            way_back = self.model.forward_recovered(trajectory.z, batch.labels, batch.guidance)
+        else:
+            way_back = self.model(trajectory.z, batch.labels)
         alignment = hidden_alignment(
             self.model.read_states(way_back.hidden), trajectory.states[:-1], self.model.state_rms
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from biflow.checkpoint import Model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.data.datasets import ImageSet, indices_at
-from biflow.data.perturb import add_noise, drop_labels
+from biflow.data.perturb import add_noise, draw_guidance, drop_labels
 from biflow.models.codec import PixelCodec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
@@ -73,6 +73,7 @@ def fit(run: Run, stage: str, objective: nn.Module, config: FitConfig) -> float:
 def training_batches(run: Run, stage: str, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
     codec, model = PixelCodec(), run.config.model
+    max_guidance = model.reverse.max_guidance if model.reverse else 0.0
 
     def make_batch(step: int) -> Batch:
         keys = (run.config.seed, stage)
@@ -82,7 +83,8 @@ def training_batches(run: Run, stage: str, config: FitConfig) -> Callable[[int],
         clean = codec.encode(run.data.images[chosen])
         noisy = add_noise(clean, indices, model.noise_std, *keys, step)
         labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, model.null_label, *keys, step)
-        return Batch(*(part.to(run.world.device) for part in (clean, noisy, labels)))
+        guidance = draw_guidance(labels, indices, max_guidance, model.null_label, *keys, step)
+        return Batch(*(part.to(run.world.device) for part in (clean, noisy, labels, guidance)))
 
     return make_batch
 

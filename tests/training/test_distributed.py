@@ -1,0 +1,54 @@
+"""Two real processes (gloo) train as one."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from rich.console import Console
+
+from biflow.training.hooks import read_history
+from biflow.training.run import open_run
+from biflow.training.stages import train_model
+from tests.builders import tiny_images, tiny_run
+
+
+def train_in_process(rank: int, size: int, port: int, folder: str) -> None:
+    """What one process of a launcher does."""
+    import os
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    run_in(Path(folder))
+
+
+def run_in(folder: Path) -> None:
+    with open_run(tiny_run(), tiny_images(), folder, resume=False, console=Console(quiet=True)) as run:
+        model = train_model(run).model
+        if run.world.is_main:
+            torch.save({"flow": model.flow.state_dict(), "reverse": model.reverse.state_dict()}, folder / "weights.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    run_in(tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(train_in_process, args=(2, port, str(tmp_path / "two")), nprocs=2)
+
+    one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    losses = [torch.tensor([line["loss"] for line in history]) for history in (one, two)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    weights = [torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two")]
+    for part in ("flow", "reverse"):
+        for name, tensor in weights[0][part].items():
+            torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
