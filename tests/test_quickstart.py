@@ -8,14 +8,14 @@ from rich.console import Console
 
 from biflow.cli import summary_tables
 from biflow.pipeline import Pipeline
-from biflow.quickstart import run_quickstart
+from biflow.quickstart import make_plan, run_quickstart
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One smoke-sized quickstart for all tests here: its folder, its report, and what it printed."""
     out, printed = tmp_path_factory.mktemp("quickstart") / "run", io.StringIO()
-    report = run_quickstart(out, small=True, resume=False, console=Console(file=printed, width=100))
+    report = run_quickstart(out, make_plan(small=True), resume=False, console=Console(file=printed, width=100))
     return out, report, printed.getvalue()
 
 

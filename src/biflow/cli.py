@@ -3,6 +3,7 @@
 import ctypes
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +32,9 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows eve
 @app.command()
 def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume: Resume = False) -> None:
     """Train on handwritten digits, learn the inverse, sample both ways, write a report."""
-    from biflow.quickstart import run_quickstart
+    from biflow.quickstart import make_plan, run_quickstart
 
-    report = run_quickstart(out, small=smoke, resume=resume, console=console)
+    report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
     for table in summary_tables(report):
         console.print(table)
     console.print(f"Open {out / 'report.html'}; sample more with: biflow sample {out / 'model'} --out grid.png")
@@ -133,6 +134,7 @@ COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for c
 def main() -> None:
     """Entry point: bad input ends with one line and code 2, an interrupted command with 130."""
     keep_freed_memory()
+    warnings.showwarning = lambda message, *_: _say(f"Warning: {message}")
     try:
         sys.exit(app(prog_name="biflow", standalone_mode=False))
     except InputError as error:

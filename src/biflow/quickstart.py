@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from biflow.training.stages import fit, train_model
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
 SEED = 0
+SAMPLERS = {"exact": "sequential", "reverse": "reverse"}  # name in the report -> method of the pipeline
 Numbers = dict[str, Any]
 
 
@@ -39,9 +40,10 @@ class Plan(NamedTuple):
     run: RunConfig
     judge: FitConfig
     samples: int = 1000
-    strengths: Sequence[float] = (0.0, 0.25, 0.5, 1.0, 2.0)  # of guidance, tried both ways
+    strengths: Sequence[float] = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)  # of guidance, tried both ways
     batch_sizes: Sequence[int] = (1, 256)
     timings: int = 15
+    smoke: bool = False
 
 
 class Draw(NamedTuple):
@@ -54,19 +56,21 @@ class Draw(NamedTuple):
     scores: Mapping[str, float]
 
 
-def make_plan(*, small: bool) -> Plan:
+def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     """The full size, or one that shows within a minute that everything works."""
-    plan = Plan(load_recipe(RECIPE), FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0))
+    plan = Plan(
+        load_recipe(RECIPE, overrides), FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
+    )
     if not small:
         return plan
-    return Plan(smoke(plan.run), smoke_fit(plan.judge), samples=100, strengths=(0.0, 1.0), timings=3)
+    run, judge = smoke(plan.run), smoke_fit(plan.judge)
+    return Plan(run, judge, samples=100, strengths=(0.0, 1.0), timings=3, smoke=True)
 
 
-def run_quickstart(out: Path, *, small: bool, resume: bool, console: Console) -> Numbers:
+def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
     """Train, sample and measure in the folder `out`; returns what report.json holds."""
     start = time.perf_counter()
     check_report()
-    plan = make_plan(small=small)
     split = load_data(plan.run.data)
     with open_run(plan.run, split.train, out, resume=resume, console=console) as run:
         model, seconds = train_model(run)
@@ -74,44 +78,28 @@ def run_quickstart(out: Path, *, small: bool, resume: bool, console: Console) ->
         on_shifts = replace(run, data=with_shifts(run.data))
         seconds["judge"] = fit(on_shifts, "judge", FitClassifier(judge), plan.judge)
     save_model(model, out / MODEL_FOLDER)
-
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER)
+
     console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
-    exact, reverse = (
-        [draw(pipe, judge, split, count=plan.samples, method=method, guidance=guidance) for guidance in plan.strengths]
-        for method in ("sequential", "reverse")
-    )
-    best_exact, best_reverse = (min(draws, key=lambda d: d.scores["frechet_distance"]) for draws in (exact, reverse))
+    draws = {
+        sampler: [draw(pipe, judge, split, count=plan.samples, method=method, guidance=w) for w in plan.strengths]
+        for sampler, method in SAMPLERS.items()
+    }
+    best = {sampler: min(drawn, key=lambda d: d.scores["frechet_distance"]) for sampler, drawn in draws.items()}
     console.print("timing every sampler")
     report = {
         "biflow": __version__,
-        "smoke": small,
+        "smoke": plan.smoke,
         "machine": describe_machine(pipe),
         "data": {"name": plan.run.data, "train_images": len(split.train), "test_images": len(split.test)},
-        "flow": describe_fit(pipe.model.flow, plan.run.fit_flow, seconds["flow"])
-        | evaluate.measure_flow(pipe.model, split.test),
-        "reverse": describe_fit(pipe.model.reverse, plan.run.fit_reverse, seconds["reverse"])
-        | evaluate.measure_reverse(pipe.model, split.test),
-        "judge": {"what": JUDGE}
-        | describe_fit(judge, plan.judge, seconds["judge"])
-        | evaluate.measure_judge(judge, split),
-        "samples": {
-            "count": plan.samples,
-            "seed": SEED,
-            "labels": "every class equally often",
-            "guidance": "of those tried, the strength that gives each sampler its lowest Frechet distance",
-            "exact": describe_draw(best_exact, split),
-            "reverse": describe_draw(best_reverse, split),
-            "frechet_ratio_reverse_to_exact": (
-                best_reverse.scores["frechet_distance"] / best_exact.scores["frechet_distance"]
-            ),
-        },
-        "sweep": [{"method": d.method, "guidance": d.guidance, **d.scores} for d in (*exact, *reverse)],
-        "speed": measure_speed(pipe, plan, best_exact.guidance or 1.0),
+        **describe_networks(pipe, judge, plan, split, seconds=seconds),
+        "samples": describe_samples(best, split),
+        "sweep": [{"method": d.method, "guidance": d.guidance, **d.scores} for drawn in draws.values() for d in drawn],
+        "speed": measure_speed(pipe, plan, best["exact"].guidance or 1.0),
         "recipe": plan.run.model_dump(mode="json"),
+        "total_seconds": time.perf_counter() - start,
     }
-    report["total_seconds"] = time.perf_counter() - start
-    write_results(out, report, pipe=pipe, split=split, exact=best_exact, reverse=best_reverse)
+    write_results(out, report, pipe, split, best=best)
     return report
 
 
@@ -155,26 +143,54 @@ def describe_machine(pipe: Pipeline) -> Numbers:
     }
 
 
-def describe_fit(module: nn.Module | None, config: FitConfig, seconds: float) -> Numbers:
-    """Size and cost of one training."""
-    assert module is not None
-    parameters = evaluate.count_parameters(module)
-    return {"parameters": parameters, "steps": config.steps, "train_seconds": seconds}
+def describe_networks(
+    pipe: Pipeline, judge: Judge, plan: Plan, split: Split, *, seconds: Mapping[str, float]
+) -> dict[str, Numbers]:
+    """Size, cost and quality of everything that was trained."""
+    model = pipe.model
+    assert model.reverse is not None
+
+    def trained(module: nn.Module, config: FitConfig, stage: str) -> Numbers:
+        parameters = evaluate.count_parameters(module)
+        return {"parameters": parameters, "steps": config.steps, "train_seconds": seconds[stage]}
+
+    return {
+        "flow": trained(model.flow, plan.run.fit_flow, "flow") | evaluate.measure_flow(model, split.test),
+        "reverse": trained(model.reverse, plan.run.fit_reverse, "reverse")
+        | evaluate.measure_reverse(model, split.test),
+        "judge": {"what": JUDGE} | trained(judge, plan.judge, "judge") | evaluate.measure_judge(judge, split),
+    }
 
 
-def describe_draw(drawn: Draw, split: Split) -> Numbers:
-    """Everything measured of one set of samples."""
-    copying = evaluate.measure_copying(drawn.pixels, split.train)
-    return {"method": drawn.method, "guidance": drawn.guidance, **drawn.scores, **copying}
+def describe_samples(best: Mapping[str, Draw], split: Split) -> Numbers:
+    """Everything measured of the samples of each way."""
+    distances = {sampler: drawn.scores["frechet_distance"] for sampler, drawn in best.items()}
+    return {
+        "count": len(best["exact"].labels),
+        "seed": SEED,
+        "labels": "every class equally often",
+        "guidance": "of those tried, the strength that gives each way of sampling its lowest Frechet distance",
+        **{
+            sampler: {
+                "method": drawn.method,
+                "guidance": drawn.guidance,
+                **drawn.scores,
+                **evaluate.measure_copying(drawn.pixels, split.train),
+            }
+            for sampler, drawn in best.items()
+        },
+        "frechet_ratio_reverse_to_exact": distances["reverse"] / distances["exact"],
+    }
 
 
-def write_results(out: Path, report: Numbers, *, pipe: Pipeline, split: Split, exact: Draw, reverse: Draw) -> None:
+def write_results(out: Path, report: Numbers, pipe: Pipeline, split: Split, *, best: Mapping[str, Draw]) -> None:
     """The samples, the numbers, and the page that shows both."""
-    write_npz(out / "samples_exact.npz", exact.pixels, exact.labels)
-    write_npz(out / "samples_reverse.npz", reverse.pixels, reverse.labels)
+    for sampler, drawn in best.items():
+        write_npz(out / f"samples_{sampler}.npz", drawn.pixels, drawn.labels)
     write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
     way, back = evaluate.follow_one_image(pipe.model, split.test)
-    pictures = Pictures(split.test, exact.pixels, reverse.pixels, reverse.labels, way, back)
+    samples = {sampler: drawn.pixels for sampler, drawn in best.items()}
+    pictures = Pictures(split.test, **samples, labels=best["exact"].labels, way_to_noise=way, way_back=back)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))
 
 

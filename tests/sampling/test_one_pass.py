@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from biflow.config import ReverseConfig
 from biflow.errors import InputError
 from biflow.sampling.one_pass import sample_in_one_pass
 from tests.builders import noise_and_labels, tiny_reverse
@@ -24,3 +25,11 @@ def test_guidance_below_zero_is_refused():
     z, labels = noise_and_labels()
     with pytest.raises(InputError, match="guidance of 0"):
         sample_in_one_pass(tiny_reverse(), z, labels, guidance=-1)
+
+
+def test_a_strength_beyond_the_trained_range_warns_and_says_the_range():
+    config = ReverseConfig(width=16, layers=1, head_width=8, guidance="trained", max_guidance=1.5)
+    model, (z, labels) = tiny_reverse(reverse=config), noise_and_labels()
+    sample_in_one_pass(model, z, labels, guidance=1.5)
+    with pytest.warns(UserWarning, match=r"Guidance 2 is beyond .* 0 to 1\.5"):
+        sample_in_one_pass(model, z, labels, guidance=2)

@@ -5,7 +5,7 @@ the others; nothing else in the project needs to know which it was.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from biflow.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,18 @@ class World:
             return flag
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
-    def wait(self) -> None:
-        """Go on when every process has come this far."""
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Let the main process act while the others wait; what it finds wrong with the input, all of them raise."""
+        fault: list[InputError | None] = [None]
+        if self.is_main:
+            try:
+                action()
+            except InputError as error:
+                fault = [error]
         if self.size > 1:
-            dist.barrier()
+            dist.broadcast_object_list(fault)
+        if fault[0]:
+            raise fault[0]
 
 
 @contextmanager

@@ -85,17 +85,19 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write the state to one file; the file is whole or not there."""
-        if self.world.is_main:
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+        def write() -> None:
             with replace_file(path) as temporary:
                 torch.save(state, temporary)
-        self.world.wait()
+
+        self.world.on_main(write)
 
     def load(self, path: Path) -> None:
         """Take up the state that `save` wrote."""

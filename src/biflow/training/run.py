@@ -28,12 +28,14 @@ def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, c
 
     Within it Ctrl-C stops training between two steps, with its state saved.
     """
-    check_run_folder(folder, config, resume=resume)
+
+    def prepare() -> None:
+        check_run_folder(folder, config, resume=resume)
+        (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG_FILE, to_yaml(config))
+
     with join_world() as world, stop_on_signal() as should_stop:
-        if world.is_main:
-            (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
-            write_text(folder / CONFIG_FILE, to_yaml(config))
-        world.wait()
+        world.on_main(prepare)
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
 
             def listen(stage: str, trainer: Trainer) -> Sequence[Hook]:
