@@ -62,14 +62,15 @@ class ReverseConfig(TransformerConfig):
 
     guidance: "trained" makes the strength a condition of the network, so that one pass gives any strength up
     to `max_guidance`; "two_passes" extrapolates at sampling time, from a pass with and one without the label.
-    hand_over: what a block passes on while guidance is trained, its guided state (as when sampling) or the
-    recovered conditional one (BiFlow, eq. 5, as printed).
+    hand_over: what a block passes on while guidance is trained: the recovered conditional state (BiFlow, eq. 5,
+    as printed), so that guidance adds up over the blocks when sampling, or the guided state itself, with which it
+    hardly guides (docs/results/model.reverse.hand_over).
     """
 
     class_tokens: PositiveInt = 1
     guidance: Literal["trained", "two_passes"] = "two_passes"
     max_guidance: PositiveFloat = 2.0
-    hand_over: Literal["guided", "recovered"] = "guided"
+    hand_over: Literal["guided", "recovered"] = "recovered"
 
 
 class ModelConfig(Config):

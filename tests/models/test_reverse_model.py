@@ -42,7 +42,7 @@ def test_guidance_without_a_class_changes_nothing():
     torch.testing.assert_close(model(z, nobody, 2.0).image, model(z, nobody).image)
 
 
-def tiny_trained(hand_over: str = "guided") -> ReverseModel:
+def tiny_trained(hand_over: str = "recovered") -> ReverseModel:
     sizes = {"layers": 1, "width": 16, "head_width": 8}
     return tiny_reverse(reverse=ReverseConfig(**sizes, guidance="trained", hand_over=hand_over))
 
