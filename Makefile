@@ -4,19 +4,16 @@ VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all check smoke clean
+.PHONY: quickstart test check smoke clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what can be made.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
 quickstart: $(VENV)/.quickstart  ## Train on digits, learn the inverse, sample both ways, write a report.
-	$(BIN)/biflow quickstart --out $(OUT)
+	$(BIN)/biflow quickstart --out $(OUT) $(if $(wildcard $(OUT)/config.yaml),--resume)
 
 test: $(VENV)/.dev  ## Run the tests.
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow"
-
-test-all: $(VENV)/.dev  ## Run the tests, the slow ones too.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev  ## Lint, format and types.

@@ -14,8 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from biflow.cli import keep_freed_memory
 from biflow.files import write_text
+from biflow.memory import keep_freed_memory
 from biflow.quickstart import make_plan, run_quickstart
 
 HEAD = ["exact: w", "class", "Frechet", "one pass: w", "class", "Frechet", "ratio", "ratio at w=0"]
@@ -36,10 +36,14 @@ def row(report: dict[str, Any]) -> list[str]:
     cells = []
     for sampler in ("exact", "reverse"):
         drawn = report["samples"][sampler]
-        cells += [f"{drawn['guidance']:g}", f"{drawn['class_accuracy']:.1%}", f"{drawn['frechet_distance']:.2f}"]
-    unguided = {line["method"]: line["frechet_distance"] for line in report["sweep"] if line["guidance"] == 0}
+        cells += [
+            f"{drawn['guidance']:g}{' annealed' if drawn['annealed'] else ''}",
+            f"{drawn['class_accuracy']:.1%}",
+            f"{drawn['frechet_distance']:.2f}",
+        ]
+    unguided = {name: drawn[0]["frechet_distance"] for name, drawn in report["sweep"].items()}
     cells.append(f"{report['samples']['frechet_ratio_reverse_to_exact']:.2f}")
-    return [*cells, f"{unguided['reverse'] / unguided['sequential']:.2f}"]
+    return [*cells, f"{unguided['reverse'] / unguided['exact']:.2f}"]
 
 
 def main() -> None:

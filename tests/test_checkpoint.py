@@ -84,6 +84,31 @@ def test_json_that_is_no_model_is_refused(folder):
         load_model(folder)
 
 
+def test_a_newer_format_is_named_even_if_it_looks_quite_different(folder):
+    (folder / "config.json").write_text('{"format_version": 2}')
+    with pytest.raises(InputError, match=r"has 2\. Update biflow"):
+        load_model(folder)
+
+
+def test_class_names_that_are_no_list_are_refused(folder):
+    edit_config(folder, class_names=5)
+    with pytest.raises(InputError, match="class_names"):
+        load_model(folder)
+
+
+def test_a_file_is_no_model_folder(folder):
+    with pytest.raises(InputError, match="is not a folder"):
+        load_model(folder / "config.json")
+
+
+def test_loading_leaves_the_global_random_numbers_alone(folder):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_model(folder)
+    assert torch.rand(1) == expected
+
+
 def test_weights_that_do_not_fit_are_named(folder):
     tensors = load_file(folder / "model.safetensors")
     tensors["flow.stranger"] = tensors.pop("flow.blocks.0.project_in.bias")

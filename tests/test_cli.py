@@ -93,6 +93,15 @@ BAD = {
     "label out of range": (["sample", "{model}", "--label", 9, "--out", "{tmp}/x.png"], "labels from 0 to 2"),
     "negative guidance": (["sample", "{model}", "--guidance", -1, "--out", "{tmp}/x.png"], "guidance of 0"),
     "unknown method": (["sample", "{model}", "--method", "jacoby", "--out", "{tmp}/x.png"], "Unknown method"),
+    "model is a file": (["sample", "{model}/config.json", "--out", "{tmp}/x.png"], "is not a folder"),
+    "endless guidance": (["sample", "{model}", "--guidance", "inf", "--out", "{tmp}/x.png"], "guidance of 0"),
+    "annealed reverse": (["sample", "{model}", "--annealed", "--out", "{tmp}/x.png"], "for the exact inverse"),
+    "a name too long": (["sample", "{model}", "--out", "{tmp}/" + "x" * 300 + "/x.png"], "Choose another output"),
+    "unfit model": (
+        ["train", "biflow_digits", "--set", "model.num_classes=5", "--out", "{tmp}/r"],
+        "num_classes to be 10",
+    ),
+    "broken YAML": (["train", "biflow_digits", "--set", "seed=[1", "--out", "{tmp}/r"], "valid YAML"),
     "no images": (["sample", "{model}", "--num", 0, "--out", "{tmp}/x.png"], "num"),
     "not a number": (["sample", "{model}", "--num", "ten", "--out", "{tmp}/x.png"], "num"),
     "unknown file type": (["sample", "{model}", "--out", "{tmp}/x.gif"], r".npz or .png"),
@@ -123,7 +132,6 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
     out = tmp_path / "my run"
     command = [sys.executable, "-c", "from biflow.cli import main; main()", "train", "biflow_digits"]
@@ -134,7 +142,7 @@ def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    stopped = re.match(r"Stopped: saved after step (\d+) of 60\. Continue with: (biflow .*)\n$", err)
+    stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60\. Continue with: (biflow .*)\n$", err)
     assert stopped, err
     assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
     assert not (out / "model").exists()

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from biflow.config import RunConfig, load_recipe, parse_config, recipe_names, recipe_text, smoke, to_yaml
 from biflow.errors import InputError
@@ -16,6 +17,11 @@ def test_every_recipe_loads_and_begins_with_source_and_command(name):
 def test_config_survives_yaml(name):
     config = load_recipe(name)
     assert parse_config(RunConfig, to_yaml(config), origin="test") == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_complete(name):
+    assert yaml.safe_load(recipe_text(name)) == yaml.safe_load(to_yaml(load_recipe(name)))
 
 
 def test_overrides_reach_nested_keys_with_their_types():
@@ -36,6 +42,10 @@ def test_overrides_reach_nested_keys_with_their_types():
         ("model.patch_size=3", r"multiple of patch_size 3; got 8. Nearest valid size: 9"),
         ("stage=reverze", r"stage: input should be 'both' or 'flow'; got 'reverze'"),
         ("seed.value=3", r"Expected a key that has sub-keys; got 'seed'"),
+        ("seed=true", r"seed: Expected a number or a word; got true"),
+        ("seed=[1", r"Expected valid YAML in the override 'seed=\[1'"),
+        ("fit_flow.learning_rate=.inf", r"fit_flow.learning_rate: input should be a finite number"),
+        ("fit_flow.betas=[0.9, 1.5]", r"fit_flow.betas.1: input should be less than 1"),
         ("steps", r"form key.sub=value; got 'steps'"),
         ("model.reverse=null", r"Expected model.reverse for stage 'both'"),
     ],

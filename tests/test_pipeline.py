@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from biflow.checkpoint import new_model
 from biflow.errors import InputError
 from biflow.pipeline import Pipeline
+from biflow.sampling.guidance import Guidance
 from tests.builders import tiny_config, tiny_model
 
 METHODS = ["reverse", "sequential"]
@@ -44,10 +46,21 @@ def test_seed_label_and_guidance_each_change_the_images(pipe, method):
     assert not torch.equal(base, drawn(guidance=3.0))
 
 
-def test_two_ways_of_sampling_start_from_the_same_noise(pipe):
-    noise = pipe.noise([0, 1], seed=5)
-    assert torch.equal(noise, pipe.noise([0, 1], seed=5))
-    assert noise.shape == (2, 4, 4)
+def test_every_method_starts_from_the_same_noise_of_each_image():
+    """A fresh flow is the identity, so the exact sample shows the noise that it started from."""
+    config = tiny_config()
+    pipe = Pipeline(new_model(config, tuple("abc")))
+    noise = pipe.to_images(pipe.noise([0, 1], seed=5))
+    expected = pipe.codec.decode(noise * (1 - config.noise_std**2))
+    assert torch.equal(pipe.sample_pixels([0, 1], method="sequential", seed=5), expected)
+
+
+def test_images_that_are_not_finite_are_counted():
+    pipe = Pipeline(tiny_model())
+    with torch.no_grad():
+        pipe.model.reverse.project_out[1].bias.fill_(torch.nan)
+    with pytest.warns(UserWarning, match="2 of 2 images"):
+        pipe.sample([0, 1])
 
 
 def test_the_null_label_is_allowed(pipe):
@@ -74,6 +87,8 @@ def test_bad_labels_are_refused(pipe, labels, message):
     ("options", "message"),
     [
         ({"guidance": -1}, "guidance of 0"),
+        ({"guidance": float("inf")}, "guidance of 0"),
+        ({"guidance": Guidance(1, annealed=True)}, "for the exact inverse"),
         ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse\?"),
         ({"batch_size": 0}, "batch size of 1"),
     ],
@@ -85,7 +100,7 @@ def test_bad_options_are_refused(pipe, options, message):
 
 def test_a_flow_alone_says_how_it_can_be_sampled():
     pipe = Pipeline(tiny_model(tiny_config(reverse=None)))
-    with pytest.raises(InputError, match="method='sequential'"):
+    with pytest.raises(InputError, match="method 'sequential'"):
         pipe.sample([0])
     assert len(pipe.sample([0], method="sequential")) == 1
 

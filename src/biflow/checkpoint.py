@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,10 +33,12 @@ class Model(NamedTuple):
     reverse: ReverseModel | None
 
 
-def new_model(config: ModelConfig, class_names: tuple[str, ...]) -> Model:
-    """Networks of these sizes with fresh weights."""
-    reverse = ReverseModel(config) if config.reverse else None
-    return Model(config, class_names, ForwardFlow(config), reverse)
+def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 0) -> Model:
+    """Networks of these sizes with fresh weights; the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reverse = ReverseModel(config) if config.reverse else None
+        return Model(config, class_names, ForwardFlow(config), reverse)
 
 
 def save_model(model: Model, folder: Path) -> None:
@@ -54,10 +57,11 @@ def save_model(model: Model, folder: Path) -> None:
 def load_model(folder: Path) -> Model:
     """Rebuild a model from its folder, in eval mode, on the CPU."""
     if not folder.is_dir():
-        raise InputError(f"Expected a model folder; {folder} does not exist. Train one with biflow quickstart.")
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"Expected a model folder; {folder} {what}. Train one with biflow quickstart.")
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
-    model = new_model(config, tuple(description.get("class_names", ())))
+    model = new_model(config, tuple(str(name) for name in description["class_names"]))
     _load_tensors(_networks(model), _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     _networks(model).eval().requires_grad_(False)
     return model
@@ -79,14 +83,21 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(f"Expected {path}; it is missing or cannot be read. Is this a model folder?") from None
-    except ValueError:
+    except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
     version = description.get("format_version") if isinstance(description, dict) else None
-    if not isinstance(version, int) or "model" not in description:
-        raise InputError(f"Expected format_version and model in {path}; this is not a biflow model folder.")
-    if version > FORMAT_VERSION:
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise InputError(
             f"Expected model format {FORMAT_VERSION} or older; {path} has {version}. Update biflow to read it."
+        )
+    if (
+        not isinstance(version, int)
+        or not isinstance(description.get("class_names"), list)
+        or "model" not in description
+    ):
+        raise InputError(
+            f"Expected format_version, class_names and model in {path}; this is not a biflow model folder. "
+            "Give the folder that training wrote."
         )
     return description
 

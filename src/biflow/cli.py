@@ -1,7 +1,7 @@
 """The command line: parse, call, print."""
 
-import ctypes
 import shlex
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from biflow import __version__
 from biflow.config import load_recipe, recipe_names, recipe_text, smoke
 from biflow.errors import InputError, Interrupted
+from biflow.memory import keep_freed_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +38,7 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
     for table in summary_tables(report):
         console.print(table)
-    console.print(f"Open {out / 'report.html'}; sample more with: biflow sample {out / 'model'} --out grid.png")
+    _tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
 
 
 @app.command()
@@ -60,7 +61,9 @@ def train(
         trained = train_model(run)
         if run.world.is_main:
             save_model(trained.model, out / MODEL_FOLDER)
-            console.print(f"Saved {out / MODEL_FOLDER}; sample with: biflow sample {out / MODEL_FOLDER} --out grid.png")
+            model = out / MODEL_FOLDER
+            method = "" if trained.model.reverse else " --method sequential"
+            _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
 @app.command()
@@ -70,6 +73,7 @@ def sample(
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
     label: Annotated[list[int] | None, typer.Option(help="Only these classes, in turn.")] = None,
     guidance: Annotated[float, typer.Option(help="Strength of guidance; 0 is none.")] = 0.0,
+    annealed: Annotated[bool, typer.Option("--annealed", help="Guidance grows over the patches (sequential).")] = False,
     method: Annotated[str, typer.Option(help="reverse (one pass) or sequential (exact).")] = "reverse",
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
@@ -79,14 +83,16 @@ def sample(
 
     from biflow.data.images import check_image_output, write_images
     from biflow.pipeline import Pipeline
+    from biflow.sampling.guidance import Guidance
 
     check_image_output(out)
     pipe = Pipeline.from_pretrained(model)
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    pixels = pipe.sample_pixels(labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size)
+    strength = Guidance(guidance, annealed=annealed)
+    pixels = pipe.sample_pixels(labels, guidance=strength, method=method, seed=seed, batch_size=batch_size)
     write_images(out, pixels, labels)
-    console.print(f"Wrote {num} images to {out}.")
+    _tell(f"Wrote {num} images to {out}.")
 
 
 @app.command()
@@ -143,30 +149,30 @@ def main() -> None:
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
             command = [word for word in sys.argv[1:2] if word in COMMANDS]
-            _say(f"Error: {message.rstrip('.')}; see {' '.join(['biflow', *command])} --help")
+            _say(f"Error: {message.rstrip('.')}; see {' '.join([program(), *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        command = [word for word in sys.argv[1:] if word != "--resume"]
-        _say(f"Stopped: {stop}. Continue with: {shlex.join(['biflow', *command, '--resume'])}")
+        _say(f"Stopped: {stop}. {how_to_resume()}")
         sys.exit(130)
     except (KeyboardInterrupt, typer.Abort):
-        _say("Stopped.")
+        _say(f"Stopped. {how_to_resume()}" if sys.argv[1:2] in (["quickstart"], ["train"]) else "Stopped.")
         sys.exit(130)
+
+
+def program() -> str:
+    """How this program was called, so that what it proposes to type works."""
+    return "biflow" if shutil.which("biflow") or not Path(sys.argv[0]).exists() else sys.argv[0]
+
+
+def how_to_resume() -> str:
+    """The command that continues this one."""
+    command = [word for word in sys.argv[1:] if word != "--resume"]
+    return f"Continue with: {shlex.join([program(), *command, '--resume'])}"
+
+
+def _tell(message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _say(message: str) -> None:
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory instead of handing it back to the system after every large tensor.
-
-    Without this, on CPUs, a forward pass at batch 256 spends up to half its time having pages mapped again.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 32 * 2**20)
-        mallopt(trim_threshold, 2**31 - 1)

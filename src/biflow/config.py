@@ -6,7 +6,7 @@ Defaults live here and nowhere else.  A recipe (recipes/*.yaml) is a complete, n
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -27,10 +28,18 @@ from biflow.errors import InputError, nearest
 class Config(BaseModel):
     """Base of all configs: immutable, and a key that does not exist is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"Expected a number or a word; got {str(value).lower()}.")
+        return value
 
 
 C = TypeVar("C", bound=Config)
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TransformerConfig(Config):
@@ -117,10 +126,10 @@ class FitConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     warmup_steps: NonNegativeInt = 100
     weight_decay: NonNegativeFloat = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     clip_norm: PositiveFloat = 1.0
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    label_drop: float = Field(default=0.1, ge=0, le=1)
+    ema_decay: Share = 0.99
+    label_drop: Share = 0.1
     log_every: PositiveInt = 25
     save_every: PositiveInt = 500
 
@@ -156,8 +165,9 @@ def recipe_text(name: str) -> str:
     if path.suffix in {".yaml", ".yml"}:
         try:
             return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"Expected a readable recipe file; got {name!r} ({error.strerror}).") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "not text in UTF-8"
+            raise InputError(f"Expected a readable recipe file; got {name!r} ({why}).") from None
     raise InputError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())}")
 
 
@@ -172,10 +182,7 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
     """Text (YAML or JSON) -> a config of this kind; every fault is one `InputError`."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"Expected valid YAML in {origin}; got {_one_line(error)}.") from None
+    values = _load_yaml(text, origin)
     if not isinstance(values, dict):
         raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
     for override in overrides:
@@ -215,7 +222,7 @@ def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -
             child = values[key] = {}
         values, kind = child, _field_config(kind, key)
     _check_key(kind, [last], 0, prefix=parents)
-    values[last] = yaml.safe_load(value)
+    values[last] = _load_yaml(value, f"the override {override!r}")
 
 
 def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
@@ -253,5 +260,8 @@ def _explain_one(kind: type[Config], fault: Mapping[str, Any]) -> str:
     return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _load_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"Expected valid YAML in {origin}; got this: {' '.join(str(error).split())}.") from None

@@ -16,6 +16,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        _flush(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -23,40 +24,51 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder of files; a folder that stood there is replaced at the end."""
+    """The same for a folder of files; a folder that stood there is replaced at the end, or stays if that fails."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)
+        for file in temporary.iterdir():
+            _flush(file)
         if path.exists():
-            old = temporary.with_suffix(".old")
             path.rename(old)
+        try:
             temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise unless files can be written into this folder, which need not exist yet; leaves nothing behind."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"Expected a folder to write to; {existing} is a file. Choose another output path.")
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"Expected a place to write to; cannot write in {existing} ({error.strerror}). Choose another output path."
-        ) from None
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file, or nothing."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise unless files can be written into this folder, which need not exist yet; leaves nothing behind."""
+    existing = folder
+    try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise InputError(f"Expected a folder to write to; {existing} is a file. Choose another output path.")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"Expected a place to write to; cannot write to {folder} ({error.strerror}). Choose another output path."
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file is on the disk, so that a power failure after the rename cannot leave it empty."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,5 +1,6 @@
 """The user's object: a trained model with its codec, from noise to pictures and back."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -14,24 +15,23 @@ from biflow.data.images import to_pil
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError, nearest
 from biflow.models.codec import PixelCodec
-from biflow.models.patches import patchify, unpatchify
+from biflow.models.patches import unpatchify
 from biflow.sampling.denoise import score_denoise
-from biflow.sampling.guidance import check_guidance
+from biflow.sampling.guidance import Guidance
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 
 Labels = Sequence[int] | Tensor
-Sampler = Callable[[Model, Tensor, Tensor, float], Tensor]
+Sampler = Callable[[Model, Tensor, Tensor, Guidance], Tensor]
 """(model, noise (B, T, D), labels (B,), guidance) -> patches of clean images (B, T, D)."""
 
 
-def _reverse(model: Model, z: Tensor, labels: Tensor, guidance: float) -> Tensor:
-    if model.reverse is None:
-        raise InputError("Expected a model with a reverse model; this one has only a flow. Use method='sequential'.")
+def _reverse(model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Tensor:
+    assert model.reverse is not None
     return sample_in_one_pass(model.reverse, z, labels, guidance=guidance).x
 
 
-def _sequential(model: Model, z: Tensor, labels: Tensor, guidance: float) -> Tensor:
+def _sequential(model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Tensor:
     noisy = invert_sequentially(model.flow, z, labels, guidance=guidance).x
     return score_denoise(model.flow, noisy, labels)
 
@@ -82,7 +82,7 @@ class Pipeline:
         self,
         labels: Labels,
         *,
-        guidance: float = 0.0,
+        guidance: float | Guidance = 0.0,
         method: str = "reverse",
         seed: int = 0,
         batch_size: int = 256,
@@ -90,7 +90,7 @@ class Pipeline:
         """Draw one image for each label.
 
         method "reverse" is the learned reverse model, one pass; "sequential" the exact inverse of the flow,
-        patch by patch, then one score step against its noise.
+        patch by patch, then one score step against its noise.  Bad arguments raise `InputError`.
         """
         pixels = self.sample_pixels(labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size)
         return [to_pil(image) for image in pixels]
@@ -99,7 +99,7 @@ class Pipeline:
         self,
         labels: Labels,
         *,
-        guidance: float = 0.0,
+        guidance: float | Guidance = 0.0,
         method: str = "reverse",
         seed: int = 0,
         batch_size: int = 256,
@@ -107,24 +107,23 @@ class Pipeline:
         """The same images as `sample`, as uint8 (N, P, H, W) on the CPU."""
         labels = self.check_labels(labels)
         sampler = self.check_method(method)
-        check_guidance(guidance)
+        guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         if batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
         chunks = []
         for places in torch.arange(len(labels)).split(batch_size):
             z = self.noise(places.tolist(), seed)
-            patches = sampler(self.model, z, labels[places].to(self.device), guidance)
-            chunks.append(self.codec.decode(self.to_images(patches)).cpu())
-        return torch.cat(chunks)
+            chunks.append(sampler(self.model, z, labels[places].to(self.device), guidance).cpu())
+        images = self.to_images(torch.cat(chunks))
+        broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+        if broken:
+            warnings.warn(f"{broken} of {len(images)} images hold values that are not finite numbers.", stacklevel=2)
+        return self.codec.decode(images)
 
     def noise(self, places: Sequence[int], seed: int) -> Tensor:
         """The noise that images at these places start from: (len(places), T, D), on the pipeline's device."""
         shape = (self.config.num_patches, self.config.patch_dim)
         return normal_for(places, shape, "sample", seed).to(self.device)
-
-    def to_patches(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, P, H, W) -> patches (B, T, D), on the pipeline's device."""
-        return patchify(self.codec.encode(pixels.to(self.device)), self.config.patch_size)
 
     def to_images(self, patches: Tensor) -> Tensor:
         """Patches (B, T, D) -> images (B, P, H, W) in the codec's units."""
@@ -141,11 +140,16 @@ class Pipeline:
         last = self.config.num_classes
         wrong = checked[(checked < 0) | (checked > last)]
         if len(wrong):
-            raise InputError(f"Expected labels from 0 to {last - 1}, or {last} for no class; got {wrong[0].item()}.")
+            classes = f"labels from 0 to {last - 1}, or {last} for no class" if last else "label 0, for no class"
+            raise InputError(f"Expected {classes}; got {wrong[0].item()}.")
         return checked.long()
 
     def check_method(self, method: str) -> Sampler:
         """The sampler of this name; an error if there is none or this model lacks what it needs."""
         if method not in SAMPLERS:
             raise InputError(f"Unknown method {method!r}; {nearest(method, SAMPLERS)}")
+        if method == "reverse" and self.model.reverse is None:
+            raise InputError(
+                "Expected a model with a reverse model; this one has only a flow. Use method 'sequential'."
+            )
         return SAMPLERS[method]

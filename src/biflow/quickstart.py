@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from biflow import __version__
 from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
-from biflow.data.datasets import Split, load_data, with_shifts
+from biflow.data.datasets import ImageSet, load_data, with_shifts
 from biflow.data.images import write_npz
+from biflow.errors import InputError
 from biflow.evaluation import evaluate
 from biflow.evaluation.report import Pictures, check_report, render_report
 from biflow.features.judge import Judge
 from biflow.files import write_text
 from biflow.pipeline import Pipeline
+from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
 from biflow.training.objectives import FitClassifier
 from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, open_run
@@ -45,26 +47,33 @@ class Plan(NamedTuple):
     timings: int = 15
     smoke: bool = False
 
+    def guidances(self, sampler: str) -> list[Guidance]:
+        """What a sampler is tried with; the exact inverse also with guidance that grows over the patches."""
+        constant = [Guidance(strength) for strength in self.strengths]
+        annealed = [Guidance(strength, annealed=True) for strength in self.strengths if strength]
+        return constant + annealed if sampler == "exact" else constant
+
 
 class Draw(NamedTuple):
-    """Images drawn one way at one strength of guidance, and what the judge says of them."""
+    """Images drawn one way with one guidance, and what the judge says of them."""
 
-    method: str
-    guidance: float
+    guidance: Guidance
     pixels: Tensor  # uint8 (N, P, H, W)
     labels: Tensor  # (N,)
     scores: Mapping[str, float]
 
+    def describe(self) -> Numbers:
+        """Guidance and scores, for the report."""
+        return {"guidance": self.guidance.strength, "annealed": self.guidance.annealed, **self.scores}
+
 
 def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     """The full size, or one that shows within a minute that everything works."""
-    plan = Plan(
-        load_recipe(RECIPE, overrides), FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
-    )
+    judge = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
+    plan = Plan(load_recipe(RECIPE, overrides), judge)
     if not small:
         return plan
-    run, judge = smoke(plan.run), smoke_fit(plan.judge)
-    return Plan(run, judge, samples=100, strengths=(0.0, 1.0), timings=3, smoke=True)
+    return Plan(smoke(plan.run), smoke_fit(judge), samples=100, strengths=(0.0, 1.0), timings=3, smoke=True)
 
 
 def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
@@ -73,69 +82,75 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
     check_report()
     split = load_data(plan.run.data)
     with open_run(plan.run, split.train, out, resume=resume, console=console) as run:
+        if run.world.size > 1:
+            raise InputError("Expected one process for the quickstart; got several. Use biflow train with torchrun.")
         model, seconds = train_model(run)
         judge = Judge(plan.run.model.channels, plan.run.model.num_classes)
         on_shifts = replace(run, data=with_shifts(run.data))
         seconds["judge"] = fit(on_shifts, "judge", FitClassifier(judge), plan.judge)
     save_model(model, out / MODEL_FOLDER)
-    pipe = Pipeline.from_pretrained(out / MODEL_FOLDER)
+    pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 
     console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
-    draws = {
-        sampler: [draw(pipe, judge, split, count=plan.samples, method=method, guidance=w) for w in plan.strengths]
-        for sampler, method in SAMPLERS.items()
-    }
+    measure = evaluate.SampleJudge(judge, split.train)
+    draws = {sampler: draw_all(pipe, measure, sampler, plan) for sampler in SAMPLERS}
     best = {sampler: min(drawn, key=lambda d: d.scores["frechet_distance"]) for sampler, drawn in draws.items()}
     console.print("timing every sampler")
     report = {
         "biflow": __version__,
         "smoke": plan.smoke,
-        "machine": describe_machine(pipe),
+        "resumed": resume,
+        "machine": describe_machine(run.world.device),
         "data": {"name": plan.run.data, "train_images": len(split.train), "test_images": len(split.test)},
-        **describe_networks(pipe, judge, plan, split, seconds=seconds),
-        "samples": describe_samples(best, split),
-        "sweep": [{"method": d.method, "guidance": d.guidance, **d.scores} for drawn in draws.values() for d in drawn],
-        "speed": measure_speed(pipe, plan, best["exact"].guidance or 1.0),
+        **describe_networks(pipe, judge, plan, seconds, test=split.test),
+        "real": measure(split.test.images, split.test.labels),
+        "samples": describe_samples(best),
+        "sweep": {sampler: [each.describe() for each in drawn] for sampler, drawn in draws.items()},
+        "speed": measure_speed(pipe, plan, best),
         "recipe": plan.run.model_dump(mode="json"),
         "total_seconds": time.perf_counter() - start,
     }
-    write_results(out, report, pipe, split, best=best)
+    write_results(out, report, pipe, best, test=split.test)
     return report
 
 
-def draw(pipe: Pipeline, judge: Judge, split: Split, *, count: int, method: str, guidance: float) -> Draw:
-    """Sample `count` images and have them judged against the training images."""
-    labels = torch.arange(count) % pipe.config.num_classes
-    pixels = pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SEED)
-    return Draw(method, guidance, pixels, labels, evaluate.measure_samples(judge, pixels, labels, split.train))
+def draw_all(pipe: Pipeline, measure: evaluate.SampleJudge, sampler: str, plan: Plan) -> list[Draw]:
+    """Sample with every guidance of the plan, every class equally often, always from the same noise."""
+    labels = torch.arange(plan.samples) % pipe.config.num_classes
+    draws = []
+    for guidance in plan.guidances(sampler):
+        pixels = pipe.sample_pixels(labels, method=SAMPLERS[sampler], guidance=guidance, seed=SEED)
+        draws.append(Draw(guidance, pixels, labels, measure(pixels, labels)))
+    return draws
 
 
-def measure_speed(pipe: Pipeline, plan: Plan, guidance: float) -> Numbers:
-    """Milliseconds per image of every sampler at every batch size, from noise to pixels, score step included.
+def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbers:
+    """Milliseconds per image of every sampler at every batch size, from drawing the noise to the pixels.
 
-    The ratio is that of the exact inverse with guidance to the reverse model with the same guidance.
+    The exact inverse includes its score step.  The ratio is that of both samplers with guidance.
     """
 
-    def timed(method: str, strength: float) -> Any:
-        return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=strength, seed=SEED)
+    def timed(sampler: str, *, guided: bool) -> Callable[[int], Tensor]:
+        guidance = (best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)) if guided else 0.0
+        method = SAMPLERS[sampler]
+        return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
 
     samplers = {
-        "exact_guided": timed("sequential", guidance),
-        "exact": timed("sequential", 0),
-        "reverse_guided": timed("reverse", guidance),
-        "reverse": timed("reverse", 0),
+        f"{sampler}{'_guided' if guided else ''}": timed(sampler, guided=guided)
+        for sampler in SAMPLERS
+        for guided in (True, False)
     }
-    batches = {}
+    batches: Numbers = {}
     for size in plan.batch_sizes:
         times = evaluate.milliseconds_per_image(samplers, size, plan.timings)
-        batches[str(size)] = times | {"ratio": times["exact_guided"] / times["reverse_guided"]}
-    return {"guidance": guidance, "milliseconds_per_image_by_batch_size": batches}
+        batches[str(size)] = times | {"ratio_guided": times["exact_guided"] / times["reverse_guided"]}
+    return {"milliseconds_per_image_by_batch_size": batches}
 
 
-def describe_machine(pipe: Pipeline) -> Numbers:
-    """What the run was measured on."""
+def describe_machine(device: torch.device) -> Numbers:
+    """What the run was trained and measured on."""
     return {
-        "device": str(pipe.device),
+        "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -144,7 +159,7 @@ def describe_machine(pipe: Pipeline) -> Numbers:
 
 
 def describe_networks(
-    pipe: Pipeline, judge: Judge, plan: Plan, split: Split, *, seconds: Mapping[str, float]
+    pipe: Pipeline, judge: Judge, plan: Plan, seconds: Mapping[str, float], *, test: ImageSet
 ) -> dict[str, Numbers]:
     """Size, cost and quality of everything that was trained."""
     model = pipe.model
@@ -155,42 +170,33 @@ def describe_networks(
         return {"parameters": parameters, "steps": config.steps, "train_seconds": seconds[stage]}
 
     return {
-        "flow": trained(model.flow, plan.run.fit_flow, "flow") | evaluate.measure_flow(model, split.test),
-        "reverse": trained(model.reverse, plan.run.fit_reverse, "reverse")
-        | evaluate.measure_reverse(model, split.test),
-        "judge": {"what": JUDGE} | trained(judge, plan.judge, "judge") | evaluate.measure_judge(judge, split),
+        "flow": trained(model.flow, plan.run.fit_flow, "flow") | evaluate.measure_flow(model, test),
+        "reverse": trained(model.reverse, plan.run.fit_reverse, "reverse") | evaluate.measure_reverse(model, test),
+        "judge": {"what": JUDGE} | trained(judge, plan.judge, "judge"),
     }
 
 
-def describe_samples(best: Mapping[str, Draw], split: Split) -> Numbers:
-    """Everything measured of the samples of each way."""
+def describe_samples(best: Mapping[str, Draw]) -> Numbers:
+    """The samples of each way with the guidance that suits it best."""
     distances = {sampler: drawn.scores["frechet_distance"] for sampler, drawn in best.items()}
     return {
         "count": len(best["exact"].labels),
         "seed": SEED,
         "labels": "every class equally often",
-        "guidance": "of those tried, the strength that gives each way of sampling its lowest Frechet distance",
-        **{
-            sampler: {
-                "method": drawn.method,
-                "guidance": drawn.guidance,
-                **drawn.scores,
-                **evaluate.measure_copying(drawn.pixels, split.train),
-            }
-            for sampler, drawn in best.items()
-        },
+        "guidance": "of those tried, what gives each way of sampling its lowest Frechet distance",
+        **{sampler: drawn.describe() for sampler, drawn in best.items()},
         "frechet_ratio_reverse_to_exact": distances["reverse"] / distances["exact"],
     }
 
 
-def write_results(out: Path, report: Numbers, pipe: Pipeline, split: Split, *, best: Mapping[str, Draw]) -> None:
+def write_results(out: Path, report: Numbers, pipe: Pipeline, best: Mapping[str, Draw], *, test: ImageSet) -> None:
     """The samples, the numbers, and the page that shows both."""
     for sampler, drawn in best.items():
         write_npz(out / f"samples_{sampler}.npz", drawn.pixels, drawn.labels)
     write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
-    way, back = evaluate.follow_one_image(pipe.model, split.test)
+    there, back = evaluate.follow_one_image(pipe.model, test)
     samples = {sampler: drawn.pixels for sampler, drawn in best.items()}
-    pictures = Pictures(split.test, **samples, labels=best["exact"].labels, way_to_noise=way, way_back=back)
+    pictures = Pictures(test, **samples, labels=best["exact"].labels, way_to_noise=there, way_back=back)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))
 
 

@@ -3,6 +3,7 @@ import torch
 
 from biflow.config import ReverseConfig
 from biflow.errors import InputError
+from biflow.sampling.guidance import Guidance
 from biflow.sampling.one_pass import sample_in_one_pass
 from tests.builders import noise_and_labels, tiny_reverse
 
@@ -17,19 +18,19 @@ def test_one_pass_is_one_network_call():
 
 def test_guidance_changes_the_result():
     model, (z, labels) = tiny_reverse(), noise_and_labels(batch=3)
-    plain, guided = (sample_in_one_pass(model, z, labels, guidance=w).x for w in (0.0, 1.0))
+    plain, guided = (sample_in_one_pass(model, z, labels, guidance=Guidance(w)).x for w in (0.0, 1.0))
     assert not torch.allclose(plain, guided)
 
 
-def test_guidance_below_zero_is_refused():
+def test_annealed_guidance_is_refused():
     z, labels = noise_and_labels()
-    with pytest.raises(InputError, match="guidance of 0"):
-        sample_in_one_pass(tiny_reverse(), z, labels, guidance=-1)
+    with pytest.raises(InputError, match="annealed guidance is for the exact inverse"):
+        sample_in_one_pass(tiny_reverse(), z, labels, guidance=Guidance(1, annealed=True))
 
 
 def test_a_strength_beyond_the_trained_range_warns_and_says_the_range():
     config = ReverseConfig(width=16, layers=1, head_width=8, guidance="trained", max_guidance=1.5)
     model, (z, labels) = tiny_reverse(reverse=config), noise_and_labels()
-    sample_in_one_pass(model, z, labels, guidance=1.5)
+    sample_in_one_pass(model, z, labels, guidance=Guidance(1.5))
     with pytest.warns(UserWarning, match=r"Guidance 2 is beyond .* 0 to 1\.5"):
-        sample_in_one_pass(model, z, labels, guidance=2)
+        sample_in_one_pass(model, z, labels, guidance=Guidance(2))

@@ -3,7 +3,6 @@
 import socket
 from pathlib import Path
 
-import pytest
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
@@ -36,7 +35,6 @@ def run_in(folder: Path) -> None:
             torch.save({"flow": model.flow.state_dict(), "reverse": model.reverse.state_dict()}, folder / "weights.pt")
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     run_in(tmp_path / "one")
     with socket.socket() as probe:

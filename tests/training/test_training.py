@@ -1,21 +1,27 @@
+import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
-from biflow.config import FitConfig
+from biflow.config import FitConfig, ReverseConfig
+from biflow.data.perturb import add_noise
 from biflow.errors import InputError, Interrupted
+from biflow.features.judge import Judge
 from biflow.losses.likelihood import standard_normal_log_prob
+from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
 from biflow.training.hooks import read_history
-from biflow.training.loop import Trainer
-from biflow.training.objectives import Batch, FitFlow, FitReverse
+from biflow.training.loop import Batch, Trainer
+from biflow.training.objectives import FitClassifier, FitFlow, FitReverse
 from biflow.training.optim import EMA, learning_rate_factor, make_optimizer
 from biflow.training.run import open_run
-from biflow.training.stages import measure_state_rms, train_model, training_batches
-from tests.builders import tiny_images, tiny_model, tiny_run
+from biflow.training.stages import Run, fit, measure_state_rms, train_model, training_batches
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -30,8 +36,7 @@ def train_in(folder, *, resume=False, stop_at: int | None = None, **changes):
     with open_run(tiny_run(**changes), tiny_images(), folder, resume=resume, console=Console(quiet=True)) as run:
         taken = iter(range(1, 1000))
         should_stop = (lambda: next(taken) == stop_at) if stop_at else (lambda: False)
-        object.__setattr__(run, "should_stop", should_stop)
-        return train_model(run).model
+        return train_model(replace(run, should_stop=should_stop)).model
 
 
 def weights(model) -> list[torch.Tensor]:
@@ -100,20 +105,15 @@ def test_average_follows_its_definition():
     assert layer.weight.item() == pytest.approx(start + 0.5)
 
 
-def test_state_rms_is_measured_on_the_flows_states():
-    model, images = tiny_model(), tiny_images()
-    run = make_run(images)
-    rms = measure_state_rms(run, model.flow)
-    assert rms.shape == (3,)
-    with torch.no_grad():
-        model.flow.blocks[2].project_out.weight.zero_()
-        model.flow.blocks[2].project_out.bias.fill_(0.7)
-    torch.testing.assert_close(measure_state_rms(run, model.flow), rms)  # levels below the last block stay
+def test_state_rms_is_that_of_the_flows_states():
+    model, run = tiny_model(), make_run(tiny_images())
+    noisy = add_noise(PixelCodec().encode(run.data.images), range(12), 0.2, 0, "state rms")
+    states = model.flow(patchify(noisy, 2), run.data.labels).states
+    expected = [state.square().mean().sqrt() for state in states[:-1]]
+    torch.testing.assert_close(measure_state_rms(run, model.flow), torch.stack(expected))
 
 
-def make_run(images, **changes):
-    from biflow.training.stages import Run
-
+def make_run(images, **changes) -> Run:
     return Run(tiny_run(**changes), images, ALONE, None, lambda *_: [])
 
 
@@ -133,28 +133,65 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, stop_a
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
-def test_hooks_do_not_change_the_training():
+def test_hooks_and_global_random_numbers_do_not_change_the_training():
     def draw_random_numbers(_):
         torch.rand(3)
 
-    flows = []
+    trained = []
     for hooks in ([], [draw_random_numbers]):
-        trainer = Trainer(FitFlow(tiny_model().flow), tiny_run().fit_flow, ALONE)
-        trainer.train(training_batches(make_run(tiny_images()), "flow", trainer.config), hooks=hooks)
-        flows.append(trainer.model)
-    assert all(torch.equal(a, b) for a, b in zip(*(flow.parameters() for flow in flows), strict=True))
+        model = tiny_model()
+        objective = FitReverse(model.reverse, model.flow)
+        trainer = Trainer(objective, tiny_run().fit_reverse, ALONE)
+        trainer.train(batches_of(objective), hooks=hooks)
+        trained.append(trainer.model)
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in trained), strict=True))
+
+
+def batches_of(objective, world=ALONE):
+    run = replace(make_run(tiny_images()), world=world)
+    return training_batches(run, "some stage", objective, run.config.fit_flow)
 
 
 def test_batches_are_the_same_however_many_processes_share_them():
-    run = make_run(tiny_images())
-    config = run.config.fit_flow
-    whole = training_batches(run, "flow", config)(5)
+    model = tiny_model(tiny_config(reverse=ReverseConfig(width=16, layers=1, head_width=8, guidance="trained")))
+    objective = FitReverse(model.reverse, model.flow)
+    whole = batches_of(objective)(5)
     for rank in range(2):
-        from dataclasses import replace
-
-        part = training_batches(replace(run, world=World(rank, 2, torch.device("cpu"))), "flow", config)(5)
+        part = batches_of(objective, World(rank, 2, torch.device("cpu")))(5)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[2 * rank : 2 * rank + 2])
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused():
+    with pytest.raises(InputError, match="Set batch_size to a multiple of 3"):
+        World(0, 3, torch.device("cpu")).share(torch.arange(4))
+
+
+def test_objectives_get_the_noise_and_guidance_they_ask_for():
+    model = tiny_model(tiny_config(reverse=ReverseConfig(width=16, layers=1, head_width=8, guidance="trained")))
+    for objective in (FitReverse(model.reverse, model.flow), FitFlow(model.flow), FitClassifier(nn.Identity())):
+        batches = [batches_of(objective)(step) for step in range(4)]
+        noise = torch.cat([batch.noisy - batch.clean for batch in batches])
+        guidance = torch.cat([batch.guidance for batch in batches])
+        assert bool(noise.any()) == (objective.noise_std > 0)
+        assert bool(guidance.any()) == (objective.max_guidance > 0)
+
+
+def test_a_judge_resumes_exactly(tmp_path):
+    def judge_after(*sittings: int) -> list[torch.Tensor]:
+        for stop_after in sittings:
+            torch.manual_seed(0)
+            judge, steps = Judge(1, 3), iter(range(1, 100))
+            folder = tmp_path / str(len(sittings))
+            folder.mkdir(exist_ok=True)
+            run = replace(
+                make_run(tiny_images()), states=folder, should_stop=lambda n=stop_after, s=steps: next(s) == n
+            )
+            with contextlib.suppress(Interrupted):
+                fit(run, "judge", FitClassifier(judge), run.config.fit_flow.model_copy(update={"label_drop": 0.0}))
+        return list(judge.state_dict().values())
+
+    assert all(torch.equal(a, b) for a, b in zip(judge_after(99), judge_after(2, 99), strict=True))
 
 
 def test_history_holds_every_recorded_step_as_json(tmp_path):
@@ -187,6 +224,22 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
     train_in(tmp_path / "run")
     with pytest.raises(InputError, match="same recipe and overrides"):
         train_in(tmp_path / "run", resume=True, seed=1)
+
+
+def test_a_log_line_that_was_cut_off_does_not_stop_a_resume(tmp_path):
+    with contextlib.suppress(Interrupted):
+        train_in(tmp_path / "run", stop_at=4)
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text(log.read_text()[:-20])
+    train_in(tmp_path / "run", resume=True)
+    assert [line["step"] for line in read_history(log)] == [1, 2, 3, 5, 6, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("channels", 3), ("num_classes", 2), ("num_classes", 0)])
+def test_a_model_that_does_not_fit_the_data_is_refused(tmp_path, key, value):
+    with pytest.raises(InputError, match=f"Expected model.{key} to be .* got {value}"):
+        train_in(tmp_path / "run", model=tiny_config(**{key: value}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_state_is_named(tmp_path):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from biflow.data.randomness import Key, stream
+from biflow.data.randomness import Key, permutation
 from biflow.errors import InputError, nearest
 
 DIGITS_TEST_SIZE = 360
@@ -86,6 +87,11 @@ def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tenso
     epochs = places // num_images
     chosen = torch.empty_like(places)
     for epoch in epochs.unique().tolist():
-        order = torch.randperm(num_images, generator=stream(*keys, "epoch", epoch))
+        order = _epoch_order(num_images, *keys, "epoch", epoch)
         chosen[epochs == epoch] = order[places[epochs == epoch] % num_images]
     return chosen
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(num_images: int, *keys: Key) -> Tensor:
+    return permutation(num_images, *keys)

@@ -15,13 +15,13 @@ GRID_GAP = 1  # pixels between the images of a grid
 
 def check_image_output(path: Path) -> None:
     """Raise unless `write_images` can write to this path: .npz, .png, or a folder that is new or empty."""
+    check_writable(path.parent)
     if path.suffix not in {"", ".npz", ".png"}:
         raise InputError(f"Expected an output ending in .npz or .png, or a folder; got {path}.")
     if path.suffix == "" and path.is_dir() and any(path.iterdir()):
         raise InputError(f"Expected a new or empty folder for the images; {path} has files. Choose another.")
     if path.suffix and path.is_dir():
         raise InputError(f"Expected a file to write; {path} is a folder. Choose another name.")
-    check_writable(path.parent)
 
 
 def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:

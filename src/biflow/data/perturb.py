@@ -12,11 +12,15 @@ GUIDED_SHARE = 0.5
 
 def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key) -> Tensor:
     """images (B, P, H, W) plus Gaussian noise of this standard deviation, drawn for (keys, index)."""
+    if not std:
+        return images
     return images + std * normal_for(indices, tuple(images.shape[1:]), "noise", *keys).to(images)
 
 
 def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label: int, *keys: Key) -> Tensor:
     """labels (B,), this share of them replaced by the null label, drawn for (keys, index)."""
+    if not share:
+        return labels
     dropped = uniform_for(indices, "label drop", *keys).to(labels.device) < share
     return torch.where(dropped, null_label, labels)
 
@@ -26,6 +30,8 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
 
     For the others 1 + w is log-uniform on [1, 1 + max_guidance], so that weak guidance is seen most.
     """
+    if not max_guidance:
+        return torch.zeros(len(labels), device=labels.device)
     draws = uniform_for(indices, "guidance", *keys).to(labels.device)
     guided = (draws < GUIDED_SHARE) & (labels != null_label)
     return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model
-from biflow.data.datasets import ImageSet, Split
+from biflow.data.datasets import ImageSet
 from biflow.data.perturb import add_noise
 from biflow.evaluation.metrics import frechet_distance, nearest_distances, nearest_distances_within
 from biflow.features.judge import Judge
@@ -23,12 +23,12 @@ CODEC = PixelCodec()
 @torch.no_grad()
 def measure_flow(model: Model, test: ImageSet) -> dict[str, float]:
     """Likelihood of noisy test images, and how far the exact inverse lands from where it started."""
-    patches = _noisy_patches(model, test)
-    bits = bits_per_dim(model.flow.log_prob(patches, test.labels), patches[0].numel(), CODEC.bin_width)
+    patches, labels = _noisy_patches(model, test)
+    bits = bits_per_dim(model.flow.log_prob(patches, labels), patches[0].numel(), CODEC.bin_width)
     return {
         "test_bits_per_dim_of_noisy_data": bits.mean().item(),
-        "round_trip_error_float32": _round_trip_error(model, patches, test.labels),
-        "round_trip_error_float64": _round_trip_error(model, patches.double(), test.labels),
+        "round_trip_error_float32": _round_trip_error(model, patches, labels),
+        "round_trip_error_float64": _round_trip_error(model, patches.double(), labels),
     }
 
 
@@ -45,16 +45,10 @@ def _round_trip_error(model: Model, patches: Tensor, labels: Tensor) -> float:
 def measure_reverse(model: Model, test: ImageSet) -> dict[str, float]:
     """Mean squared error, in units of [-1, 1], of clean test images recovered from their noisy images' noise."""
     assert model.reverse is not None
-    z = model.flow(_noisy_patches(model, test), test.labels).z
-    recovered = sample_in_one_pass(model.reverse, z, test.labels).x
-    clean = patchify(CODEC.encode(test.images), model.config.patch_size)
+    patches, labels = _noisy_patches(model, test)
+    recovered = sample_in_one_pass(model.reverse, model.flow(patches, labels).z, labels).x
+    clean = patchify(CODEC.encode(test.images), model.config.patch_size).to(recovered)
     return {"test_reconstruction_mse": (recovered - clean).square().mean().item()}
-
-
-def _noisy_patches(model: Model, images: ImageSet) -> Tensor:
-    clean = CODEC.encode(images.images)
-    noisy = add_noise(clean, range(len(images)), model.config.noise_std, "evaluation")
-    return patchify(noisy, model.config.patch_size)
 
 
 @torch.no_grad()
@@ -66,52 +60,64 @@ def follow_one_image(model: Model, test: ImageSet) -> tuple[list[Tensor], list[T
     """
     assert model.reverse is not None
     first = test.take(torch.tensor([0]))
-    flow_pass = model.flow(_noisy_patches(model, first), first.labels)
-    reverse_pass = model.reverse(flow_pass.z, first.labels)
+    patches, labels = _noisy_patches(model, first)
+    flow_pass = model.flow(patches, labels)
+    reverse_pass = model.reverse(flow_pass.z, labels)
     read = model.reverse.read_states(reverse_pass.hidden)[::-1]
 
     def image(patches: Tensor) -> Tensor:
-        return unpatchify(patches, model.config.patch_size, model.config.channels)[0]
+        return unpatchify(patches, model.config.patch_size, model.config.channels)[0].cpu()
 
     there = [CODEC.encode(first.images)[0], *map(image, flow_pass.states)]
     return there, [image(patches) for patches in (*read, reverse_pass.image)]
 
 
-@torch.no_grad()
-def measure_judge(judge: Judge, split: Split) -> dict[str, float]:
-    """How well the judge reads real test images, and the distance it sees between training and test images."""
-    real = measure_samples(judge, split.test.images, split.test.labels, split.train)
-    return {"test_accuracy": real["class_accuracy"], "frechet_floor_test_to_train": real["frechet_distance"]}
+def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Patches with the training noise and their labels, on the model's device."""
+    device = next(model.flow.parameters()).device
+    noisy = add_noise(CODEC.encode(images.images), range(len(images)), model.config.noise_std, "evaluation")
+    return patchify(noisy, model.config.patch_size).to(device), images.labels.to(device)
 
 
-@torch.no_grad()
-def measure_samples(judge: Judge, pixels: Tensor, labels: Tensor, reference: ImageSet) -> dict[str, float]:
-    """Share read as their label, and Frechet distance to the reference images, both by the judge."""
-    images = CODEC.encode(pixels)
-    reference_features = judge.features(CODEC.encode(reference.images))
-    return {
-        "class_accuracy": (judge.read(images) == labels).double().mean().item(),
-        "frechet_distance": frechet_distance(judge.features(images), reference_features),
-    }
+class SampleJudge:
+    """Scores sets of images with a judge, against reference images whose features it keeps."""
+
+    def __init__(self, judge: Judge, reference: ImageSet) -> None:
+        self.judge = judge
+        self.reference = reference
+        self.reference_features = self._features(reference.images)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, labels: Tensor) -> dict[str, float]:
+        """uint8 (N, P, H, W) and labels (N,) -> accuracy, Frechet distance, and the signs of copying."""
+        features = self._features(pixels)
+        read = self.judge.readout(features).argmax(dim=1).cpu()
+        return {
+            "class_accuracy": (read == labels).double().mean().item(),
+            "frechet_distance": frechet_distance(features, self.reference_features),
+            **measure_copying(pixels, self.reference),
+        }
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor) -> Tensor:
+        return self.judge.features(CODEC.encode(pixels).to(self.judge.readout.weight.device))
 
 
 def measure_copying(pixels: Tensor, train: ImageSet) -> dict[str, float]:
     """Are samples copies of training images, or of each other?  Distances are Euclidean, between pixels.
 
     `nearer_than_real_share`: share of samples nearer to a training image than the 1st percentile of the
-    distances from each training image to its nearest other one (0.01 for fresh real images, larger for copies).
+    distances from each training image to its nearest other one; many for copies.
     `spread_ratio`: mean nearest-neighbour distance within the samples over that within as many training
-    images (1 for real images, smaller when samples repeat each other).
+    images (1 for training images themselves, smaller when samples repeat each other).
     """
-    samples = pixels.float()
-    real = train.images.float()
-    threshold = nearest_distances_within(real).quantile(0.01)
+    samples, real = pixels.float(), train.images.float()
     count = min(len(samples), len(real))
+    threshold = nearest_distances_within(real).quantile(0.01)
+    within_samples, within_real = (nearest_distances_within(images[:count]).mean() for images in (samples, real))
     return {
         "nearer_than_real_share": (nearest_distances(samples, real) < threshold).double().mean().item(),
-        "spread_ratio": (
-            nearest_distances_within(samples[:count]).mean() / nearest_distances_within(real[:count]).mean()
-        ).item(),
+        "spread_ratio": (within_samples / within_real).item(),
     }
 
 

@@ -42,32 +42,37 @@ def check_report() -> None:
 
 def quality_rows(report: Numbers) -> list[list[str]]:
     """How good the samples are: a head, then a row for each measure."""
-    exact, reverse, judge = report["samples"]["exact"], report["samples"]["reverse"], report["judge"]
-
-    def row(title: str, key: str, form: str, real: str) -> list[str]:
-        return [title, format(exact[key], form), format(reverse[key], form), real]
-
+    samples = report["samples"]
+    columns = (samples["exact"], samples["reverse"], report["real"])
+    measures = {
+        "read as their class": ("class_accuracy", ".1%"),
+        "Frechet distance": ("frechet_distance", ".2f"),
+        "closer than real to training": ("nearer_than_real_share", ".1%"),
+        "spread, as a share of real": ("spread_ratio", ".2f"),
+    }
+    rows = [[title, *(format(column[key], form) for column in columns)] for title, (key, form) in measures.items()]
     return [
-        ["", f"exact, w={exact['guidance']:g}", f"one pass, w={reverse['guidance']:g}", "real"],
-        row("read as their class", "class_accuracy", ".1%", f"{judge['test_accuracy']:.1%}"),
-        row("Frechet distance", "frechet_distance", ".2f", f"{judge['frechet_floor_test_to_train']:.2f}"),
-        row("closer than real to training", "nearer_than_real_share", ".1%", "1.0%"),
-        row("spread, as a share of real", "spread_ratio", ".2f", "1.00"),
+        ["", f"exact, {_guidance(samples['exact'])}", f"one pass, {_guidance(samples['reverse'])}", "test set"],
+        *rows,
     ]
 
 
 def speed_rows(report: Numbers) -> list[list[str]]:
     """How long an image takes: a head, then a row for each sampler."""
-    guidance, batches = report["speed"]["guidance"], report["speed"]["milliseconds_per_image_by_batch_size"]
+    batches = report["speed"]["milliseconds_per_image_by_batch_size"]
     names = {
-        "exact_guided": f"exact, w={guidance:g}",
+        "exact_guided": "exact, guided",
         "exact": "exact",
-        "reverse_guided": f"one pass, w={guidance:g}",
+        "reverse_guided": "one pass, guided",
         "reverse": "one pass",
     }
     rows = [[title, *(f"{times[name]:.3g} ms" for times in batches.values())] for name, title in names.items()]
-    ratios = [f"{times['ratio']:.1f} times" for times in batches.values()]
-    return [["", *(f"batch {size}" for size in batches)], *rows, ["guided: one pass is faster by", *ratios]]
+    ratios = [f"{times['ratio_guided']:.1f} times" for times in batches.values()]
+    return [["", *(f"batch {size}" for size in batches)], *rows, ["guided, one pass is faster by", *ratios]]
+
+
+def _guidance(sampler: Numbers) -> str:
+    return f"w={sampler['guidance']:g}{' annealed' if sampler['annealed'] else ''}"
 
 
 def render_report(report: Numbers, history: Sequence[Numbers], pictures: Pictures) -> str:
@@ -99,8 +104,8 @@ def _headline(report: Numbers) -> str:
     size, times = next(iter(report["speed"]["milliseconds_per_image_by_batch_size"].items()))
     samples = report["samples"]
     return (
-        f"{samples['reverse']['class_accuracy']:.1%} of the one-pass samples read as their class. "
-        f"One takes {times['reverse_guided']:.1f} ms at batch {size}, {times['ratio']:.0f} times less than the exact "
+        f"{samples['reverse']['class_accuracy']:.1%} of the one-pass samples read as their class. One takes "
+        f"{times['reverse_guided']:.1f} ms at batch {size}, {times['ratio_guided']:.0f} times less than the exact "
         f"inverse, at {samples['frechet_ratio_reverse_to_exact']:.2f} times its Frechet distance."
     )
 
@@ -123,7 +128,7 @@ def _facts(report: Numbers) -> dict[str, str]:
             f"{reverse['parameters']:,} parameters, {reverse['steps']:,} steps in {reverse['train_seconds']:.0f} s; "
             f"mean squared error on test images {reverse['test_reconstruction_mse']:.4f}"
         ),
-        "judge": f"{judge['what']}; reads {judge['test_accuracy']:.1%} of the test images",
+        "judge": f"{judge['what']}; reads {report['real']['class_accuracy']:.1%} of the test images",
         "whole run": f"{report['total_seconds']:.0f} s",
     }
 
@@ -192,16 +197,21 @@ def _curves(history: Sequence[Numbers]) -> str:
     return _svg(figure)
 
 
-def _sweep(sweep: Sequence[Numbers]) -> str:
+def _sweep(sweep: Mapping[str, Sequence[Numbers]]) -> str:
     from matplotlib.figure import Figure
 
+    lines = (
+        ("exact", [row for row in sweep["exact"] if not row["annealed"]], QUIET, "-"),
+        ("exact, annealed", [row for row in sweep["exact"] if row["annealed"] or not row["guidance"]], QUIET, "--"),
+        ("one pass", sweep["reverse"], ACCENT, "-"),
+    )
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     panels = (("frechet_distance", "Frechet distance (lower is better)"), ("class_accuracy", "read as their class"))
     for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for method, label, color in (("sequential", "exact", QUIET), ("reverse", "reverse", ACCENT)):
-            rows = [row for row in sweep if row["method"] == method]
-            axes.plot([row["guidance"] for row in rows], [row[key] for row in rows], "o-", color=color, label=label)
-        axes.legend(frameon=False)
+        for label, rows, color, style in lines:
+            strengths, values = [row["guidance"] for row in rows], [row[key] for row in rows]
+            axes.plot(strengths, values, style, marker="o", markersize=4, color=color, label=label)
+        axes.legend(frameon=False, fontsize=8)
         _style(axes, title, "guidance w")
     return _svg(figure)
 

@@ -1,7 +1,5 @@
 """A small convolutional classifier that judges samples of small images; it is trained on real images only."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -26,13 +24,8 @@ class Judge(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, P, H, W) in [-1, 1] -> logits (B, num_classes)."""
-        return self.readout(F.dropout(self.features(images), 0.5, self.training))
+        return self.readout(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         """images (B, P, H, W) in [-1, 1] -> features (B, F), the last hidden layer."""
         return self.trunk(images)
-
-    @torch.no_grad()
-    def read(self, images: Tensor) -> Tensor:
-        """images (B, P, H, W) in [-1, 1] -> the classes read (B,)."""
-        return self(images).argmax(dim=1)

@@ -14,5 +14,5 @@ class PixelCodec:
         return pixels.float() / 127.5 - 1
 
     def decode(self, images: Tensor) -> Tensor:
-        """Float (B, P, H, W) -> uint8 (B, P, H, W), rounded to the nearest level and clipped."""
-        return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        """Float (B, P, H, W) -> uint8 (B, P, H, W), rounded to the nearest level and clipped; not-a-number is black."""
+        return (images.float().nan_to_num(nan=-1.0) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,7 +1,33 @@
 """Classifier-free guidance as arithmetic on what a flow block predicts."""
 
+import math
+from dataclasses import dataclass
+
 from biflow.errors import InputError
 from biflow.models.flow_block import Affine
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A strength, 0 for none, and how it is spread over the patches.
+
+    annealed: it grows evenly from 0 at the first patch read to the full strength at the last
+    (TARFlow, arXiv 2412.06329); otherwise it is the same everywhere.
+    """
+
+    strength: float = 0.0
+    annealed: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.strength) and self.strength >= 0):
+            raise InputError(f"Expected guidance of 0 (none) or more; got {self.strength:g}.")
+
+    def at(self, patch: int, num_patches: int) -> float:
+        """The strength for one patch, counted from 0 in reading order."""
+        return self.strength * patch / (num_patches - 1) if self.annealed else self.strength
+
+
+NO_GUIDANCE = Guidance()
 
 
 def extrapolate(conditional: Affine, unconditional: Affine, strength: float) -> Affine:
@@ -10,9 +36,3 @@ def extrapolate(conditional: Affine, unconditional: Affine, strength: float) -> 
     Linear in the shift and in the log-scale, as TARFlow guides (arXiv 2412.06329).
     """
     return Affine(*(c + strength * (c - u) for c, u in zip(conditional, unconditional, strict=True)))
-
-
-def check_guidance(strength: float) -> None:
-    """Guidance counts from 0, which means none."""
-    if not strength >= 0:
-        raise InputError(f"Expected guidance of 0 (none) or more; got {strength:g}.")

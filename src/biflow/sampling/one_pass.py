@@ -5,23 +5,24 @@ import warnings
 import torch
 from torch import Tensor
 
+from biflow.errors import InputError
 from biflow.models.reverse_model import ReverseModel
-from biflow.sampling.guidance import check_guidance
+from biflow.sampling.guidance import NO_GUIDANCE, Guidance
 from biflow.sampling.result import Sample
 
 
 @torch.no_grad()
-def sample_in_one_pass(model: ReverseModel, z: Tensor, labels: Tensor, *, guidance: float = 0.0) -> Sample:
+def sample_in_one_pass(model: ReverseModel, z: Tensor, labels: Tensor, *, guidance: Guidance = NO_GUIDANCE) -> Sample:
     """Noise z (B, T, D) and labels (B,) -> clean patches.
 
     Trained guidance is part of the one evaluation; otherwise each block runs with and without the label, as one
     doubled batch.  Warns of a strength beyond those trained with.
     """
-    check_guidance(guidance)
-    most = model.config.max_guidance
-    if model.config.guidance == "trained" and guidance > most:
-        warnings.warn(
-            f"Guidance {guidance:g} is beyond the range this model was trained with, 0 to {most:g}.", stacklevel=2
+    if guidance.annealed:
+        raise InputError(
+            "Expected constant guidance for the reverse model; annealed guidance is for the exact inverse."
         )
-    image = model(z, labels, guidance).image
-    return Sample(image, network_calls=1, residual=0.0)
+    strength, most = guidance.strength, model.config.max_guidance
+    if model.config.guidance == "trained" and strength > most:
+        warnings.warn(f"Guidance {strength:g} is beyond what this model was trained with, 0 to {most:g}.", stacklevel=2)
+    return Sample(model(z, labels, strength).image, network_calls=1)

@@ -10,4 +10,3 @@ class Sample(NamedTuple):
 
     x: Tensor  # (B, T, D)
     network_calls: int  # evaluations one after another: of a block for the flow, of the model for the reverse model
-    residual: float  # largest change at the last step of an iteration; 0 where nothing is iterated

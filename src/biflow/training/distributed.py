@@ -32,6 +32,11 @@ class World:
 
     def share(self, items: Tensor) -> Tensor:
         """This process's part of a global batch, (n, ...) -> (n / size, ...)."""
+        if len(items) % self.size:
+            raise InputError(
+                f"Expected a batch that {self.size} processes can share evenly; got {len(items)}. "
+                f"Set batch_size to a multiple of {self.size}."
+            )
         return items.tensor_split(self.size)[self.rank]
 
     def parallel(self, module: nn.Module) -> nn.Module:
@@ -53,12 +58,12 @@ class World:
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def on_main(self, action: Callable[[], None]) -> None:
-        """Let the main process act while the others wait; what it finds wrong with the input, all of them raise."""
-        fault: list[InputError | None] = [None]
+        """Let the main process act while the others wait; what it raises, all of them raise."""
+        fault: list[Exception | None] = [None]
         if self.is_main:
             try:
                 action()
-            except InputError as error:
+            except Exception as error:  # whatever it is, the others must not wait for ever
                 fault = [error]
         if self.size > 1:
             dist.broadcast_object_list(fault)
@@ -74,6 +79,8 @@ def join_world() -> Iterator[World]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)
         return

@@ -39,10 +39,15 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines that `History` wrote; none if there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines that `History` wrote; none if there is no file, and none after a line that was cut off."""
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
 
 
 class ProgressBoard:

@@ -1,10 +1,10 @@
 """The training loop.  It knows steps, devices and hooks; the objective knows the model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,37 @@ from biflow.config import FitConfig
 from biflow.errors import InputError, Interrupted
 from biflow.files import replace_file
 from biflow.training.distributed import World
-from biflow.training.objectives import Batch, LossParts
 from biflow.training.optim import EMA, make_optimizer, make_schedule
+
+
+class Batch(NamedTuple):
+    """One process's part of a training batch, with everything random already done to it."""
+
+    clean: Tensor  # (B, P, H, W)
+    noisy: Tensor  # (B, P, H, W)
+    labels: Tensor  # (B,), some of them null
+    guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
+
+
+class LossParts(NamedTuple):
+    """A loss, and what it is made of."""
+
+    total: Tensor  # scalar, has gradient
+    parts: Mapping[str, Tensor]  # detached scalars, for the log only
+
+
+class Objective(nn.Module):
+    """A loss and the model it trains; forward takes a `Batch` and returns `LossParts`.
+
+    It says what it needs done to its batches: noise of this standard deviation, strengths of guidance up to this.
+    """
+
+    noise_std = 0.0
+    max_guidance = 0.0
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
 
 @dataclass(frozen=True)
@@ -33,11 +62,11 @@ Hook = Callable[[Report], None]
 class Trainer:
     """Fits one model: everything that must be kept to go on where it stopped, and the steps themselves."""
 
-    def __init__(self, objective: nn.Module, config: FitConfig, world: World) -> None:
+    def __init__(self, objective: Objective, config: FitConfig, world: World) -> None:
         self.config = config
         self.world = world
-        self.model = objective.to(world.device).get_submodule("model")
-        self.objective = world.parallel(objective)
+        self.model = objective.to(world.device).model
+        self.parallel_objective = world.parallel(objective)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.step = 0
@@ -57,7 +86,7 @@ class Trainer:
         at the end, and before `Interrupted` is raised.
         """
         schedule = make_schedule(self.optimizer, self.config, self.step)
-        self.objective.train()
+        self.parallel_objective.train()
         while self.step < self.config.steps:
             start = time.perf_counter()
             loss, grad_norm = self._take_step(make_batch(self.step))
@@ -73,10 +102,10 @@ class Trainer:
             if stop and self.step < self.config.steps:
                 raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
         self.ema.copy_to_model()
-        self.objective.eval()
+        self.parallel_objective.eval()
 
     def _take_step(self, batch: Batch) -> tuple[LossParts, Tensor]:
-        loss: LossParts = self.objective(batch)
+        loss: LossParts = self.parallel_objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)

@@ -8,13 +8,13 @@ from rich.console import Console
 
 from biflow.config import RunConfig, parse_config, to_yaml
 from biflow.data.datasets import ImageSet
-from biflow.errors import InputError
+from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.training.distributed import join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal
 from biflow.training.loop import Hook, Trainer
-from biflow.training.stages import Run
+from biflow.training.stages import Run, check_fits
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
@@ -30,6 +30,7 @@ def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, c
     """
 
     def prepare() -> None:
+        check_fits(config, data)
         check_run_folder(folder, config, resume=resume)
         (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, to_yaml(config))
@@ -47,6 +48,8 @@ def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, c
                 return [history, progress]
 
             yield Run(config, data, world, folder / STATES_FOLDER, listen, should_stop)
+        if should_stop():
+            raise Interrupted("all training is done and saved")
 
 
 def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
@@ -54,7 +57,7 @@ def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     if resume:
         try:
             text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             raise InputError(
                 f"Expected a run to resume in {folder}; it has no {CONFIG_FILE}. Start it without --resume."
             ) from None

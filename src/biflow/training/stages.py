@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from biflow.checkpoint import Model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.data.datasets import ImageSet, indices_at
 from biflow.data.perturb import add_noise, draw_guidance, drop_labels
+from biflow.errors import InputError, Interrupted
 from biflow.models.codec import PixelCodec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
-from biflow.training.loop import Hook, Trainer
-from biflow.training.objectives import Batch, FitFlow, FitReverse
+from biflow.training.loop import Batch, Hook, Objective, Trainer
+from biflow.training.objectives import FitFlow, FitReverse
 
 CALIBRATION_IMAGES = 4096
 
@@ -41,12 +42,28 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
+def check_fits(config: RunConfig, data: ImageSet) -> None:
+    """Raise unless the model is made for images and classes like those of the data."""
+    model = config.model
+    found = {
+        "image_size": data.images.shape[-1],
+        "channels": data.images.shape[1],
+        "num_classes": len(data.class_names),
+    }
+    for key, value in found.items():
+        if getattr(model, key) != value:
+            raise InputError(
+                f"Expected model.{key} to be {value}, as in the data set {config.data!r}; got {getattr(model, key)}. "
+                f"Set model.{key}={value}."
+            )
+
+
 def train_model(run: Run) -> Trained:
     """All stages of a run, in eval mode at the end."""
-    torch.manual_seed(run.config.seed)  # for the fresh weights; every later draw has keys of its own
-    both = run.config.stage == "both"
-    config = run.config.model if both else run.config.model.model_copy(update={"reverse": None})
-    model = new_model(config, run.data.class_names)
+    config = run.config.model
+    if run.config.stage == "flow":
+        config = config.model_copy(update={"reverse": None})
+    model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
     if model.reverse:
         model.reverse.state_rms.copy_(measure_state_rms(run, model.flow))
@@ -55,25 +72,27 @@ def train_model(run: Run) -> Trained:
     return Trained(model, seconds)
 
 
-def fit(run: Run, stage: str, objective: nn.Module, config: FitConfig) -> float:
+def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     """Fit one model, from its saved state if there is one; returns the seconds it took in all."""
     path = run.states / f"{stage}.pt"
     trainer = Trainer(objective, config, run.world)
     if path.exists():
         trainer.load(path)
-    trainer.train(
-        training_batches(run, stage, config),
-        hooks=run.listen(stage, trainer),
-        save_to=path,
-        should_stop=run.should_stop,
-    )
+    try:
+        trainer.train(
+            training_batches(run, stage, objective, config),
+            hooks=run.listen(stage, trainer),
+            save_to=path,
+            should_stop=run.should_stop,
+        )
+    except Interrupted as stop:
+        raise Interrupted(f"the {stage} is {stop}") from None
     return trainer.seconds
 
 
-def training_batches(run: Run, stage: str, config: FitConfig) -> Callable[[int], Batch]:
+def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, model = PixelCodec(), run.config.model
-    max_guidance = model.reverse.max_guidance if model.reverse else 0.0
+    codec, null_label = PixelCodec(), run.config.model.null_label
 
     def make_batch(step: int) -> Batch:
         keys = (run.config.seed, stage)
@@ -81,9 +100,9 @@ def training_batches(run: Run, stage: str, config: FitConfig) -> Callable[[int],
         chosen = run.world.share(everyone)
         indices = chosen.tolist()
         clean = codec.encode(run.data.images[chosen])
-        noisy = add_noise(clean, indices, model.noise_std, *keys, step)
-        labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, model.null_label, *keys, step)
-        guidance = draw_guidance(labels, indices, max_guidance, model.null_label, *keys, step)
+        noisy = add_noise(clean, indices, objective.noise_std, *keys, step)
+        labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, null_label, *keys, step)
+        guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         return Batch(*(part.to(run.world.device) for part in (clean, noisy, labels, guidance)))
 
     return make_batch
