@@ -19,9 +19,9 @@ from biflow.data.datasets import ImageSet, load_data, with_shifts
 from biflow.data.images import write_npz
 from biflow.errors import InputError
 from biflow.evaluation import evaluate
-from biflow.evaluation.report import Pictures, check_report, render_report
+from biflow.evaluation.report import Pictures, check_report, render_report, side_by_side
 from biflow.features.judge import Judge
-from biflow.files import write_text
+from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
@@ -43,8 +43,7 @@ class Plan(NamedTuple):
     judge: FitConfig
     samples: int = 1000
     strengths: Sequence[float] = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)  # of guidance, tried both ways
-    batch_sizes: Sequence[int] = (1, 256)
-    timings: int = 15
+    timings: Sequence[tuple[int, int]] = ((1, 40), (256, 12))  # batch size, repeats
     smoke: bool = False
 
     def guidances(self, sampler: str) -> list[Guidance]:
@@ -73,7 +72,9 @@ def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     plan = Plan(load_recipe(RECIPE, overrides), judge)
     if not small:
         return plan
-    return Plan(smoke(plan.run), smoke_fit(judge), samples=100, strengths=(0.0, 1.0), timings=3, smoke=True)
+    return Plan(
+        smoke(plan.run), smoke_fit(judge), samples=100, strengths=(0.0, 1.0), timings=((1, 3), (256, 3)), smoke=True
+    )
 
 
 def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
@@ -141,8 +142,8 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbe
         for guided in (True, False)
     }
     batches: Numbers = {}
-    for size in plan.batch_sizes:
-        times = evaluate.milliseconds_per_image(samplers, size, plan.timings)
+    for size, repeats in plan.timings:
+        times = evaluate.milliseconds_per_image(samplers, size, repeats)
         batches[str(size)] = times | {"ratio_guided": times["exact_guided"] / times["reverse_guided"]}
     return {"milliseconds_per_image_by_batch_size": batches}
 
@@ -198,6 +199,8 @@ def write_results(out: Path, report: Numbers, pipe: Pipeline, best: Mapping[str,
     samples = {sampler: drawn.pixels for sampler, drawn in best.items()}
     pictures = Pictures(test, **samples, labels=best["exact"].labels, way_to_noise=there, way_back=back)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))
+    with replace_file(out / "samples.png") as temporary:
+        side_by_side(pictures).save(temporary, format="PNG")
 
 
 def _rounded(value: Any) -> Any:

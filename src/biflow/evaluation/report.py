@@ -8,6 +8,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from biflow.data.datasets import ImageSet
@@ -16,6 +17,7 @@ from biflow.errors import InputError
 
 Numbers = Mapping[str, Any]
 GRID_ROWS = 8
+SIDE_GAP, ENLARGE = 8, 4  # pixels between two grids of `side_by_side`, and how much it enlarges them
 INK, ACCENT, QUIET = "#1c1b22", "#b4441f", "#2f6f9f"
 
 
@@ -47,12 +49,12 @@ def quality_rows(report: Numbers) -> list[list[str]]:
     measures = {
         "read as their class": ("class_accuracy", ".1%"),
         "Frechet distance": ("frechet_distance", ".2f"),
-        "closer than real to training": ("nearer_than_real_share", ".1%"),
-        "spread, as a share of real": ("spread_ratio", ".2f"),
+        "too close to training": ("nearer_than_real_share", ".1%"),
+        "spread": ("spread_ratio", ".2f"),
     }
     rows = [[title, *(format(column[key], form) for column in columns)] for title, (key, form) in measures.items()]
     return [
-        ["", f"exact, {_guidance(samples['exact'])}", f"one pass, {_guidance(samples['reverse'])}", "test set"],
+        ["", f"exact, {_guidance(samples['exact'])}", f"one pass, {_guidance(samples['reverse'])}", "real"],
         *rows,
     ]
 
@@ -142,6 +144,14 @@ def _grids(pictures: Pictures) -> dict[str, Tensor]:
         "reverse": (pictures.reverse, pictures.labels),
     }
     return {name: _by_class(images, labels, len(real.class_names)) for name, (images, labels) in sets.items()}
+
+
+def side_by_side(pictures: Pictures) -> Image.Image:
+    """Real images, exact samples and one-pass samples in one picture, from left to right, enlarged."""
+    grids = list(_grids(pictures).values())
+    gap = torch.full((*grids[0].shape[:2], SIDE_GAP), 255, dtype=torch.uint8)
+    picture = torch.cat([grids[0], gap, grids[1], gap, grids[2]], dim=2)
+    return to_pil(picture.repeat_interleave(ENLARGE, dim=1).repeat_interleave(ENLARGE, dim=2))
 
 
 def _by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
