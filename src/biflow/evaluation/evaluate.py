@@ -126,13 +126,13 @@ def milliseconds_per_image(
 ) -> dict[str, float]:
     """Median time of each sampler, called with the batch size, divided by it.
 
-    The samplers take turns, so that a slow moment of the machine strikes all of them.
+    The samplers take turns, so that a slow moment of the machine strikes all of them.  Each turn begins with a
+    call that is not timed, because the sampler before has taken the processor's caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    for sampler in samplers.values():
-        sampler(batch_size)  # warm-up
     for _ in range(repeats):
         for name, sampler in samplers.items():
+            sampler(batch_size)
             start = time.perf_counter()
             sampler(batch_size)
             seconds[name].append(time.perf_counter() - start)
