@@ -57,13 +57,13 @@ def train(
     from biflow.training.stages import train_model
 
     config = smoke(config) if smoke_ else config
+    model = out / MODEL_FOLDER
     with open_run(config, load_data(config.data).train, out, resume=resume, console=console) as run:
-        trained = train_model(run)
-        if run.world.is_main:
-            save_model(trained.model, out / MODEL_FOLDER)
-            model = out / MODEL_FOLDER
-            method = "" if trained.model.reverse else " --method sequential"
-            _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
+        trained = train_model(run).model
+        run.world.on_main(lambda: save_model(trained, model))
+    if run.world.is_main:
+        method = "" if trained.reverse else " --method sequential"
+        _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
 @app.command()
