@@ -12,6 +12,7 @@ from PIL import Image
 
 from biflow import cli
 from biflow.checkpoint import save_model
+from biflow.config import load_recipe, recipe_text
 from biflow.training.hooks import read_history
 from tests.builders import tiny_model
 
@@ -68,9 +69,22 @@ def test_sample_writes_a_grid_that_shows_every_image(biflow, model, tmp_path):
     biflow("sample", model, "--num", 6, "--out", tmp_path / "images.npz")
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     images = np.load(tmp_path / "images.npz")["arr_0"]
+    assert grid.shape[1] >= 512
+    times = grid.shape[1] // (2 * 5 - 1)
+    grid = grid[::times, ::times]
     assert grid.shape == (3 * 5 - 1, 2 * 5 - 1)
     assert (grid[:4, 5:9] == images[1, ..., 0]).all()
     assert (grid[10:14, :4] == images[4, ..., 0]).all()
+
+
+def test_a_recipe_that_was_printed_can_be_trained(biflow, tmp_path):
+    (tmp_path / "mine.yaml").write_text(biflow("recipes", "biflow_digits")[1])
+    assert (tmp_path / "mine.yaml").read_text() == recipe_text("biflow_digits")
+
+
+def test_settings_win_over_the_smoke_size():
+    config = load_recipe("biflow_digits", ["fit_flow.steps=77"], small=True)
+    assert (config.fit_flow.steps, config.fit_reverse.steps) == (77, 30)
 
 
 def test_sample_writes_a_folder_of_pngs(biflow, model, tmp_path):
@@ -104,6 +118,8 @@ BAD = {
     "broken YAML": (["train", "biflow_digits", "--set", "seed=[1", "--out", "{tmp}/r"], "valid YAML"),
     "no images": (["sample", "{model}", "--num", 0, "--out", "{tmp}/x.png"], "num"),
     "not a number": (["sample", "{model}", "--num", "ten", "--out", "{tmp}/x.png"], "num"),
+    "output is a file": (["sample", "{model}", "--out", "{notes}"], "is a file"),
+    "the run instead of its model": (["sample", "{tmp}", "--out", "{tmp}/x.png"], "is the run that made one"),
     "unknown file type": (["sample", "{model}", "--out", "{tmp}/x.gif"], r".npz or .png"),
     "output below a file": (["sample", "{model}", "--out", "{model}/config.json/x.png"], "is a file"),
     "output folder in use": (["sample", "{model}", "--out", "{model}"], "has files"),
@@ -121,8 +137,10 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_path, arguments, message):
+    notes = tmp_path / "notes"
+    notes.write_text("precious")
     before = sorted(tmp_path.rglob("*"))
-    filled = [str(argument).format(model=model, tmp=tmp_path) for argument in arguments]
+    filled = [str(argument).format(model=model, tmp=tmp_path, notes=notes) for argument in arguments]
     code, out, err = biflow(*filled)
     assert code == 2
     assert message in err
@@ -130,6 +148,7 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_
     assert err.count("\n") == 1, err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
+    assert notes.read_text() == "precious"
 
 
 def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
@@ -142,7 +161,7 @@ def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130
-    stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60\. Continue with: (biflow .*)\n$", err)
+    stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60; continue with (biflow .*)\n$", err)
     assert stopped, err
     assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
     assert not (out / "model").exists()

@@ -46,6 +46,7 @@ def test_overrides_reach_nested_keys_with_their_types():
         ("seed=[1", r"Expected valid YAML in the override 'seed=\[1'"),
         ("fit_flow.learning_rate=.inf", r"fit_flow.learning_rate: input should be a finite number"),
         ("fit_flow.betas=[0.9, 1.5]", r"fit_flow.betas.1: input should be less than 1"),
+        ("model.flow=3", r"model.flow: expected keys of its own; got 3"),
         ("steps", r"form key.sub=value; got 'steps'"),
         ("model.reverse=null", r"Expected model.reverse for stage 'both'"),
     ],

@@ -75,6 +75,7 @@ def test_the_null_label_is_allowed(pipe):
         ([], "one or more"),
         ([0.5], "whole-number labels"),
         (["a"], "whole-number labels"),
+        ([True], "whole-number labels"),
         ([[0], [1]], "one or more"),
     ],
 )
@@ -89,6 +90,8 @@ def test_bad_labels_are_refused(pipe, labels, message):
         ({"guidance": -1}, "guidance of 0"),
         ({"guidance": float("inf")}, "guidance of 0"),
         ({"guidance": Guidance(1, annealed=True)}, "for the exact inverse"),
+        ({"guidance": "a"}, "guidance of 0"),
+        ({"seed": 1.5}, "whole number as seed"),
         ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse\?"),
         ({"batch_size": 0}, "batch size of 1"),
     ],

@@ -59,6 +59,8 @@ def load_model(folder: Path) -> Model:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"Expected a model folder; {folder} {what}. Train one with biflow quickstart.")
+    if not (folder / CONFIG_FILE).exists() and (folder / "model" / CONFIG_FILE).exists():
+        raise InputError(f"Expected a model folder; {folder} is the run that made one. Give {folder / 'model'}.")
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
@@ -122,5 +124,8 @@ def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise InputError(f"Expected weights that fit config.json in {path}; {', '.join(sorted(faults)[:3])}{more}.")
+        raise InputError(
+            f"Expected weights that belong to the config.json beside {path}; {', '.join(sorted(faults)[:3])}{more}. "
+            "Copy the model folder whole."
+        )
     networks.load_state_dict(tensors)

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
-from biflow.config import load_recipe, recipe_names, recipe_text, smoke
+from biflow.config import load_recipe, recipe_names, recipe_text
 from biflow.errors import InputError, Interrupted
 from biflow.memory import keep_freed_memory
 
@@ -46,17 +47,16 @@ def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
     out: Out,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
-    smoke_: Smoke = False,
+    smoke: Smoke = False,
     resume: Resume = False,
 ) -> None:
     """Train what a recipe describes; the model lands in OUT/model."""
-    config = load_recipe(recipe, set_ or ())
+    config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
     from biflow.data.datasets import load_data
     from biflow.training.run import MODEL_FOLDER, open_run
     from biflow.training.stages import train_model
 
-    config = smoke(config) if smoke_ else config
     model = out / MODEL_FOLDER
     with open_run(config, load_data(config.data).train, out, resume=resume, console=console) as run:
         trained = train_model(run).model
@@ -71,7 +71,9 @@ def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
-    label: Annotated[list[int] | None, typer.Option(help="Only these classes, in turn.")] = None,
+    label: Annotated[
+        list[int] | None, typer.Option(help="Only these classes, in turn; one above the last is no class.")
+    ] = None,
     guidance: Annotated[float, typer.Option(help="Strength of guidance; 0 is none.")] = 0.0,
     annealed: Annotated[bool, typer.Option("--annealed", help="Guidance grows over the patches (sequential).")] = False,
     method: Annotated[str, typer.Option(help="reverse (one pass) or sequential (exact).")] = "reverse",
@@ -101,7 +103,7 @@ def recipes(
 ) -> None:
     """List the recipes, or print one."""
     if name:
-        console.print(recipe_text(name), end="", markup=False, highlight=False)
+        console.out(recipe_text(name), end="", highlight=False)
         return
     for each in recipe_names():
         first_line = recipe_text(each).splitlines()[0].removeprefix("# ")
@@ -141,6 +143,14 @@ def main() -> None:
     """Entry point: bad input ends with one line and code 2, an interrupted command with 130."""
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: _say(f"Warning: {message}")
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         sys.exit(app(prog_name="biflow", standalone_mode=False))
     except InputError as error:
@@ -149,14 +159,21 @@ def main() -> None:
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
             command = [word for word in sys.argv[1:2] if word in COMMANDS]
-            _say(f"Error: {message.rstrip('.')}; see {' '.join([program(), *command])} --help")
+            _say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        _say(f"Stopped: {stop}. {how_to_resume()}")
+        _say(f"Stopped: {stop}; {how_to_resume()}")
         sys.exit(130)
-    except (KeyboardInterrupt, typer.Abort):
-        _say(f"Stopped. {how_to_resume()}" if sys.argv[1:2] in (["quickstart"], ["train"]) else "Stopped.")
-        sys.exit(130)
+    except Exception:
+        if not interrupted:
+            raise
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    # Only a Ctrl-C comes here; in the middle of an import it may look like any error.
+    _say("Stopped." if sys.argv[1:2] == ["sample"] else f"Stopped. If training had begun: {how_to_resume()}")
+    sys.exit(130)
 
 
 def program() -> str:
@@ -167,7 +184,7 @@ def program() -> str:
 def how_to_resume() -> str:
     """The command that continues this one."""
     command = [word for word in sys.argv[1:] if word != "--resume"]
-    return f"Continue with: {shlex.join([program(), *command, '--resume'])}"
+    return f"continue with {shlex.join([program(), *command, '--resume'])}"
 
 
 def _tell(message: str) -> None:

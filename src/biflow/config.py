@@ -162,7 +162,7 @@ def recipe_text(name: str) -> str:
     if name in recipe_names():
         return (resources.files("biflow") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"}:
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -171,13 +171,16 @@ def recipe_text(name: str) -> str:
     raise InputError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())}")
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """A recipe by name or path, with `path=value` overrides applied and checked.
+def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False) -> RunConfig:
+    """A recipe by name or path, at its smoke size if small, with `path=value` overrides applied and checked.
 
     >>> load_recipe("biflow_digits", ["fit_flow.steps=10"]).fit_flow.steps
     10
     """
-    return parse_config(RunConfig, recipe_text(name), overrides, origin=f"recipe {name!r}")
+    origin, text = f"recipe {name!r}", recipe_text(name)
+    if small:
+        text = to_yaml(smoke(parse_config(RunConfig, text, origin=origin)))
+    return parse_config(RunConfig, text, overrides, origin=origin)
 
 
 def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
@@ -255,6 +258,8 @@ def _explain_one(kind: type[Config], fault: Mapping[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "model_type":
+        return f"{path}: expected keys of its own; got {fault['input']!r}"
     if fault["type"] == "value_error":
         return f"{path}: {message}" if path else message
     return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
@@ -264,4 +269,7 @@ def _load_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"Expected valid YAML in {origin}; got this: {' '.join(str(error).split())}.") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "text that cannot be read"
+        raise InputError(f"Expected valid YAML in {origin}; got a fault{where}: {problem}.") from None

@@ -108,6 +108,8 @@ class Pipeline:
         labels = self.check_labels(labels)
         sampler = self.check_method(method)
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        if not isinstance(seed, int):
+            raise InputError(f"Expected a whole number as seed; got {seed!r}.")
         if batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
         chunks = []
@@ -135,7 +137,7 @@ class Pipeline:
             checked = torch.as_tensor(labels)
         except (TypeError, ValueError):
             checked = torch.empty(0)
-        if checked.ndim != 1 or not len(checked) or checked.is_floating_point():
+        if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
             raise InputError(f"Expected a list of one or more whole-number labels; got {labels!r}.")
         last = self.config.num_classes
         wrong = checked[(checked < 0) | (checked > last)]

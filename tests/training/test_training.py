@@ -222,7 +222,7 @@ def test_nothing_to_resume_is_said(tmp_path):
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
     train_in(tmp_path / "run")
-    with pytest.raises(InputError, match="same recipe and overrides"):
+    with pytest.raises(InputError, match=r"got seed=1 instead of 0\. .*same recipe and overrides"):
         train_in(tmp_path / "run", resume=True, seed=1)
 
 

@@ -11,6 +11,7 @@ from biflow.errors import InputError
 from biflow.files import check_writable, replace_file, replace_folder
 
 GRID_GAP = 1  # pixels between the images of a grid
+GRID_WIDTH = 512  # a grid that is narrower is enlarged
 
 
 def check_image_output(path: Path) -> None:
@@ -20,6 +21,8 @@ def check_image_output(path: Path) -> None:
         raise InputError(f"Expected an output ending in .npz or .png, or a folder; got {path}.")
     if path.suffix == "" and path.is_dir() and any(path.iterdir()):
         raise InputError(f"Expected a new or empty folder for the images; {path} has files. Choose another.")
+    if path.suffix == "" and path.is_file():
+        raise InputError(f"Expected a folder for the images; {path} is a file. Choose another name, or end it in .png.")
     if path.suffix and path.is_dir():
         raise InputError(f"Expected a file to write; {path} is a folder. Choose another name.")
 
@@ -32,7 +35,7 @@ def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
         write_npz(path, pixels, labels)
     elif path.suffix == ".png":
         with replace_file(path) as temporary:
-            to_pil(make_grid(pixels)).save(temporary, format="PNG")
+            to_pil(enlarge(make_grid(pixels))).save(temporary, format="PNG")
     else:
         digits = len(str(len(pixels) - 1))
         with replace_folder(path) as folder:
@@ -56,6 +59,12 @@ def make_grid(pixels: Tensor, columns: int | None = None) -> Tensor:
     grid = padded.view(rows, columns, channels, height + GRID_GAP, width + GRID_GAP)
     picture = grid.permute(2, 0, 3, 1, 4).reshape(channels, rows * (height + GRID_GAP), -1)
     return picture[:, :-GRID_GAP, :-GRID_GAP]
+
+
+def enlarge(image: Tensor, least: int = GRID_WIDTH) -> Tensor:
+    """uint8 (P, H, W), every pixel repeated so often that the width reaches `least`; a larger image stays as it is."""
+    times = max(1, -(-least // image.shape[-1]))
+    return image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 
 
 def to_pil(image: Tensor) -> Image.Image:

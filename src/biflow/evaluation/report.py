@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.data.datasets import ImageSet
-from biflow.data.images import make_grid, to_pil
+from biflow.data.images import enlarge, make_grid, to_pil
 from biflow.errors import InputError
 
 Numbers = Mapping[str, Any]
 GRID_ROWS = 8
-SIDE_GAP, ENLARGE = 8, 4  # pixels between two grids of `side_by_side`, and how much it enlarges them
+SIDE_GAP, PICTURE_WIDTH = 8, 1000  # pixels: between two grids of `side_by_side`, and its least width
 INK, ACCENT, QUIET = "#1c1b22", "#b4441f", "#2f6f9f"
 
 
@@ -151,7 +151,7 @@ def side_by_side(pictures: Pictures) -> Image.Image:
     grids = list(_grids(pictures).values())
     gap = torch.full((*grids[0].shape[:2], SIDE_GAP), 255, dtype=torch.uint8)
     picture = torch.cat([grids[0], gap, grids[1], gap, grids[2]], dim=2)
-    return to_pil(picture.repeat_interleave(ENLARGE, dim=1).repeat_interleave(ENLARGE, dim=2))
+    return to_pil(enlarge(picture, PICTURE_WIDTH))
 
 
 def _by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -19,8 +19,8 @@ class Guidance:
     annealed: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.strength) and self.strength >= 0):
-            raise InputError(f"Expected guidance of 0 (none) or more; got {self.strength:g}.")
+        if not isinstance(self.strength, int | float) or not 0 <= self.strength < math.inf:
+            raise InputError(f"Expected guidance of 0 (none) or more, and finite; got {self.strength!r}.")
 
     def at(self, patch: int, num_patches: int) -> float:
         """The strength for one patch, counted from 0 in reading order."""
