@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig, parse_config
+from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.files import replace_folder
 from biflow.models.forward_flow import ForwardFlow
@@ -35,8 +35,7 @@ class Model(NamedTuple):
 
 def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 0) -> Model:
     """Networks of these sizes with fresh weights; the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded_weights(seed):
         reverse = ReverseModel(config) if config.reverse else None
         return Model(config, class_names, ForwardFlow(config), reverse)
 

@@ -164,14 +164,14 @@ def main() -> None:
     except Interrupted as stop:
         _say(f"Stopped: {stop}; {how_to_resume()}")
         sys.exit(130)
-    except Exception:
-        if not interrupted:
-            raise
     except KeyboardInterrupt:
         pass
+    except Exception:  # a Ctrl-C in the middle of an import may come out as any error
+        if not interrupted:
+            raise
     finally:
         signal.signal(signal.SIGINT, before)
-    # Only a Ctrl-C comes here; in the middle of an import it may look like any error.
+    # Only a Ctrl-C comes here.
     _say("Stopped." if sys.argv[1:2] == ["sample"] else f"Stopped. If training had begun: {how_to_resume()}")
     sys.exit(130)
 

@@ -7,7 +7,7 @@ import sys
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed memory instead of handing it back to the system after every large tensor.
 
-    Without this, on CPUs, a forward pass at batch 256 spends up to half its time having pages mapped again.
+    Without this a CPU spends much of a pass over a large batch on having the same pages mapped again.
     """
     if sys.platform != "linux":
         return

@@ -17,6 +17,7 @@ from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
 from biflow.data.datasets import ImageSet, load_data, with_shifts
 from biflow.data.images import write_npz
+from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.evaluation import evaluate
 from biflow.evaluation.report import Pictures, check_report, render_report, side_by_side
@@ -86,7 +87,8 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         if run.world.size > 1:
             raise InputError("Expected one process for the quickstart; got several. Use biflow train with torchrun.")
         model, seconds = train_model(run)
-        judge = Judge(plan.run.model.channels, plan.run.model.num_classes)
+        with seeded_weights(plan.run.seed):
+            judge = Judge(plan.run.model.channels, plan.run.model.num_classes)
         on_shifts = replace(run, data=with_shifts(run.data))
         seconds["judge"] = fit(on_shifts, "judge", FitClassifier(judge), plan.judge)
     save_model(model, out / MODEL_FOLDER)

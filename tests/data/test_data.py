@@ -3,7 +3,7 @@ import torch
 
 from biflow.data.datasets import ImageSet, digits, indices_at, load_data, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, drop_labels
-from biflow.data.randomness import normal_for, stream
+from biflow.data.randomness import normal_for, seeded_weights, stream
 from biflow.errors import InputError
 
 
@@ -62,6 +62,16 @@ def test_streams_of_different_keys_differ():
     keys = [(1 + 2**32,), (1,), (0, 1), (1, 0), (0, "1"), ("0", 1), (0, 1, 0), (10,), (1, 10), (11, 0)]
     draws = {stream(*key).random() for key in keys}
     assert len(draws) == len(keys)
+
+
+def test_seeded_weights_depend_on_the_seed_alone():
+    def weights(seed: int) -> list[float]:
+        torch.rand(seed + 1)  # whatever was drawn before does not matter
+        with seeded_weights(seed):
+            return torch.nn.Linear(2, 2).weight.flatten().tolist()
+
+    assert weights(3) == weights(3)
+    assert weights(3) != weights(4)
 
 
 def test_noise_has_the_stated_standard_deviation():

@@ -4,7 +4,8 @@ A draw depends on what it is for - (seed, step, image index), say - and on nothi
 size, the number of processes, or what was drawn before.  That is what makes resuming exact.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 
 import numpy as np
@@ -22,6 +23,14 @@ def stream(*keys: Key) -> np.random.Generator:
     """
     digest = blake2b(repr(keys).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Networks made in this block get weights that depend on the seed alone; the global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
