@@ -11,7 +11,7 @@ ROWS = [
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "samplers", "tarflow"},
     {"quickstart", "pipeline"},
     {"cli"},
     {"__main__"},

@@ -5,6 +5,7 @@ of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from biflow.models.reverse_model import ReverseModel
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Model(NamedTuple):
@@ -113,18 +116,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in networks.state_dict().items()}
-    faults = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-    faults += [f"{name} is not expected" for name in tensors.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {tuple(tensors[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    expected, found = _shapes(networks.state_dict()), _shapes(tensors)
+    if faults := describe_faults(expected, found):
         raise InputError(
-            f"Expected weights that belong to the config.json beside {path}; {', '.join(sorted(faults)[:3])}{more}. "
-            "Copy the model folder whole."
+            f"Expected weights that belong to the config.json beside {path}; {faults}. Copy the model folder whole."
         )
     networks.load_state_dict(tensors)
+
+
+def describe_faults(expected: Shapes, found: Shapes) -> str:
+    """The first of the tensors that are missing, not expected or wrongly shaped; empty if there are none."""
+    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    faults += [f"{name} is not expected" for name in found.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {found[name]}, not {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return ", ".join(sorted(faults)[:3]) + more
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -32,8 +33,9 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool) and wanted is not bool:
             raise ValueError(f"Expected a number or a word; got {str(value).lower()}.")
         return value
 
@@ -43,12 +45,28 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TransformerConfig(Config):
-    """Sizes of the transformer inside one block."""
+    """The transformers inside the blocks.
+
+    mlp_ratio is the hidden width of the MLP over `width`; a SwiGLU has three matrices of that size, a GELU MLP two.
+    positions: one learned vector a place, or rotary along rows and columns.  qk_norm: RMS norm of queries and keys.
+    """
 
     width: PositiveInt = 64
-    layers: PositiveInt = 2
     head_width: PositiveInt = 32
     mlp_ratio: PositiveFloat = 4.0
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    positions: Literal["learned", "rotary"] = "learned"
+    qk_norm: bool = False
+
+    @model_validator(mode="after")
+    def _head_splits_into_turned_pairs(self) -> Self:
+        if self.positions == "rotary" and self.head_width % 4:
+            raise ValueError(
+                f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}. "
+                "Set positions=learned, or another head_width."
+            )
+        return self
 
     @model_validator(mode="after")
     def _width_splits_into_heads(self) -> Self:
@@ -61,9 +79,32 @@ class TransformerConfig(Config):
 
 
 class FlowConfig(TransformerConfig):
-    """The forward flow: `blocks` causal affine blocks that read the patches in alternating directions."""
+    """The forward flow: `blocks` causal affine blocks that read the patches in alternating directions.
+
+    layers: of every block, or a list with one number a block, the block at the data first ("deep-shallow": STARFlow,
+    arXiv 2506.06276).  clip: shift and log-scale are held within [-clip, clip] (norm control of BiFlow, arXiv
+    2512.10953); none leaves them free.  volume_preserving: patches are shifted but not scaled, and the prior has a
+    variance of its own for every value, measured after training.
+    """
 
     blocks: PositiveInt = 4
+    layers: PositiveInt | tuple[PositiveInt, ...] = 2
+    clip: PositiveFloat | None = None
+    volume_preserving: bool = False
+
+    @model_validator(mode="after")
+    def _every_block_has_layers(self) -> Self:
+        if isinstance(self.layers, tuple) and len(self.layers) != self.blocks:
+            raise ValueError(
+                f"Expected one number of layers for each of {self.blocks} blocks; got {len(self.layers)}. "
+                "Set blocks to the length of layers."
+            )
+        return self
+
+    @property
+    def block_layers(self) -> tuple[int, ...]:
+        """Layers of each block, the block at the data first."""
+        return self.layers if isinstance(self.layers, tuple) else (self.layers,) * self.blocks
 
 
 class ReverseConfig(TransformerConfig):
@@ -76,6 +117,7 @@ class ReverseConfig(TransformerConfig):
     hardly guides (docs/results/model.reverse.hand_over).
     """
 
+    layers: PositiveInt = 2
     class_tokens: PositiveInt = 1
     guidance: Literal["trained", "two_passes"] = "two_passes"
     max_guidance: PositiveFloat = 2.0
@@ -83,13 +125,20 @@ class ReverseConfig(TransformerConfig):
 
 
 class ModelConfig(Config):
-    """What a model folder describes: the images, the flow, and the reverse model if there is one."""
+    """What a model folder describes: the images, the flow, and the reverse model if there is one.
 
+    codec: what the flow models: "pixels", or "vae:NAME" for the latents of that autoencoder, whose sizes image_size
+    and channels then are.  num_classes: 0 for an unconditional model.  The flow learns the density of images with
+    noise: uniform within a grey level if `dequantise`, and Gaussian of standard deviation noise_std on top.
+    """
+
+    codec: str = "pixels"
     image_size: PositiveInt
     channels: PositiveInt
     patch_size: PositiveInt
     num_classes: NonNegativeInt = 0
     noise_std: NonNegativeFloat
+    dequantise: bool = False
     flow: FlowConfig = FlowConfig()
     reverse: ReverseConfig | None = None
 
@@ -119,7 +168,12 @@ class ModelConfig(Config):
 
 
 class FitConfig(Config):
-    """How one model is trained."""
+    """How one model is trained.
+
+    The learning rate warms up over warmup_steps, then stays (schedule "constant") or falls to last_learning_rate
+    ("cosine").  clip_norm: largest norm of the gradient, none for no limit.  ema_decay: of the averaged weights, 0 for
+    the last ones.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
+    """
 
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
@@ -127,9 +181,12 @@ class FitConfig(Config):
     warmup_steps: NonNegativeInt = 100
     weight_decay: NonNegativeFloat = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
-    clip_norm: PositiveFloat = 1.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    last_learning_rate: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0
     ema_decay: Share = 0.99
     label_drop: Share = 0.1
+    compile: bool = False
     log_every: PositiveInt = 25
     save_every: PositiveInt = 500
 

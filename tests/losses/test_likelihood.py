@@ -3,16 +3,17 @@ import math
 import torch
 from torch.distributions import Normal
 
-from biflow.losses.likelihood import bits_per_dim, standard_normal_log_prob
+from biflow.losses.likelihood import bits_per_dim, normal_log_prob
 
 
 def test_prior_is_the_standard_normal():
     z = torch.randn(4, 3, 5, dtype=torch.float64)
-    torch.testing.assert_close(standard_normal_log_prob(z), Normal(0, 1).log_prob(z).sum((1, 2)))
+    variance = torch.rand(z.shape[1:], dtype=z.dtype) + 0.5
+    torch.testing.assert_close(normal_log_prob(z, variance), Normal(0, variance.sqrt()).log_prob(z).sum((1, 2)))
 
 
 def test_prior_of_half_precision_noise_is_computed_in_float32():
-    assert standard_normal_log_prob(torch.randn(2, 3, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    assert normal_log_prob(torch.randn(2, 3, 4, dtype=torch.bfloat16), torch.ones(3, 4)).dtype == torch.float32
 
 
 def test_uniform_density_over_256_levels_is_8_bits():

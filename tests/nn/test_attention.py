@@ -3,12 +3,12 @@ import torch
 from biflow.config import TransformerConfig
 from biflow.nn.transformer import Transformer
 
-CONFIG = TransformerConfig(width=16, layers=2, head_width=8)
+CONFIG = TransformerConfig(width=16, head_width=8)
 
 
 def transformer(causal: bool) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(CONFIG, causal=causal).double().eval()
+    return Transformer(CONFIG, 2, causal=causal).double().eval()
 
 
 def test_decoding_with_a_cache_equals_one_full_pass():

@@ -1,36 +1,99 @@
 import pytest
 import torch
 
+from biflow.config import FlowConfig
 from biflow.errors import InputError
 from biflow.models.flow_block import Affine, restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance, extrapolate
+from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
 from biflow.sampling.sequential import invert_sequentially
 from tests.builders import noise_and_labels, tiny_config, tiny_flow
 
+EXACT = {
+    "sequential": invert_sequentially,
+    "jacobi": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, **options),
+    "groups of two": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=2, **options),
+    "one by one": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=1, **options),
+    "a size a block": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=[4, 1, 2], **options),
+}
+GUIDANCES = {
+    "none": Guidance(),
+    "constant": Guidance(1.5),
+    "annealed": Guidance(2.0, annealed=True),
+    "shift": Guidance(1.0, on="shift"),
+    "log-scale": Guidance(1.0, on="log_scale"),
+    "temperature": Guidance(1.0, temperature=0.5),
+}
+VARIANTS = {
+    "deep-shallow": {"layers": (1, 1, 3)},
+    "rms norm, SwiGLU": {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 2.5},
+    "rotary, query-key norm": {"positions": "rotary", "qk_norm": True},
+    "clip": {"clip": 0.05},
+    "volume preserving": {"volume_preserving": True},
+}
 
-def test_inverse_undoes_forward():
+
+def variant(name: str) -> ForwardFlow:
+    return tiny_flow(flow=FlowConfig(**{"blocks": 3, "layers": 2, "width": 16, "head_width": 8, **VARIANTS[name]}))
+
+
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+def test_inverse_undoes_forward(invert):
     flow, (x, labels) = tiny_flow(), noise_and_labels()
-    back = invert_sequentially(flow, flow(x, labels).z, labels)
+    back = invert(flow, flow(x, labels).z, labels)
     torch.testing.assert_close(back.x, x, rtol=0, atol=1e-9)
 
 
-def test_forward_undoes_inverse():
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+def test_forward_undoes_inverse(invert):
     flow, (z, labels) = tiny_flow(), noise_and_labels()
-    x = invert_sequentially(flow, z, labels).x
+    x = invert(flow, z, labels).x
     torch.testing.assert_close(flow(x, labels).z, z, rtol=0, atol=1e-9)
 
 
-def test_cost_is_one_call_for_every_patch_but_the_first():
-    z, labels = noise_and_labels()
-    assert invert_sequentially(tiny_flow(), z, labels).network_calls == 3 * (4 - 1)
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_inverse_undoes_every_variant(name, invert):
+    flow, (x, labels) = variant(name), noise_and_labels()
+    torch.testing.assert_close(invert(flow, flow(x, labels).z, labels).x, x, rtol=0, atol=1e-9)
 
 
-def test_sampling_leaves_the_noise_untouched():
+def guided_without_cache(flow: ForwardFlow, z: torch.Tensor, labels: torch.Tensor, guidance: Guidance) -> torch.Tensor:
+    """The slow way: two full passes for every patch, nothing cached or batched together."""
+    nobody = torch.full_like(labels, flow.config.null_label)
+    last = z.shape[1] - 1
+    for block in reversed(list(flow.blocks)):
+        z = block.reading_order(z)
+        x = z.clone()
+        temperature = torch.full_like(z[:, 0, 0], guidance.temperature)
+        for t in range(1, x.shape[1]):
+            w = guidance.strength * (t / last if guidance.annealed else 1)
+            given = block.predict(x, block.classes(labels))
+            free = block.predict(x, block.classes(nobody), temperature=temperature)
+            shift = extrapolate(given.shift, free.shift, w if guidance.on != "log_scale" else 0)
+            log_scale = extrapolate(given.log_scale, free.log_scale, w if guidance.on != "shift" else 0)
+            x[:, t] = restore(z[:, t], Affine(shift[:, t - 1], log_scale[:, t - 1]))
+        z = block.reading_order(x)
+    return z
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES)
+def test_guided_inverse_equals_two_full_passes_a_patch(guidance, invert):
+    flow, (z, labels) = tiny_flow(), noise_and_labels()
+    fast = invert(flow, z, labels, guidance=guidance)
+    torch.testing.assert_close(fast.x, guided_without_cache(flow, z, labels, guidance), rtol=0, atol=1e-9)
+    assert torch.equal(fast.residual, torch.zeros_like(fast.residual))
+
+
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+def test_sampling_leaves_the_noise_untouched(invert):
     z, labels = noise_and_labels()
     before = z.clone()
-    invert_sequentially(tiny_flow(), z, labels, guidance=Guidance(1.0))
+    invert(tiny_flow(), z, labels, guidance=Guidance(1.0))
     assert torch.equal(z, before)
 
 
@@ -40,26 +103,117 @@ def test_sampling_twice_gives_the_same_images():
     assert torch.equal(first, invert_sequentially(flow, z, labels, guidance=Guidance(1.0)).x)
 
 
-def guided_without_cache(flow: ForwardFlow, z: torch.Tensor, labels: torch.Tensor, w: list[float]) -> torch.Tensor:
-    """The slow way: two full passes for every patch, nothing cached or batched together."""
-    nobody = torch.full_like(labels, flow.config.null_label)
-    for block in reversed(list(flow.blocks)):
-        z = block.reading_order(z)
-        x = z.clone()
-        for t in range(1, x.shape[1]):
-            guided = extrapolate(*(block.predict(x, block.classes(which)) for which in (labels, nobody)), w[t])
-            x[:, t] = restore(z[:, t], Affine(guided.shift[:, t - 1], guided.log_scale[:, t - 1]))
-        z = block.reading_order(x)
-    return z
+def test_sequential_takes_one_call_for_every_patch_but_the_first():
+    z, labels = noise_and_labels()
+    assert invert_sequentially(tiny_flow(), z, labels).network_calls == 3 * (4 - 1)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("annealed", [False, True])
-def test_guided_inverse_with_caches_equals_two_full_passes_a_patch(annealed):
-    flow, (z, labels) = tiny_flow(), noise_and_labels()
-    fast = invert_sequentially(flow, z, labels, guidance=Guidance(1.5, annealed=annealed)).x
-    strengths = [0.0, 0.5, 1.0, 1.5] if annealed else [1.5] * 4
-    torch.testing.assert_close(fast, guided_without_cache(flow, z, labels, strengths), rtol=0, atol=1e-9)
+@pytest.mark.parametrize("groups", [None, 1, 2, 3, [2, 1, 4]])
+def test_jacobi_never_takes_more_calls_than_sequential(groups):
+    z, labels = noise_and_labels()
+    assert invert_by_jacobi(tiny_flow(), z, labels, tolerance=0, groups=groups).network_calls <= 3 * (4 - 1)
+
+
+@pytest.mark.parametrize("groups", [None, 9])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
+def test_jacobi_obeys_its_tolerance_with_fewer_calls(tolerance, groups):
+    flow = long_flow()
+    z, labels = long_noise(3), torch.tensor([0, 1, 3])
+    exact = invert_sequentially(flow, z, labels, guidance=Guidance(0.5))
+    near = invert_by_jacobi(flow, z, labels, guidance=Guidance(0.5), tolerance=tolerance, groups=groups)
+    assert near.network_calls < exact.network_calls
+    assert near.residual.max() <= tolerance
+    torch.testing.assert_close(near.x, exact.x, rtol=0, atol=20 * tolerance)
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_jacobi_agrees_with_sequential_in_float32(groups):
+    flow = long_flow().float()
+    z, labels = long_noise(3).float(), torch.tensor([0, 1, 3])
+    near = invert_by_jacobi(flow, z, labels, tolerance=1e-6, groups=groups)
+    torch.testing.assert_close(near.x, invert_sequentially(flow, z, labels).x, rtol=0, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_how_long_others_iterate():
+    flow = long_flow()
+    z, labels = long_noise(4), torch.tensor([0, 1, 2, 3])
+    z[0] *= 0.01
+    together = invert_by_jacobi(flow, z, labels, groups=5)
+    alone = invert_by_jacobi(flow, z[:1], labels[:1], groups=5)
+    assert alone.network_calls < together.network_calls
+    torch.testing.assert_close(together.x[:1], alone.x, rtol=0, atol=1e-12)
+
+
+def test_a_start_at_the_answer_saves_calls():
+    flow, (x, labels) = tiny_flow(), noise_and_labels()
+    states = flow(x, labels).states
+    best = invert_by_jacobi(flow, states[-1], labels, start=states[:-1])
+    assert best.network_calls == 3
+    torch.testing.assert_close(best.x, x, rtol=0, atol=1e-9)
+
+
+def test_iterates_that_overflow_on_the_way_do_not_spoil_the_end():
+    flow = tiny_flow().float()
+    with torch.no_grad():
+        for block in flow.blocks:
+            block.project_out.weight.mul_(300)
+    z, labels = noise_and_labels()
+    z = 3 * z.float()
+    wild = invert_by_jacobi(flow, z, labels, tolerance=0)
+    finite = invert_sequentially(flow, z, labels).x.isfinite().flatten(1).all(1)
+    assert torch.equal(wild.x.isfinite().flatten(1).all(1), finite)
+
+
+def long_flow() -> ForwardFlow:
+    """36 patches of one value."""
+    return tiny_flow(image_size=6, patch_size=1)
+
+
+def long_noise(batch: int) -> torch.Tensor:
+    return torch.randn(batch, 36, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+def test_measured_groups_are_one_valid_size_a_block_and_small_where_a_block_is_hard():
+    flow = long_flow()
+    with torch.no_grad():
+        flow.blocks[0].project_out.weight.mul_(9)  # each patch hangs on those before it
+        flow.blocks[1].project_out.weight.zero_()  # all patches at once
+    z, labels = long_noise(4), torch.arange(4)
+    sizes = measure_groups(flow, z, labels)
+    assert len(sizes) == 3
+    assert sizes[1] == 35
+    assert sizes[0] < 35
+    exact = invert_sequentially(flow, z, labels).x
+    near = invert_by_jacobi(flow, z, labels, groups=sizes, tolerance=1e-6)
+    torch.testing.assert_close(near.x, exact, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": -1e-3}, r"tolerance of 0 .* got -0.001"),
+        ({"tolerance": float("nan")}, "tolerance of 0"),
+        ({"tolerance": "a"}, "tolerance of 0"),
+        ({"groups": 0}, "groups of 1 to 4 patches; got 0"),
+        ({"groups": 5}, "groups of 1 to 4 patches; got 5"),
+        ({"groups": [2, 2]}, "one group size for each of 3 blocks; got 2"),
+        ({"groups": [2, 2, 1.5]}, "groups of 1 to 4 patches; got 1.5"),
+    ],
+)
+def test_tolerance_and_groups_out_of_range_are_refused(options, message):
+    z, labels = noise_and_labels()
+    with pytest.raises(InputError, match=message):
+        invert_by_jacobi(tiny_flow(), z, labels, **options)
+
+
+@pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
+def test_an_unconditional_flow_is_guided_by_temperature_only(invert):
+    flow, (z, _) = tiny_flow(num_classes=0), noise_and_labels()
+    labels = torch.zeros(5, dtype=torch.long)
+    with pytest.raises(InputError, match="this one is unconditional"):
+        invert(flow, z, labels, guidance=Guidance(1.0))
+    guided = invert(flow, z, labels, guidance=Guidance(1.0, temperature=1.5)).x
+    assert not torch.allclose(guided, invert(flow, z, labels).x)
 
 
 def test_guidance_changes_the_result_and_zero_does_not():
@@ -67,15 +221,21 @@ def test_guidance_changes_the_result_and_zero_does_not():
     plain = invert_sequentially(flow, z, labels).x
     torch.testing.assert_close(plain, invert_sequentially(flow, z, labels, guidance=Guidance(0.0)).x, rtol=0, atol=0)
     with_class = labels != flow.config.null_label
-    assert not torch.allclose(
-        plain[with_class], invert_sequentially(flow, z, labels, guidance=Guidance(1.0)).x[with_class]
-    )
+    guided = invert_sequentially(flow, z, labels, guidance=Guidance(1.0)).x
+    assert not torch.allclose(plain[with_class], guided[with_class])
 
 
-@pytest.mark.parametrize("strength", [-0.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("strength", [-0.5, float("nan"), float("inf"), "a"])
 def test_guidance_that_is_no_strength_is_refused(strength):
     with pytest.raises(InputError, match="guidance of 0"):
         Guidance(strength)
+
+
+def test_other_faults_of_guidance_are_refused():
+    with pytest.raises(InputError, match="'both', 'shift' or 'log_scale'; got 'scale'"):
+        Guidance(1, on="scale")
+    with pytest.raises(InputError, match=r"temperature above 0 .*; got 0"):
+        Guidance(1, temperature=0)
 
 
 def test_denoising_follows_the_score():
@@ -84,6 +244,13 @@ def test_denoising_follows_the_score():
     slope = (flow.log_prob(x + step * direction, labels) - flow.log_prob(x - step * direction, labels)) / (2 * step)
     moved = (score_denoise(flow, x, labels) - x) / flow.config.noise_std**2
     torch.testing.assert_close((moved * direction).sum((1, 2)), slope, rtol=1e-5, atol=1e-5)
+
+
+def test_denoising_goes_as_far_as_its_step():
+    flow, (x, labels) = tiny_flow(), noise_and_labels()
+    whole = score_denoise(flow, x, labels) - x
+    torch.testing.assert_close(score_denoise(flow, x, labels, step=0.5) - x, 0.5 * whole)
+    assert torch.equal(score_denoise(flow, x, labels, step=0), x)
 
 
 def test_denoising_of_a_standard_normal_shrinks_towards_zero():

@@ -11,7 +11,7 @@ from biflow.config import FitConfig, ReverseConfig
 from biflow.data.perturb import add_noise
 from biflow.errors import InputError, Interrupted
 from biflow.features.judge import Judge
-from biflow.losses.likelihood import standard_normal_log_prob
+from biflow.losses.likelihood import normal_log_prob
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
@@ -20,7 +20,7 @@ from biflow.training.loop import Batch, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitReverse
 from biflow.training.optim import EMA, learning_rate_factor, make_optimizer
 from biflow.training.run import open_run
-from biflow.training.stages import Run, fit, measure_state_rms, train_model, training_batches
+from biflow.training.stages import Run, fit, measure_mean_squares, train_model, training_batches
 from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -46,7 +46,7 @@ def weights(model) -> list[torch.Tensor]:
 def test_flow_objective_is_the_negative_log_likelihood_per_dimension():
     flow, batch = tiny_model().flow, tiny_batch()
     out = flow(patchify(batch.noisy, 2), batch.labels)
-    expected = -(standard_normal_log_prob(out.z) + out.log_det).mean() / 16
+    expected = -(normal_log_prob(out.z, torch.ones(4, 4)) + out.log_det).mean() / 16
     torch.testing.assert_close(FitFlow(flow)(batch).total, expected)
 
 
@@ -110,7 +110,8 @@ def test_state_rms_is_that_of_the_flows_states():
     noisy = add_noise(PixelCodec().encode(run.data.images), range(12), 0.2, 0, "state rms")
     states = model.flow(patchify(noisy, 2), run.data.labels).states
     expected = [state.square().mean().sqrt() for state in states[:-1]]
-    torch.testing.assert_close(measure_state_rms(run, model.flow), torch.stack(expected))
+    found = measure_mean_squares(run, model.flow)[:-1]
+    torch.testing.assert_close([each.mean().sqrt() for each in found], expected)
 
 
 def make_run(images, **changes) -> Run:

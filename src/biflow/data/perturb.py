@@ -1,4 +1,4 @@
-"""What is drawn at random for a training batch: noise on the images, labels dropped, strengths of guidance."""
+"""What is drawn at random for a batch: noise on the images, labels dropped, strengths of guidance."""
 
 from collections.abc import Sequence
 
@@ -10,18 +10,25 @@ from biflow.data.randomness import Key, normal_for, uniform_for
 GUIDED_SHARE = 0.5
 
 
-def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key) -> Tensor:
-    """images (B, P, H, W) plus Gaussian noise of this standard deviation, drawn for (keys, index)."""
-    if not std:
-        return images
-    return images + std * normal_for(indices, tuple(images.shape[1:]), "noise", *keys).to(images)
+def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bin_width: float = 0.0) -> Tensor:
+    """images (B, P, H, W) plus noise drawn for (keys, index): Gaussian of this standard deviation, and uniform.
+
+    The uniform noise is spread evenly over a bin of this width around each value: with the distance between grey
+    levels, it makes the density of the result a bound on the probability of the quantised image ("dequantisation").
+    """
+    shape = tuple(images.shape[1:])
+    if bin_width:
+        images = images + bin_width * (uniform_for(indices, shape, "dequantise", *keys) - 0.5).to(images)
+    if std:
+        images = images + std * normal_for(indices, shape, "noise", *keys).to(images)
+    return images
 
 
 def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label: int, *keys: Key) -> Tensor:
     """labels (B,), this share of them replaced by the null label, drawn for (keys, index)."""
     if not share:
         return labels
-    dropped = uniform_for(indices, "label drop", *keys).to(labels.device) < share
+    dropped = uniform_for(indices, (), "label drop", *keys).to(labels.device) < share
     return torch.where(dropped, null_label, labels)
 
 
@@ -32,6 +39,6 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
     """
     if not max_guidance:
         return torch.zeros(len(labels), device=labels.device)
-    draws = uniform_for(indices, "guidance", *keys).to(labels.device)
+    draws = uniform_for(indices, (), "guidance", *keys).to(labels.device)
     guided = (draws < GUIDED_SHARE) & (labels != null_label)
     return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)

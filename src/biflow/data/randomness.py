@@ -38,9 +38,9 @@ def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Te
     return torch.from_numpy(np.stack([stream(*keys, i).standard_normal(shape, np.float32) for i in indices]))
 
 
-def uniform_for(indices: Iterable[int], *keys: Key) -> Tensor:
-    """One float32 number in [0, 1) for every image index: (len(indices),), on the CPU."""
-    return torch.tensor([stream(*keys, i).random(dtype=np.float32) for i in indices])
+def uniform_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
+    """Float32 numbers in [0, 1), one draw an image index: (len(indices), *shape), on the CPU."""
+    return torch.from_numpy(np.stack([stream(*keys, i).random(shape, np.float32) for i in indices]))
 
 
 def permutation(count: int, *keys: Key) -> Tensor:

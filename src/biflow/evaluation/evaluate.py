@@ -75,7 +75,8 @@ def follow_one_image(model: Model, test: ImageSet) -> tuple[list[Tensor], list[T
 def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Patches with the training noise and their labels, on the model's device."""
     device = next(model.flow.parameters()).device
-    noisy = add_noise(CODEC.encode(images.images), range(len(images)), model.config.noise_std, "evaluation")
+    clean, bin_width = CODEC.encode(images.images), CODEC.bin_width if model.config.dequantise else 0.0
+    noisy = add_noise(clean, range(len(images)), model.config.noise_std, "evaluation", bin_width=bin_width)
     return patchify(noisy, model.config.patch_size).to(device), images.labels.to(device)
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 LOG_2PI = math.log(2 * math.pi)
 
 
-def standard_normal_log_prob(z: Tensor) -> Tensor:
-    """Log-density of the prior.
+def normal_log_prob(z: Tensor, variance: Tensor) -> Tensor:
+    """Log-density of a normal prior with mean 0.
 
-    z (B, T, D).  Returns (B,) nats, summed over T and D, in float32 or better.
+    z (B, T, D), variance (T, D).  Returns (B,) nats, summed over T and D, in float32 or better.
     """
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    return -0.5 * (z.square() + LOG_2PI).sum(dim=(1, 2))
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    z, variance = z.to(dtype), variance.to(dtype)
+    return -0.5 * (z.square() / variance + variance.log() + LOG_2PI).sum(dim=(1, 2))
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:

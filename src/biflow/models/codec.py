@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from biflow.errors import InputError
+
 
 class PixelCodec:
     """The flow models the pixels themselves, scaled to [-1, 1]; `decode(encode(p))` is `p` exactly."""
@@ -16,3 +18,13 @@ class PixelCodec:
     def decode(self, images: Tensor) -> Tensor:
         """Float (B, P, H, W) -> uint8 (B, P, H, W), rounded to the nearest level and clipped; not-a-number is black."""
         return (images.float().nan_to_num(nan=-1.0) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def make_codec(name: str) -> PixelCodec:
+    """The codec that a model config names."""
+    if name != "pixels":
+        raise InputError(
+            f"Expected a model of pixels; got one of {name!r} latents, which this version can describe but not decode. "
+            "Set model.codec=pixels."
+        )
+    return PixelCodec()

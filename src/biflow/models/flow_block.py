@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig
 from biflow.nn.attention import KVCache
-from biflow.nn.embeddings import ClassEmbedding, PositionEmbedding
+from biflow.nn.embeddings import ClassEmbedding, PositionEmbedding, RotaryPositions
 from biflow.nn.transformer import Transformer
 
 
@@ -45,36 +45,53 @@ class FlowBlock(nn.Module):
     Blocks at odd places read the sequence from its end.  A fresh block is the identity.
     """
 
-    def __init__(self, config: ModelConfig, *, reads_backwards: bool) -> None:
+    def __init__(self, config: ModelConfig, place: int) -> None:
         super().__init__()
-        flow = config.flow
-        self.reads_backwards = reads_backwards
+        flow = self.config = config.flow
+        self.reads_backwards = bool(place % 2)
         self.project_in = nn.Linear(config.patch_dim, flow.width)
-        self.positions = PositionEmbedding(config.num_patches, flow.width)
+        learned = flow.positions == "learned"
+        self.positions = PositionEmbedding(config.num_patches, flow.width) if learned else None
+        self.rotary = None if learned else RotaryPositions(config.num_patches, flow.head_width)
         self.classes = ClassEmbedding(config.num_classes, flow.width)
-        self.transformer = Transformer(flow, causal=True)
-        self.project_out = nn.Linear(flow.width, 2 * config.patch_dim)
+        self.transformer = Transformer(flow, flow.block_layers[place], causal=True)
+        parts = 1 if flow.volume_preserving else 2  # the shift, and the log-scale
+        self.project_out = nn.Linear(flow.width, parts * config.patch_dim)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), labels (B,) -> z (B, T, D) and log_det (B,), in nats."""
         x = self.reading_order(x)
-        following = self.predict(x, self.classes(labels))
-        affine = Affine(*(_after_first_patch(part) for part in following))
-        z, log_det = standardise(x, affine)
+        z, log_det = standardise(x, after_first_patch(self.predict(x, self.classes(labels))))
         return self.reading_order(z), log_det
 
-    def predict(self, x: Tensor, condition: Tensor, caches: Sequence[KVCache] | None = None) -> Affine:
+    def predict(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        *,
+        caches: Sequence[KVCache] | None = None,
+        temperature: Tensor | None = None,
+    ) -> Affine:
         """The only network call: the affine map of the patch that follows each patch of x.
 
-        x (B, t, D) in reading order; condition (B, 1, C) from `classes`.  With caches, x is the one patch
-        (B, 1, D) that follows those decoded so far.  Returns shift and log_scale, each (B, t, D).
+        x (B, t, D) in reading order; condition (B, 1, C) from `classes`.  With caches, x is the patches that follow
+        those decoded so far.  temperature (B,) divides the attention's logits.  Returns shift and log_scale, each
+        (B, t, D), within the clip if there is one.
         """
         start = caches[0].length if caches else 0
-        hidden = self.positions(self.project_in(x), start) + condition  # (B, t, C)
-        hidden = self.transformer(hidden, caches)
-        log_scale, shift = self.project_out(hidden).chunk(2, dim=-1)  # each (B, t, D)
+        hidden = self.project_in(x) + condition  # (B, t, C)
+        if self.positions is not None:
+            hidden = self.positions(hidden, start)
+        rotary = self.rotary(start, x.shape[1]) if self.rotary is not None else None
+        hidden = self.transformer(hidden, caches, rotary=rotary, temperature=temperature)
+        outputs = self.project_out(hidden)  # (B, t, 2D), or (B, t, D) if volume preserving
+        if self.config.clip is not None:
+            outputs = outputs.clamp(-self.config.clip, self.config.clip)
+        if self.config.volume_preserving:
+            return Affine(outputs, torch.zeros_like(outputs))
+        log_scale, shift = outputs.chunk(2, dim=-1)  # each (B, t, D)
         return Affine(shift, log_scale)
 
     def reading_order(self, patches: Tensor) -> Tensor:
@@ -82,9 +99,9 @@ class FlowBlock(nn.Module):
         return patches.flip(1) if self.reads_backwards else patches
 
 
-def _after_first_patch(following: Tensor) -> Tensor:
+def after_first_patch(following: Affine) -> Affine:
     """Move each prediction to the patch it is about; nothing comes before the first, so it gets zeros."""
-    return F.pad(following[:, :-1], (0, 0, 1, 0))
+    return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in following))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig
-from biflow.losses.likelihood import standard_normal_log_prob
+from biflow.losses.likelihood import normal_log_prob
 from biflow.models.flow_block import FlowBlock
 
 
@@ -19,14 +19,18 @@ class FlowPass(NamedTuple):
 
 
 class ForwardFlow(nn.Module):
-    """Blocks in a row, reading the patches in alternating directions."""
+    """Blocks in a row, reading the patches in alternating directions.
+
+    The prior is normal with mean 0 and variance `prior_variance` (T, D): ones, unless the flow preserves volume.
+    """
+
+    prior_variance: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(
-            FlowBlock(config, reads_backwards=bool(place % 2)) for place in range(config.flow.blocks)
-        )
+        self.blocks = nn.ModuleList(FlowBlock(config, place) for place in range(config.flow.blocks))
+        self.register_buffer("prior_variance", torch.ones(config.num_patches, config.patch_dim))
 
     def forward(self, patches: Tensor, labels: Tensor) -> FlowPass:
         """patches (B, T, D) and labels (B,), the null label for "no class" -> `FlowPass`."""
@@ -41,4 +45,8 @@ class ForwardFlow(nn.Module):
     def log_prob(self, patches: Tensor, labels: Tensor) -> Tensor:
         """Log-density of the (noisy) patches (B, T, D) given labels (B,): (B,) nats, summed over T and D."""
         flow_pass = self(patches, labels)
-        return standard_normal_log_prob(flow_pass.z) + flow_pass.log_det
+        return normal_log_prob(flow_pass.z, self.prior_variance) + flow_pass.log_det
+
+    def scale_noise(self, noise: Tensor) -> Tensor:
+        """Standard normal noise (B, T, D) -> a draw from the prior (B, T, D)."""
+        return noise * self.prior_variance.sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig, ReverseConfig
 from biflow.errors import InputError
-from biflow.nn.embeddings import ClassEmbedding, GuidanceEmbedding, PositionEmbedding
+from biflow.nn.embeddings import ClassEmbedding, GuidanceEmbedding, PositionEmbedding, RotaryPositions
 from biflow.nn.transformer import Transformer
 
 
@@ -30,12 +30,16 @@ class ReverseBlock(nn.Module):
         super().__init__()
         reverse = _reverse_config(config)
         self.classes = ClassEmbedding(config.num_classes, reverse.width, reverse.class_tokens)
-        self.transformer = Transformer(reverse, causal=False)
+        self.transformer = Transformer(reverse, reverse.layers, causal=False)
+        prefix, turned = reverse.class_tokens, reverse.positions == "rotary"
+        self.rotary = RotaryPositions(config.num_patches, reverse.head_width, prefix) if turned else None
 
     def forward(self, hidden: Tensor, labels: Tensor, strength: Tensor | float = 0.0) -> Tensor:
         """hidden (B, T, C), labels (B,), embedded strength of guidance (B, 1, C) or 0 -> (B, T, C)."""
         tokens = self.classes(labels) + strength  # (B, class_tokens, C)
-        mixed = self.transformer(torch.cat([tokens, hidden], dim=1))
+        sequence = torch.cat([tokens, hidden], dim=1)
+        rotary = self.rotary(0, sequence.shape[1]) if self.rotary is not None else None
+        mixed = self.transformer(sequence, rotary=rotary)
         return mixed[:, tokens.shape[1] :]
 
 
@@ -52,7 +56,8 @@ class ReverseModel(nn.Module):
         self.config = _reverse_config(config)
         width, levels = self.config.width, config.flow.blocks
         self.project_in = nn.Linear(config.patch_dim, width)
-        self.positions = PositionEmbedding(config.num_patches, width)
+        learned = self.config.positions == "learned"
+        self.positions = PositionEmbedding(config.num_patches, width) if learned else nn.Identity()
         self.strengths = GuidanceEmbedding(width) if self.config.guidance == "trained" else None
         self.blocks = nn.ModuleList(ReverseBlock(config) for _ in range(levels))
         self.denoise = ReverseBlock(config)

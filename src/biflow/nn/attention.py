@@ -2,20 +2,29 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from biflow.config import TransformerConfig
+from biflow.nn.embeddings import RotaryTable, rotate
+
+RMS_EPS = 1e-6
 
 
 @dataclass
 class KVCache:
-    """Keys and values of the patches decoded so far, for one attention layer; allocated once."""
+    """Keys and values of the patches decoded so far, for one attention layer; allocated once.
+
+    Setting `length` back forgets the last patches, so that they can be decoded again.
+    """
 
     keys: Tensor  # (B, N, T_max, K)
     values: Tensor  # (B, N, T_max, K)
     length: int = 0
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next patch, key and value (B, N, 1, K); return all so far, (B, N, length, K)."""
+        """Store the next patches, key and value (B, N, t, K); return all so far, (B, N, length, K)."""
         end = self.length + key.shape[2]
         self.keys[:, :, self.length : end] = key
         self.values[:, :, self.length : end] = value
@@ -29,26 +38,46 @@ class Attention(nn.Module):
     The outputs of `qkv` are laid out as [all query heads | all key heads | all value heads].
     """
 
-    def __init__(self, width: int, head_width: int, *, causal: bool) -> None:
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
-        self.num_heads = width // head_width
-        self.head_width = head_width
+        width, self.head_width = config.width, config.head_width
+        self.num_heads = width // config.head_width
         self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        self.query_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS) if config.qk_norm else None
+        self.key_norm = nn.RMSNorm(config.head_width, eps=RMS_EPS) if config.qk_norm else None
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        *,
+        rotary: RotaryTable | None = None,
+        temperature: Tensor | None = None,
+    ) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        With a cache, x is the one patch (B, 1, C) that follows those in the cache; the cache grows by it.
+        With a cache, x is the patches (B, t, C) that follow those in the cache; the cache grows by them.  rotary
+        holds the angles of just the patches in x.  temperature (B,) divides the attention's logits.
         """
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, T, K)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        if temperature is not None:
+            query = query / temperature[:, None, None, None]
         if cache is not None:
-            # One query may look at everything cached; is_causal would align it with the first key.
             key, value = cache.append(key, value)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal and cache is None)
+        mask = None
+        if self.causal and length > 1 and key.shape[2] > length:
+            # is_causal would align the first query with the first key, not the last with the last
+            mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=x.device).tril(key.shape[2] - length)
+        is_causal = self.causal and key.shape[2] == length
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def new_cache(self, batch: int, length: int) -> KVCache:

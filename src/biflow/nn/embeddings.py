@@ -1,8 +1,9 @@
-"""Tables of learned vectors: classes with a null row, positions."""
+"""Tables of vectors: classes with a null row, strengths of guidance, positions learned and rotary."""
 
 import torch
 from torch import Tensor, nn
 
+ROTARY_BASE = 10_000.0
 EMBEDDING_STD = 0.01  # small against the projected patches, as in TARFlow
 
 
@@ -50,3 +51,40 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """x (B, t, C), the patches from place `start` on -> (B, t, C)."""
         return x + self.weight[start : start + x.shape[1]]
+
+
+RotaryTable = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles of some places, each (t, K)."""
+
+
+class RotaryPositions(nn.Module):
+    """Rotary positions on a square grid (RoFormer, arXiv 2104.09864, along rows and columns): no parameters.
+
+    The first half of a head's values turns with the row, the second half with the column.  Places before the grid,
+    `prefix` of them, are not turned.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, length: int, head_width: int, prefix: int = 0) -> None:
+        super().__init__()
+        frequencies = ROTARY_BASE ** (-torch.arange(0, head_width // 4, dtype=torch.float32) * 4 / head_width)
+        side = round(length**0.5)
+        places = torch.arange(length)
+        angles = torch.stack([places // side, places % side], dim=1)[:, :, None] * frequencies  # (T, 2, K / 4)
+        angles = angles.flatten(1).repeat_interleave(2, dim=1)  # (T, K), neighbours turn together
+        angles = torch.cat([torch.zeros(prefix, head_width), angles])
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, start: int, count: int) -> RotaryTable:
+        """The angles of `count` places from `start` on."""
+        return self.cos[start : start + count], self.sin[start : start + count]
+
+
+def rotate(x: Tensor, table: RotaryTable) -> Tensor:
+    """Queries or keys (B, N, t, K), each pair of neighbouring values turned by its place's angle."""
+    cos, sin = table
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin

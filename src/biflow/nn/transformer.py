@@ -1,19 +1,41 @@
 """A pre-norm transformer: the MLP, one layer, and the stack that fills a block."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biflow.config import TransformerConfig
-from biflow.nn.attention import Attention, KVCache
+from biflow.nn.attention import RMS_EPS, Attention, KVCache
+from biflow.nn.embeddings import RotaryTable
 
 
 class MLP(nn.Sequential):
     """Two linear maps with a GELU between them, applied to every patch alone: (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, width: int, ratio: float) -> None:
-        hidden = round(width * ratio)
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class SwiGLU(nn.Module):
+    """An MLP whose hidden values are gated (Shazeer, arXiv 2002.05202): (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_up = nn.Linear(width, 2 * hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        gate, up = self.gate_and_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+NORMS: Mapping[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "rms": lambda width: nn.RMSNorm(width, eps=RMS_EPS),
+}
+MLPS: Mapping[str, Callable[[int, int], nn.Module]] = {"gelu": MLP, "swiglu": SwiGLU}
 
 
 class TransformerLayer(nn.Module):
@@ -21,14 +43,21 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = Attention(config.width, config.head_width, causal=causal)
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.mlp = MLP(config.width, config.mlp_ratio)
+        self.attention_norm = NORMS[config.norm](config.width)
+        self.attention = Attention(config, causal=causal)
+        self.mlp_norm = NORMS[config.norm](config.width)
+        self.mlp = MLPS[config.mlp](config.width, round(config.width * config.mlp_ratio))
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        *,
+        rotary: RotaryTable | None = None,
+        temperature: Tensor | None = None,
+    ) -> Tensor:
         """x (B, T, C) -> (B, T, C)."""
-        x = x + self.attention(self.attention_norm(x), cache)
+        x = x + self.attention(self.attention_norm(x), cache, rotary=rotary, temperature=temperature)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -36,14 +65,24 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """A stack of layers."""
 
-    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+    def __init__(self, config: TransformerConfig, layers: int, *, causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(TransformerLayer(config, causal=causal) for _ in range(config.layers))
+        self.layers = nn.ModuleList(TransformerLayer(config, causal=causal) for _ in range(layers))
 
-    def forward(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
-        """x (B, T, C) -> (B, T, C); with one cache a layer, x is the next patch (B, 1, C)."""
+    def forward(
+        self,
+        x: Tensor,
+        caches: Sequence[KVCache] | None = None,
+        *,
+        rotary: RotaryTable | None = None,
+        temperature: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, T, C) -> (B, T, C); with one cache a layer, x is the patches (B, t, C) that come next.
+
+        rotary holds the angles of just the patches in x; temperature (B,) divides every attention's logits.
+        """
         for place, layer in enumerate(self.layers):
-            x = layer(x, caches[place] if caches else None)
+            x = layer(x, caches[place] if caches else None, rotary=rotary, temperature=temperature)
         return x
 
     def new_caches(self, batch: int, length: int) -> list[KVCache]:

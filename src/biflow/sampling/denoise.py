@@ -6,12 +6,14 @@ from torch import Tensor
 from biflow.models.forward_flow import ForwardFlow
 
 
-def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor) -> Tensor:
-    """Noisy patches x (B, T, D) -> clean ones: x + noise_std**2 * d log p(x) / dx.
+def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float = 1.0) -> Tensor:
+    """Noisy patches x (B, T, D) -> clean ones: x + step * noise_std**2 * d log p(x) / dx.
 
-    Tweedie's formula, as TARFlow denoises its samples (arXiv 2412.06329); no guidance in this step.
+    With step 1, Tweedie's formula, as TARFlow denoises its samples (arXiv 2412.06329); no guidance in this step.
     """
+    if not step:
+        return x.detach()
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         (score,) = torch.autograd.grad(flow.log_prob(x, labels).sum(), x)
-    return x.detach() + flow.config.noise_std**2 * score
+    return x.detach() + step * flow.config.noise_std**2 * score

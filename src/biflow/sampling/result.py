@@ -10,3 +10,4 @@ class Sample(NamedTuple):
 
     x: Tensor  # (B, T, D)
     network_calls: int  # evaluations one after another: of a block for the flow, of the model for the reverse model
+    residual: Tensor | None = None  # (B,), of an exact inverse: the largest change of its last update, 0 if exact

@@ -1,45 +1,34 @@
 """The exact inverse of the flow, patch by patch (TARFlow, arXiv 2412.06329)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from biflow.models.flow_block import Affine, FlowBlock, restore
+from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
-from biflow.sampling.guidance import NO_GUIDANCE, Guidance, extrapolate
+from biflow.nn.attention import KVCache
+from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, new_caches, rewind
 from biflow.sampling.result import Sample
 
 
 @torch.no_grad()
 def invert_sequentially(flow: ForwardFlow, z: Tensor, labels: Tensor, *, guidance: Guidance = NO_GUIDANCE) -> Sample:
-    """Noise z (B, T, D) and labels (B,) -> the patches that the flow maps to z; exact up to rounding.
-
-    With guidance the passes with and without the label run as one doubled batch.
-    """
-    x, calls = z, 0
-    for block in reversed(list(flow.blocks)):
-        assert isinstance(block, FlowBlock)
-        conditions = [block.classes(labels)]
-        if guidance.strength:
-            conditions.append(block.classes(torch.full_like(labels, flow.config.null_label)))
-        x = invert_block(block, x, torch.cat(conditions), guidance)
-        calls += z.shape[1] - 1
-    return Sample(x, calls)
+    """Noise z (B, T, D) and labels (B,) -> the patches that the flow maps to z; exact up to rounding."""
+    guidance.check(flow.config.num_classes)
+    caches = new_caches(flow, labels, guidance)
+    x = z
+    for level in reversed(range(len(flow.blocks))):
+        x = invert_block(GuidedBlock(flow, level, labels, guidance), x, caches)
+    calls = len(flow.blocks) * (z.shape[1] - 1)
+    return Sample(x, calls, torch.zeros_like(z[:, 0, 0]))
 
 
-def invert_block(block: FlowBlock, z: Tensor, condition: Tensor, guidance: Guidance) -> Tensor:
-    """Undo one block: z (B, T, D) -> x (B, T, D).
-
-    condition (B, 1, C), or (2B, 1, C) with the unconditional half last when there is guidance.
-    """
-    z = block.reading_order(z)
-    x = z.clone()  # the first patch passes through unchanged
-    length = z.shape[1]
-    repeats = len(condition) // len(z)
-    caches = block.transformer.new_caches(len(condition), length)
-    for t in range(1, length):
-        affine = block.predict(x[:, t - 1 : t].repeat(repeats, 1, 1), condition, caches)
-        if guidance.strength:
-            conditional, unconditional = zip(*(part.chunk(2) for part in affine), strict=True)
-            affine = extrapolate(Affine(*conditional), Affine(*unconditional), guidance.at(t, length))
-        x[:, t : t + 1] = restore(z[:, t : t + 1], affine)
-    return block.reading_order(x)
+def invert_block(guided: GuidedBlock, z: Tensor, caches: Sequence[KVCache]) -> Tensor:
+    """Undo one block: z (B, T, D) -> x (B, T, D), one call for every patch but the first."""
+    rewind(caches)
+    patches = guided.block.reading_order(z).split(1, dim=1)
+    restored = [patches[0]]  # the first patch passes through unchanged
+    for patch in patches[1:]:
+        restored.append(restore(patch, guided.predict(restored[-1], caches)))
+    return guided.block.reading_order(torch.cat(restored, dim=1))

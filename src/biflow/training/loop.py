@@ -1,6 +1,8 @@
 """The training loop.  It knows steps, devices and hooks; the objective knows the model."""
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +37,12 @@ class LossParts(NamedTuple):
 class Objective(nn.Module):
     """A loss and the model it trains; forward takes a `Batch` and returns `LossParts`.
 
-    It says what it needs done to its batches: noise of this standard deviation, strengths of guidance up to this.
+    It says what it needs done to its batches: Gaussian noise of this standard deviation, uniform noise in bins of
+    this width, strengths of guidance up to this.
     """
 
     noise_std = 0.0
+    bin_width = 0.0
     max_guidance = 0.0
 
     def __init__(self, model: nn.Module) -> None:
@@ -59,6 +63,18 @@ class Report:
 Hook = Callable[[Report], None]
 
 
+def compile_if_possible(module: nn.Module) -> nn.Module:
+    """The module with its forward pass compiled, in place; as it was, with a warning, where nothing can compile."""
+    try:
+        torch.compile(torch.nn.functional.gelu)(next(module.parameters()))
+    except Exception as error:  # a missing compiler shows itself in several ways
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"Training without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
+    else:
+        module.compile()
+    return module
+
+
 class Trainer:
     """Fits one model: everything that must be kept to go on where it stopped, and the steps themselves."""
 
@@ -66,7 +82,7 @@ class Trainer:
         self.config = config
         self.world = world
         self.model = objective.to(world.device).model
-        self.parallel_objective = world.parallel(objective)
+        self.parallel_objective = world.parallel(compile_if_possible(objective) if config.compile else objective)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
         self.step = 0
@@ -108,7 +124,8 @@ class Trainer:
         loss: LossParts = self.parallel_objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.optimizer.step()
         return loss, grad_norm
 

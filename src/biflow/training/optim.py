@@ -21,7 +21,7 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> AdamW:
 
 
 def make_schedule(optimizer: Optimizer, config: FitConfig, step: int = 0) -> LambdaLR:
-    """Linear warm-up, then a cosine to zero; a pure function of the step, so it starts at any."""
+    """Linear warm-up, then constant or a cosine; a pure function of the step, so it starts at any."""
     for group in optimizer.param_groups:
         group["initial_lr"] = config.learning_rate
     return LambdaLR(optimizer, lambda at: learning_rate_factor(at, config), last_epoch=step - 1)
@@ -35,8 +35,11 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    last = config.last_learning_rate / config.learning_rate
+    return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class EMA:

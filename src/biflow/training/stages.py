@@ -13,12 +13,12 @@ from biflow.config import FitConfig, RunConfig
 from biflow.data.datasets import ImageSet, indices_at
 from biflow.data.perturb import add_noise, draw_guidance, drop_labels
 from biflow.errors import InputError, Interrupted
-from biflow.models.codec import PixelCodec
+from biflow.models.codec import make_codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
-from biflow.training.objectives import FitFlow, FitReverse
+from biflow.training.objectives import FitFlow, FitReverse, training_noise
 
 CALIBRATION_IMAGES = 4096
 
@@ -65,8 +65,11 @@ def train_model(run: Run) -> Trained:
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
+    mean_squares = measure_mean_squares(run, model.flow)
+    if config.flow.volume_preserving:  # the likeliest prior for what the flow makes of the data
+        model.flow.prior_variance.copy_(mean_squares[-1])
     if model.reverse:
-        model.reverse.state_rms.copy_(measure_state_rms(run, model.flow))
+        model.reverse.state_rms.copy_(torch.stack([each.mean().sqrt() for each in mean_squares[:-1]]))
         objective = FitReverse(model.reverse, model.flow)
         seconds["reverse"] = fit(run, "reverse", objective, run.config.fit_reverse)
     return Trained(model, seconds)
@@ -92,7 +95,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, null_label = PixelCodec(), run.config.model.null_label
+    codec, null_label = make_codec(run.config.model.codec), run.config.model.null_label
 
     def make_batch(step: int) -> Batch:
         keys = (run.config.seed, stage)
@@ -100,7 +103,7 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
         chosen = run.world.share(everyone)
         indices = chosen.tolist()
         clean = codec.encode(run.data.images[chosen])
-        noisy = add_noise(clean, indices, objective.noise_std, *keys, step)
+        noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
         labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         return Batch(*(part.to(run.world.device) for part in (clean, noisy, labels, guidance)))
@@ -109,11 +112,12 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 
 
 @torch.no_grad()
-def measure_state_rms(run: Run, flow: ForwardFlow) -> Tensor:
-    """Root mean square of the flow's states at each level below the noise, over noisy training images: (S,)."""
+def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
+    """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
     count = min(len(run.data), CALIBRATION_IMAGES)
-    clean = PixelCodec().encode(run.data.images[:count])
-    noisy = add_noise(clean, range(count), flow.config.noise_std, run.config.seed, "state rms")
+    clean = make_codec(flow.config.codec).encode(run.data.images[:count])
+    noise_std, bin_width = training_noise(flow)
+    noisy = add_noise(clean, range(count), noise_std, run.config.seed, "state rms", bin_width=bin_width)
     patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
-    states = flow(patches, run.data.labels[:count].to(run.world.device)).states[:-1]
-    return torch.stack([state.square().mean().sqrt() for state in states])
+    states = flow(patches, run.data.labels[:count].to(run.world.device)).states
+    return [state.square().mean(dim=0) for state in states]

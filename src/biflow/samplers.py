@@ -1,0 +1,129 @@
+"""The ways from noise to clean images, by name: what `method=` means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from biflow.checkpoint import Model
+from biflow.data.randomness import normal_for
+from biflow.errors import InputError, nearest
+from biflow.sampling.denoise import score_denoise
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.jacobi import TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
+from biflow.sampling.one_pass import sample_in_one_pass
+from biflow.sampling.result import Sample
+from biflow.sampling.sequential import invert_sequentially
+
+MEASURED_ON = 8  # images
+
+
+class Sampler(Protocol):
+    """A way from noise to clean patches."""
+
+    def prepare(self, model: Model, guidance: Guidance) -> "Sampler":
+        """The sampler with everything that it needs to know of this model; an error if it cannot serve it."""
+        ...
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnePass:
+    """The learned reverse model: one evaluation."""
+
+    def prepare(self, model: Model, guidance: Guidance) -> "OnePass":  # noqa: ARG002 - what Sampler asks
+        """Raise unless the model has a reverse model."""
+        if model.reverse is None:
+            raise InputError(
+                "Expected a model with a reverse model; this one has only a flow. Use method 'sequential'."
+            )
+        return self
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        assert model.reverse is not None
+        return sample_in_one_pass(model.reverse, z, labels, guidance=guidance)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """The exact inverse patch by patch, then a score step against the flow's noise: 1 is the full step, 0 none."""
+
+    denoise: float = 1.0
+
+    def prepare(self, model: Model, guidance: Guidance) -> "Sequential":
+        """Raise unless the guidance suits the flow."""
+        guidance.check(model.config.num_classes)
+        return self
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        inverse = invert_sequentially(model.flow, z, labels, guidance=guidance)
+        return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
+
+
+@dataclass(frozen=True)
+class Jacobi:
+    """The exact inverse by fixed-point iteration, within a tolerance, then a score step as after `Sequential`.
+
+    groups: patches iterated together, one number for all blocks or one a block; "all" of them; or "measured" to have
+    `measure_groups` choose for each block, once for every strength of guidance.
+    """
+
+    tolerance: float = TOLERANCE
+    groups: int | tuple[int, ...] | Literal["all", "measured"] = "all"
+    denoise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, list):
+            object.__setattr__(self, "groups", tuple(self.groups))
+
+    def prepare(self, model: Model, guidance: Guidance) -> "Jacobi":
+        """The same with its groups measured, if they are to be."""
+        guidance.check(model.config.num_classes)
+        check_tolerance(self.tolerance)
+        if self.groups != "measured":
+            self._sizes(model)
+            return self
+        places = range(MEASURED_ON)
+        device = model.flow.prior_variance.device
+        z = normal_for(places, tuple(model.flow.prior_variance.shape), "groups").to(device)
+        labels = torch.tensor(places, device=device) % max(1, model.config.num_classes)
+        sizes = measure_groups(
+            model.flow, model.flow.scale_noise(z), labels, guidance=guidance, tolerance=self.tolerance
+        )
+        return replace(self, groups=sizes)
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        inverse = invert_by_jacobi(
+            model.flow, z, labels, guidance=guidance, tolerance=self.tolerance, groups=self._sizes(model)
+        )
+        return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
+
+    def _sizes(self, model: Model) -> list[int]:
+        assert self.groups != "measured"
+        groups = None if self.groups == "all" else self.groups
+        return group_sizes(groups, model.config.flow.blocks, model.config.num_patches)
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "reverse": OnePass(),
+    "sequential": Sequential(),
+    "jacobi": Jacobi(),
+    "gs-jacobi": Jacobi(groups="measured"),
+}
+
+
+def find_sampler(method: str | Sampler) -> Sampler:
+    """The sampler of this name; a sampler is itself."""
+    if not isinstance(method, str):
+        return method
+    if method not in SAMPLERS:
+        raise InputError(f"Unknown method {method!r}; {nearest(method, SAMPLERS)}")
+    return SAMPLERS[method]
