@@ -2,9 +2,11 @@
 
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from biflow.checkpoint import save_model
 from biflow.config import load_recipe, recipe_text
 from biflow.training.hooks import read_history
 from tests.builders import tiny_model
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -93,6 +97,59 @@ def test_sample_writes_a_folder_of_pngs(biflow, model, tmp_path):
     assert (len(names), names[0], names[-1]) == (11, "00_class2.png", "10_class2.png")
 
 
+@pytest.mark.parametrize("method", ["sequential", "jacobi,tolerance=0", "gs-jacobi,tolerance=0,denoise=1"])
+def test_every_exact_method_draws_the_same_images(biflow, model, tmp_path, method):
+    for name, each in (("a", "sequential"), ("b", method)):
+        options = [
+            "--num",
+            5,
+            "--method",
+            each,
+            "--guidance",
+            "1.5,annealed,on=shift",
+            "--out",
+            tmp_path / f"{name}.npz",
+        ]
+        assert biflow("sample", model, *options)[0] == 0
+    drawn = [np.load(tmp_path / name)["arr_0"].astype(int) for name in ("a.npz", "b.npz")]
+    assert abs(drawn[0] - drawn[1]).max() <= 1
+
+
+def test_score_ranks_images_and_writes_a_table(biflow, model, tmp_path):
+    folder = tmp_path / "images" / "below"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(np.full((9, 7), 60 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    code, out, err = biflow("score", model, tmp_path / "images", "--draws", 2, "--out", tmp_path / "new" / "scores.csv")
+    assert code == 0
+    assert "the least likely of 3 images" in out
+    assert "skipped below/broken.png" in err
+    lines = (tmp_path / "new" / "scores.csv").read_text().splitlines()
+    assert lines[0] == "rank,image,nats,bits_per_dim"
+    assert {line.split(",")[1] for line in lines[1:]} == {f"below/{i}.png" for i in range(3)}
+    nats = [float(line.split(",")[2]) for line in lines[1:]]
+    assert nats == sorted(nats)
+
+
+def test_score_can_contrast_a_label_with_none(biflow, model, tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1))
+    code, out, _ = biflow("score", model, tmp_path / "x.npz", "--label", 1, "--contrast", "--show", 2)
+    assert code == 0
+    assert out.count("x.npz[") == 2
+
+
+def test_import_makes_a_model_that_samples(biflow, tmp_path):
+    options = ["--noise-std", 0.1, "--image-size", 8, "--class-names", "a,b,c,d,e"]
+    code, out, _ = biflow("import", "tarflow", GOLDEN / "tarflow_conditional.pth", "--out", tmp_path / "m", *options)
+    assert code == 0
+    assert "8x8 images of 1 channels in patches of 2x2, 5 classes, 3 blocks of 2 layers, width 64" in out
+    code, _, _ = biflow("sample", tmp_path / "m", "--method", "gs-jacobi", "--num", 5, "--out", tmp_path / "x.png")
+    assert code == 0
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size[0] >= 512
+
+
 def test_sample_takes_every_option(biflow, model, tmp_path):
     arguments = ["sample", model, "--num", 3, "--method", "sequential", "--guidance", 1.5]
     code, _, _ = biflow(*arguments, "--seed", 4, "--batch-size", 2, "--out", tmp_path / "a.npz")
@@ -109,7 +166,46 @@ BAD = {
     "unknown method": (["sample", "{model}", "--method", "jacoby", "--out", "{tmp}/x.png"], "Unknown method"),
     "model is a file": (["sample", "{model}/config.json", "--out", "{tmp}/x.png"], "is not a folder"),
     "endless guidance": (["sample", "{model}", "--guidance", "inf", "--out", "{tmp}/x.png"], "guidance of 0"),
-    "annealed reverse": (["sample", "{model}", "--annealed", "--out", "{tmp}/x.png"], "for the exact inverse"),
+    "annealed reverse": (
+        ["sample", "{model}", "--guidance", "1,annealed", "--out", "{tmp}/x.png"],
+        "the exact inverse",
+    ),
+    "guidance without number": (["sample", "{model}", "--guidance", "annealed", "--out", "{tmp}/x.png"], "a number"),
+    "unknown guidance": (
+        ["sample", "{model}", "--guidance", "1,aneal", "--out", "{tmp}/x.png"],
+        "did you mean annealed",
+    ),
+    "guidance on nothing": (["sample", "{model}", "--guidance", "1,on=all", "--out", "{tmp}/x.png"], "log_scale"),
+    "reverse has no settings": (
+        ["sample", "{model}", "--method", "reverse,a=1", "--out", "{tmp}/x.png"],
+        "it has none",
+    ),
+    "tolerance below zero": (
+        ["sample", "{model}", "--method", "jacobi,tolerance=-1", "--out", "{tmp}/x.png"],
+        "tolerance of 0",
+    ),
+    "group too large": (
+        ["sample", "{model}", "--method", "jacobi,groups=9", "--out", "{tmp}/x.png"],
+        "groups of 1 to 4",
+    ),
+    "groups not numbers": (["sample", "{model}", "--method", "jacobi,groups=x", "--out", "{tmp}/x.png"], "groups: "),
+    "no images to score": (["score", "{model}", "{model}"], "there is none"),
+    "images that do not exist": (["score", "{model}", "{tmp}/none"], "does not exist"),
+    "an image that is none": (["score", "{model}", "{notes}"], "none of 1 can be read"),
+    "contrast without label": (["score", "{model}", "{tmp}", "--contrast"], "Add --label"),
+    "score of no class": (["score", "{model}", "{golden}/x.npz", "--label", 7], "labels from 0 to 2"),
+    "scores into a folder": (["score", "{model}", "{golden}/x.npz", "--out", "{model}"], "is a folder"),
+    "checkpoint that is none": (["import", "tarflow", "{notes}", "--noise-std", 1, "--out", "{tmp}/x"], "cannot read"),
+    "checkpoint of open size": (
+        ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{tmp}/x"],
+        "Expected the image size: 8",
+    ),
+    "import into a full folder": (
+        ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{model}"],
+        "has files",
+    ),
+    "import without noise": (["import", "tarflow", "{notes}", "--out", "{tmp}/x"], "--noise-std"),
+    "data for later": (["train", "tarflow_imagenet64", "--out", "{tmp}/r"], "later version"),
     "a name too long": (["sample", "{model}", "--out", "{tmp}/" + "x" * 300 + "/x.png"], "Choose another output"),
     "unfit model": (
         ["train", "biflow_digits", "--set", "model.num_classes=5", "--out", "{tmp}/r"],
@@ -139,8 +235,12 @@ BAD = {
 def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_path, arguments, message):
     notes = tmp_path / "notes"
     notes.write_text("precious")
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    shutil.copy(GOLDEN / "tarflow_conditional.pth", golden)
+    np.savez(golden / "x.npz", arr_0=np.zeros((2, 4, 4, 1), np.uint8))
     before = sorted(tmp_path.rglob("*"))
-    filled = [str(argument).format(model=model, tmp=tmp_path, notes=notes) for argument in arguments]
+    filled = [str(argument).format(model=model, tmp=tmp_path, notes=notes, golden=golden) for argument in arguments]
     code, out, err = biflow(*filled)
     assert code == 2
     assert message in err

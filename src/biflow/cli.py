@@ -5,8 +5,9 @@ import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from biflow.config import load_recipe, recipe_names, recipe_text
 from biflow.errors import InputError, Interrupted
 from biflow.memory import keep_freed_memory
 
+if TYPE_CHECKING:
+    from biflow.evaluation.score import Ranked
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -26,6 +30,9 @@ app = typer.Typer(
 )
 console = Console()
 
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
+Noise = Literal["training", "uniform"]
+Average = Literal["mean", "importance"]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
@@ -66,35 +73,114 @@ def train(
         _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
+GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
+METHOD_HELP = "reverse, sequential, jacobi or gs-jacobi; then tolerance=, groups=, denoise=."
+IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
+
+
 @app.command()
 def sample(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    model: ModelFolder,
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
     label: Annotated[
         list[int] | None, typer.Option(help="Only these classes, in turn; one above the last is no class.")
     ] = None,
-    guidance: Annotated[float, typer.Option(help="Strength of guidance; 0 is none.")] = 0.0,
-    annealed: Annotated[bool, typer.Option("--annealed", help="Guidance grows over the patches (sequential).")] = False,
-    method: Annotated[str, typer.Option(help="reverse (one pass) or sequential (exact).")] = "reverse",
+    guidance: Annotated[str, typer.Option(help=GUIDANCE_HELP)] = "0",
+    method: Annotated[str, typer.Option(help=METHOD_HELP)] = "reverse",
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
 ) -> None:
-    """Draw images from a trained model."""
+    """Draw images from a trained model.
+
+    Settings follow after commas: --guidance 2.3,annealed --method gs-jacobi,tolerance=1e-4
+    """
     import torch
 
     from biflow.data.images import check_image_output, write_images
     from biflow.pipeline import Pipeline
-    from biflow.sampling.guidance import Guidance
+    from biflow.samplers import parse_sampler
+    from biflow.sampling.guidance import parse_guidance
 
     check_image_output(out)
+    strength, sampler = parse_guidance(guidance), parse_sampler(method)
     pipe = Pipeline.from_pretrained(model)
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    strength = Guidance(guidance, annealed=annealed)
-    pixels = pipe.sample_pixels(labels, guidance=strength, method=method, seed=seed, batch_size=batch_size)
+    pixels = pipe.sample_pixels(labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size)
     write_images(out, pixels, labels)
     _tell(f"Wrote {num} images to {out}.")
+
+
+@app.command()
+def score(
+    model: ModelFolder,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
+    label: Annotated[int | None, typer.Option(help="Score as images of this class; otherwise of none.")] = None,
+    contrast: Annotated[
+        bool, typer.Option("--contrast", help="With --label: what the label adds to no class.")
+    ] = False,
+    noise: Annotated[Noise, typer.Option(help="uniform: comparable bits; training: as trained.")] = "uniform",
+    draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
+    average: Annotated[Average, typer.Option(help="Of the draws: mean, or the importance-weighted bound.")] = "mean",
+    show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+) -> None:
+    """How likely images are, the least likely first: nats, and bits per dimension."""
+    from biflow.data.images import read_pictures
+    from biflow.evaluation.score import write_ranking
+    from biflow.files import check_file_output
+    from biflow.pipeline import Pipeline
+
+    if out:
+        check_file_output(out)
+    if contrast and label is None:
+        raise InputError("Expected a label to contrast with no class; got none. Add --label.")
+    pipe = Pipeline.from_pretrained(model)
+    pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
+    labels = None if label is None else [label] * len(pictures.names)
+    scores = pipe.log_prob(pictures.pixels, labels, noise=noise, draws=draws, average=average)
+    if contrast:
+        scores = scores.minus(pipe.log_prob(pictures.pixels, noise=noise, draws=draws, average=average))
+    for name, reason in pictures.rejected.items():
+        _say(f"Warning: skipped {name}: {reason}")
+    ranking = scores.rank(pictures.names)
+    if show:
+        console.print(_ranking_table(ranking, show))
+    nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
+    _tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
+    if out:
+        write_ranking(out, ranking)
+        _tell(f"Wrote {out}.")
+
+
+import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
+app.add_typer(import_app, name="import")
+
+
+@import_app.command()
+def tarflow(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict of ml-tarflow.")],
+    out: Out,
+    noise_std: Annotated[float, typer.Option(min=0, help="Noise it was trained with: the last number of its name.")],
+    image_size: Annotated[int | None, typer.Option(min=1, help="Needed where the tensors leave it open.")] = None,
+    class_names: Annotated[str | None, typer.Option(help="Names of the classes, between commas.")] = None,
+) -> None:
+    """Read an ml-tarflow checkpoint, such as afhq_model_8_768_8_8_0.07.pth."""
+    from biflow.files import check_new_folder
+    from biflow.pipeline import Pipeline
+
+    check_new_folder(out)
+    names = class_names.split(",") if class_names is not None else None
+    pipe = Pipeline.from_tarflow(file, noise_std=noise_std, image_size=image_size, class_names=names)
+    pipe.save_pretrained(out)
+    config, flow = pipe.config, pipe.config.flow
+    size, patch = config.image_size, config.patch_size
+    _tell(
+        f"Saved {out}: {size}x{size} images of {config.channels} channels in patches of {patch}x{patch}, "
+        f"{config.num_classes or 'no'} classes, {flow.blocks} blocks of {flow.layers} layers, width {flow.width}. "
+        f"Sample with: {program()} sample {out} --method gs-jacobi --out grid.png"
+    )
 
 
 @app.command()
@@ -105,9 +191,10 @@ def recipes(
     if name:
         console.out(recipe_text(name), end="", highlight=False)
         return
+    table = Table.grid(padding=(0, 2))
     for each in recipe_names():
-        first_line = recipe_text(each).splitlines()[0].removeprefix("# ")
-        console.print(f"{each:<16} {first_line}", highlight=False)
+        table.add_row(each, recipe_text(each).splitlines()[0].removeprefix("# "))
+    console.print(table)
 
 
 @app.callback(invoke_without_command=True)
@@ -125,6 +212,11 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
     total = f"{report['total_seconds'] / 60:.1f} minutes in all"
     titles = (f"{report['samples']['count']:,} samples each way", f"time per image; {total}")
     return [_table(title, rows) for title, rows in zip(titles, (quality_rows(report), speed_rows(report)), strict=True)]
+
+
+def _ranking_table(ranking: Sequence["Ranked"], show: int) -> Table:
+    rows = [[str(each.rank), each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking[:show]]
+    return _table(f"the least likely of {len(ranking)} images", [["rank", "image", "nats", "bits/dim"], *rows])
 
 
 def _table(title: str, rows: list[list[str]]) -> Table:

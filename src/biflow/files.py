@@ -68,6 +68,22 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
+def check_new_folder(folder: Path) -> None:
+    """Raise unless a folder can be made here without touching files of the user's: it is new or empty."""
+    check_writable(folder.parent)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another output path.")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"Expected a folder to write to; {folder} is a file. Choose another output path.")
+
+
+def check_file_output(path: Path) -> None:
+    """Raise unless a file can be written to this path, whose folders need not exist yet."""
+    check_writable(path.parent)
+    if path.is_dir():
+        raise InputError(f"Expected a file to write; {path} is a folder. Choose another name.")
+
+
 def _flush(path: Path) -> None:
     """Wait until the file is on the disk, so that a power failure after the rename cannot leave it empty."""
     with path.open("rb") as file:

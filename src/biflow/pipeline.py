@@ -14,6 +14,7 @@ from biflow.config import ModelConfig
 from biflow.data.images import to_pil
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError
+from biflow.evaluation.score import Average, Noise, Scores, score_images
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
@@ -121,6 +122,31 @@ class Pipeline:
         if broken:
             warnings.warn(f"{broken} of {len(images)} images hold values that are not finite numbers.", stacklevel=2)
         return self.codec.decode(images)
+
+    def log_prob(
+        self,
+        pixels: Tensor,
+        labels: Labels | None = None,
+        *,
+        noise: Noise = "uniform",
+        draws: int = 1,
+        average: Average = "mean",
+        seed: int = 0,
+    ) -> Scores:
+        """How likely images are, in nats and in bits per dimension, each (N,); without labels, of no class.
+
+        pixels uint8 (N, P, H, W).  `biflow.evaluation.score.score_images` says what noise and average mean.
+        """
+        size, channels = self.config.image_size, self.config.channels
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (channels, size, size) or pixels.dtype != torch.uint8:
+            raise InputError(
+                f"Expected uint8 images of shape (N, {channels}, {size}, {size}); "
+                f"got {tuple(pixels.shape)} {pixels.dtype}."
+            )
+        labels = self.check_labels([self.config.null_label] * len(pixels) if labels is None else labels)
+        if len(labels) != len(pixels):
+            raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
+        return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
 
     def noise(self, places: Sequence[int], seed: int) -> Tensor:
         """The noise that images at these places start from: (len(places), T, D), on the pipeline's device."""

@@ -10,12 +10,13 @@ from torch import Tensor
 from biflow.checkpoint import Model
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError, nearest
-from biflow.sampling.denoise import score_denoise
+from biflow.sampling.denoise import check_score_step, score_denoise
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
+from biflow.shorthand import split_shorthand, with_settings
 
 MEASURED_ON = 8  # images
 
@@ -56,6 +57,9 @@ class Sequential:
 
     denoise: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_score_step(self.denoise)
+
     def prepare(self, model: Model, guidance: Guidance) -> "Sequential":
         """Raise unless the guidance suits the flow."""
         guidance.check(model.config.num_classes)
@@ -80,13 +84,14 @@ class Jacobi:
     denoise: float = 1.0
 
     def __post_init__(self) -> None:
+        check_score_step(self.denoise)
+        check_tolerance(self.tolerance)
         if isinstance(self.groups, list):
             object.__setattr__(self, "groups", tuple(self.groups))
 
     def prepare(self, model: Model, guidance: Guidance) -> "Jacobi":
         """The same with its groups measured, if they are to be."""
         guidance.check(model.config.num_classes)
-        check_tolerance(self.tolerance)
         if self.groups != "measured":
             self._sizes(model)
             return self
@@ -127,3 +132,13 @@ def find_sampler(method: str | Sampler) -> Sampler:
     if method not in SAMPLERS:
         raise InputError(f"Unknown method {method!r}; {nearest(method, SAMPLERS)}")
     return SAMPLERS[method]
+
+
+def parse_sampler(text: str) -> Sampler:
+    """A sampler from one word.
+
+    >>> parse_sampler("gs-jacobi,tolerance=1e-4")
+    Jacobi(tolerance=0.0001, groups='measured', denoise=1.0)
+    """
+    head, settings = split_shorthand(text)
+    return with_settings(find_sampler(head), settings)

@@ -3,6 +3,7 @@
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,12 +60,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"Expected an ml-tarflow file; cannot read {path} ({error.strerror}).") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"Expected tensors and nothing else in {path}; its pickle needs more, which is refused. "
-            "Save model.state_dict() alone with torch.save."
-        ) from None
     except Exception as error:  # a damaged file shows itself as any of a dozen types
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # as torch.save writes it
+            raise InputError(
+                f"Expected tensors and nothing else in {path}; its pickle needs more, which is refused. "
+                "Save model.state_dict() alone with torch.save."
+            ) from None
         raise InputError(f"Expected a file of torch.save; cannot read {path} ({type(error).__name__}).") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
         raise InputError(f"Expected names and tensors in {path}; got something else. Save model.state_dict() alone.")

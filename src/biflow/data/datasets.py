@@ -40,6 +40,11 @@ class Split:
 
 def load_data(name: str) -> Split:
     """A data set by name."""
+    if name.startswith(("folder:", "hf:")):
+        raise InputError(
+            f"Expected a data set that this version reads, {' or '.join(DATASETS)}; got {name!r}, which is for a later "
+            "version. Set data=digits, with a model of its sizes, to try the recipe."
+        )
     if name not in DATASETS:
         raise InputError(f"Unknown data set {name!r}; {nearest(name, DATASETS)}")
     return DATASETS[name]()

@@ -1,14 +1,16 @@
-"""Sets of images on disk: the ADM sample file, a grid, a folder of PNGs."""
+"""Images on disk: reading a folder of them; writing the ADM sample file, a grid, a folder of PNGs."""
 
+import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from biflow.errors import InputError
-from biflow.files import check_writable, replace_file, replace_folder
+from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
 
 GRID_GAP = 1  # pixels between the images of a grid
 GRID_WIDTH = 512  # a grid that is narrower is enlarged
@@ -16,15 +18,12 @@ GRID_WIDTH = 512  # a grid that is narrower is enlarged
 
 def check_image_output(path: Path) -> None:
     """Raise unless `write_images` can write to this path: .npz, .png, or a folder that is new or empty."""
-    check_writable(path.parent)
     if path.suffix not in {"", ".npz", ".png"}:
         raise InputError(f"Expected an output ending in .npz or .png, or a folder; got {path}.")
-    if path.suffix == "" and path.is_dir() and any(path.iterdir()):
-        raise InputError(f"Expected a new or empty folder for the images; {path} has files. Choose another.")
-    if path.suffix == "" and path.is_file():
-        raise InputError(f"Expected a folder for the images; {path} is a file. Choose another name, or end it in .png.")
-    if path.suffix and path.is_dir():
-        raise InputError(f"Expected a file to write; {path} is a folder. Choose another name.")
+    if path.suffix:
+        check_file_output(path)
+    else:
+        check_new_folder(path)
 
 
 def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
@@ -70,3 +69,75 @@ def enlarge(image: Tensor, least: int = GRID_WIDTH) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """uint8 (P, H, W) with one or three channels -> a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+class Pictures(NamedTuple):
+    """Images read from disk at one size, with where each came from, and the files that could not be read."""
+
+    pixels: Tensor  # uint8 (N, P, H, W)
+    names: list[str]
+    rejected: dict[str, str]  # file -> reason
+
+
+def read_pictures(path: Path, size: int, channels: int) -> Pictures:
+    """All images of a folder (and the folders in it), of one file, or of an ADM sample file, at a model's size."""
+    if path.suffix == ".npz" and path.is_file():
+        return _read_npz(path, size, channels)
+    if not path.exists():
+        raise InputError(f"Expected a folder of images or an image file; {path} does not exist.")
+    folder, files = path.parent, [path]
+    if path.is_dir():
+        folder, files = path, sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    images, names, rejected = [], [], {}
+    for file in files:
+        name = str(file.relative_to(folder))
+        try:
+            images.append(read_image(file, size, channels))
+            names.append(name)
+        except Exception as error:  # Pillow's decoders raise a dozen types
+            rejected[name] = str(error).partition("\n")[0] or type(error).__name__
+    if not images:
+        found = f"none of {len(files)} can be read" if files else "there is none"
+        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {path}; {found}.")
+    return Pictures(torch.stack(images), names, rejected)
+
+
+def read_image(path: Path, size: int, channels: int) -> Tensor:
+    """One image file -> uint8 (P, size, size): turned as its EXIF says, made grey or RGB, scaled and cropped.
+
+    The shorter side is halved by averaging while twice too long, then brought to `size` by bicubic interpolation, and
+    the centre is cut out, as ADM (arXiv 2105.05233) prepares ImageNet.  Transparent parts become white.
+    """
+    with Image.open(path) as file:
+        if file.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
+            raise InputError(f"Expected 8 bits a channel; got mode {file.mode}.")
+        image = ImageOps.exif_transpose(file)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("L" if channels == 1 else "RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
+
+
+def _read_npz(path: Path, size: int, channels: int) -> Pictures:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pixels = torch.from_numpy(file["arr_0"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
+    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != (size, size, channels) or not len(pixels):
+        raise InputError(
+            f"Expected uint8 images of shape (N, {size}, {size}, {channels}) in {path}, as the model's; "
+            f"got {tuple(pixels.shape)} {pixels.dtype}."
+        )
+    names = [f"{path.name}[{i}]" for i in range(len(pixels))]
+    return Pictures(pixels.permute(0, 3, 1, 2), names, {})

@@ -1,8 +1,11 @@
 """One step along the score takes the noise off that the flow was trained with."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
 
 
@@ -17,3 +20,9 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
         x = x.detach().requires_grad_()
         (score,) = torch.autograd.grad(flow.log_prob(x, labels).sum(), x)
     return x.detach() + step * flow.config.noise_std**2 * score
+
+
+def check_score_step(step: float) -> None:
+    """Raise unless this is a share of the noise that can be taken off."""
+    if not isinstance(step, int | float) or not 0 <= step < math.inf:
+        raise InputError(f"Expected a score step of 0 (none), 1 (all the noise) or a number about them; got {step!r}.")

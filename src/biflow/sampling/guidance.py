@@ -12,6 +12,7 @@ from biflow.errors import InputError
 from biflow.models.flow_block import Affine, FlowBlock
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
+from biflow.shorthand import split_shorthand, with_settings
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class Guidance:
 
 
 NO_GUIDANCE = Guidance()
+
+
+def parse_guidance(text: str) -> Guidance:
+    """Guidance from one word.
+
+    >>> parse_guidance("2.3,annealed")
+    Guidance(strength=2.3, annealed=True, on='both', temperature=1.0)
+    """
+    head, settings = split_shorthand(text)
+    try:
+        strength = float(head)
+    except ValueError:
+        raise InputError(f"Expected guidance that begins with a number, as 2.3,annealed does; got {text!r}.") from None
+    return with_settings(Guidance(strength), settings)
 
 
 class GuidedBlock:

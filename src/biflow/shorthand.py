@@ -1,0 +1,49 @@
+"""Settings in one word of the command line: a value, then `key=value` or a bare flag, between commas.
+
+`2.5,annealed,on=shift` or `gs-jacobi,tolerance=1e-4,groups=[16,8]`.
+"""
+
+import re
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from biflow.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def split_shorthand(text: str) -> tuple[str, dict[str, Any]]:
+    """The value in front, and the settings after it.
+
+    >>> split_shorthand("2.5,annealed,on=shift")
+    ('2.5', {'annealed': True, 'on': 'shift'})
+    """
+    head, *rest = re.split(r",(?![^\[]*\])", text)  # not at commas within brackets
+    settings = {}
+    for word in rest:
+        key, equals, value = word.strip().partition("=")
+        try:
+            settings[key] = yaml.safe_load(value) if equals else True
+        except yaml.YAMLError:
+            raise InputError(f"Expected key=value in {text!r}; cannot read {word.strip()!r}.") from None
+    return head.strip(), settings
+
+
+def with_settings(default: T, settings: dict[str, Any]) -> T:
+    """A copy of this dataclass object with settings changed, each of the type of its field."""
+    known = [field.name for field in fields(default)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            options = nearest(key, known) if known else "it has none."
+            raise InputError(f"Unknown setting {key!r}; {options}")
+    try:
+        return TypeAdapter(type(default)).validate_python({**asdict(default), **settings})  # type: ignore[call-overload]
+    except ValidationError as error:
+        fault = error.errors()[0]
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "value_error":
+            raise InputError(message) from None
+        raise InputError(f"{fault['loc'][0]}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}.") from None
