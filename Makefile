@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test check smoke clean
+.PHONY: quickstart test slow check smoke clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what can be made.
@@ -15,6 +15,9 @@ quickstart: $(VENV)/.quickstart  ## Train on digits, learn the inverse, sample b
 
 test: $(VENV)/.dev  ## Run the tests.
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+slow: $(VENV)/.dev  ## Run the slow tests.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.dev  ## Lint, format and types.
 	$(BIN)/ruff check .

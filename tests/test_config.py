@@ -1,8 +1,37 @@
 import pytest
+import torch
 import yaml
 
 from biflow.config import RunConfig, load_recipe, parse_config, recipe_names, recipe_text, smoke, to_yaml
 from biflow.errors import InputError
+from biflow.models.forward_flow import ForwardFlow
+
+PUBLISHED_MILLIONS = {
+    "tarflow_imagenet64_likelihood": 460.1,
+    "tarflow_imagenet64_unconditional": 460.1,
+    "tarflow_imagenet64": 466.3,
+    "tarflow_imagenet64_p4": 817.6,
+    "tarflow_imagenet128": 823.9,
+    "tarflow_afhq256": 463.5,
+    "flowback_imagenet64": 817.6,
+    "flowback_latent256_p1": 831,
+    "itarflow_b2": 118,  # of its authors' development code; the paper rounds to 120
+    "itarflow_xl2": 690,
+}
+
+
+@pytest.mark.parametrize(("name", "millions"), PUBLISHED_MILLIONS.items())
+def test_recipes_have_the_published_number_of_parameters(name, millions):
+    with torch.device("meta"):
+        flow = ForwardFlow(load_recipe(name).model)
+    assert sum(p.numel() for p in flow.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_what_its_result_is(name):
+    head = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    result = next(line for line in head if line.startswith("# Result:"))
+    assert result.startswith(("# Result: published,", "# Result: measured,"))
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -31,6 +60,19 @@ def test_overrides_reach_nested_keys_with_their_types():
     assert config.stage == "flow"
 
 
+def test_flags_lists_and_none_can_be_set():
+    overrides = ["model.flow.layers=[1, 1, 1, 4]", "model.flow.qk_norm=true", "fit_flow.clip_norm=null"]
+    config = load_recipe("biflow_digits", overrides)
+    assert config.model.flow.block_layers == (1, 1, 1, 4)
+    assert config.model.flow.qk_norm is True
+    assert config.fit_flow.clip_norm is None
+
+
+def test_rotary_positions_need_heads_of_pairs():
+    with pytest.raises(InputError, match="head_width to be a multiple of 4"):
+        load_recipe("biflow_digits", ["model.flow.head_width=2", "model.flow.positions=rotary"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -43,6 +85,11 @@ def test_overrides_reach_nested_keys_with_their_types():
         ("stage=reverze", r"stage: input should be 'both' or 'flow'; got 'reverze'"),
         ("seed.value=3", r"Expected a key that has sub-keys; got 'seed'"),
         ("seed=true", r"seed: Expected a number or a word; got true"),
+        ("model.flow.qk_norm=3", r"qk_norm: input should be a valid boolean"),
+        ("model.flow.layers=[2, 2]", r"one number of layers for each of 4 blocks; got 2"),
+        ("model.flow.layers=0", r"model.flow.layers.*greater than 0"),
+        ("model.flow.clip=0", r"model.flow.clip: input should be greater than 0"),
+        ("model.flow.norm=batch", r"model.flow.norm: input should be 'layer' or 'rms'; got 'batch'"),
         ("seed=[1", r"Expected valid YAML in the override 'seed=\[1'"),
         ("fit_flow.learning_rate=.inf", r"fit_flow.learning_rate: input should be a finite number"),
         ("fit_flow.betas=[0.9, 1.5]", r"fit_flow.betas.1: input should be less than 1"),

@@ -2,12 +2,14 @@ import pytest
 import torch
 
 from biflow.checkpoint import new_model
+from biflow.config import FlowConfig
 from biflow.errors import InputError
 from biflow.pipeline import Pipeline
+from biflow.samplers import Jacobi, Sequential
 from biflow.sampling.guidance import Guidance
-from tests.builders import tiny_config, tiny_model
+from tests.builders import tiny_config, tiny_images, tiny_model
 
-METHODS = ["reverse", "sequential"]
+METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi"]
 
 
 @pytest.fixture
@@ -113,3 +115,64 @@ def test_a_pipeline_survives_its_folder(pipe, tmp_path):
     loaded = Pipeline.from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.sample_pixels([0, 1]), pipe.sample_pixels([0, 1]))
     assert loaded.class_names == ("a", "b", "c")
+
+
+def test_exact_methods_agree_within_a_grey_level(pipe):
+    labels = [0, 1, 2, 3]
+    exact = pipe.sample_pixels(labels, method="sequential", guidance=Guidance(1.0, annealed=True)).int()
+    for method in ("jacobi", "gs-jacobi", Jacobi(tolerance=1e-6, groups=[1, 2, 3])):
+        near = pipe.sample_pixels(labels, method=method, guidance=Guidance(1.0, annealed=True)).int()
+        assert (near - exact).abs().max() <= 1
+
+
+def test_groups_are_measured_once_for_every_guidance(pipe):
+    for guidance in (0.0, 1.0, 0.0):
+        pipe.sample([0], method="gs-jacobi", guidance=guidance)
+    assert len(pipe._prepared) == 2
+
+
+def test_the_score_step_can_be_left_out(pipe):
+    plain, denoised = (pipe.sample_pixels([0, 1], method=Sequential(denoise=step)) for step in (0, 1))
+    assert not torch.equal(plain, denoised)
+
+
+def test_noise_follows_the_prior_of_a_volume_preserving_flow():
+    flow = FlowConfig(blocks=3, layers=2, width=16, head_width=8, volume_preserving=True)
+    pipe = Pipeline(tiny_model(tiny_config(flow=flow)))
+    plain = pipe.noise([0, 1], seed=0)
+    pipe.model.flow.prior_variance.fill_(4.0)
+    assert torch.equal(pipe.noise([0, 1], seed=0), 2 * plain)
+
+
+def test_log_prob_is_that_of_no_class_unless_told(pipe):
+    pixels = tiny_images(5).images
+    free = pipe.log_prob(pixels)
+    assert torch.equal(free.nats, pipe.log_prob(pixels, [3] * 5).nats)
+    assert not torch.equal(free.nats, pipe.log_prob(pixels, [0] * 5).nats)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "message"),
+    [
+        (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), {}, r"shape \(N, 1, 4, 4\); got \(2, 1, 5, 5\)"),
+        (torch.zeros(2, 1, 4, 4), {}, "uint8 images"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"labels": [0]}, "one label for each of 2 images; got 1"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"draws": 0}, "1 or more draws"),
+    ],
+)
+def test_images_that_cannot_be_scored_are_refused(pipe, pixels, options, message):
+    with pytest.raises(InputError, match=message):
+        pipe.log_prob(pixels, **options)
+
+
+def test_an_unconditional_model_takes_no_labels_and_no_guidance_by_class():
+    pipe = Pipeline(tiny_model(tiny_config(num_classes=0, reverse=None)))
+    with pytest.raises(InputError, match="this model is unconditional; got 1"):
+        pipe.sample([1], method="sequential")
+    with pytest.raises(InputError, match="this one is unconditional"):
+        pipe.sample([0], method="sequential", guidance=1.0)
+
+
+def test_a_model_of_latents_says_that_it_cannot_be_decoded():
+    with pytest.raises(InputError, match="'vae:some' latents"):
+        Pipeline(tiny_model(tiny_config(codec="vae:some")))

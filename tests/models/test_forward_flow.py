@@ -6,11 +6,23 @@ from biflow.models.flow_block import Affine, restore, standardise
 from biflow.models.forward_flow import ForwardFlow
 from tests.builders import noise_and_labels, tiny_config, tiny_flow
 
+
+def flow_of(**changes: object) -> dict[str, object]:
+    return {"flow": FlowConfig(**{"blocks": 3, "layers": 2, "width": 16, "head_width": 8, **changes})}
+
+
 FLOWS = {
     "three blocks": {},
     "one block": {"flow": FlowConfig(blocks=1, layers=1, width=16, head_width=16)},
     "one value a patch": {"patch_size": 1, "image_size": 2},
     "unconditional": {"num_classes": 0},
+    "deep-shallow": flow_of(layers=(1, 1, 3)),
+    "rms norm": flow_of(norm="rms"),
+    "SwiGLU": flow_of(mlp="swiglu", mlp_ratio=2.5),
+    "rotary": flow_of(positions="rotary"),
+    "query-key norm": flow_of(qk_norm=True),
+    "clipped": flow_of(clip=0.05),
+    "volume preserving": flow_of(volume_preserving=True),
 }
 
 
@@ -47,12 +59,56 @@ def test_states_run_from_the_data_to_the_noise(flow):
     assert out.states[-1] is out.z
 
 
-def test_a_fresh_flow_is_the_identity():
-    flow = ForwardFlow(tiny_config())
-    z, labels = noise_and_labels()
-    out = flow(z.float(), labels)
-    assert torch.equal(out.z, z.float())
-    assert torch.equal(out.log_det, torch.zeros(5))
+@pytest.mark.parametrize("changes", FLOWS.values(), ids=FLOWS.keys())
+def test_a_fresh_flow_is_the_identity(changes):
+    flow = ForwardFlow(tiny_config(**changes))
+    x = random_patches(flow, 3).float()
+    out = flow(x, torch.full((3,), flow.config.null_label))
+    assert torch.equal(out.z, x)
+    assert torch.equal(out.log_det, torch.zeros(3))
+
+
+def test_layers_of_a_list_are_those_of_each_block():
+    flow = ForwardFlow(tiny_config(**FLOWS["deep-shallow"]))
+    assert [len(block.transformer.layers) for block in flow.blocks] == [1, 1, 3]
+
+
+def test_clip_bounds_shift_and_log_scale():
+    free, clipped = tiny_flow(), tiny_flow(**FLOWS["clipped"])
+    x, labels = noise_and_labels()
+    found, bounded = (flow.blocks[0].predict(x, flow.blocks[0].classes(labels)) for flow in (free, clipped))
+    assert max(part.abs().max() for part in found) > 0.05
+    for part, limited in zip(found, bounded, strict=True):
+        assert torch.equal(limited, part.clamp(-0.05, 0.05))
+
+
+def test_volume_preserving_shifts_and_does_not_scale():
+    flow = tiny_flow(**FLOWS["volume preserving"])
+    x, labels = noise_and_labels()
+    out = flow(x, labels)
+    assert torch.equal(out.log_det, torch.zeros_like(out.log_det))
+    assert not torch.allclose(out.z, x)
+
+
+def test_prior_variance_counts_in_the_likelihood_and_in_the_noise():
+    flow = tiny_flow(**FLOWS["volume preserving"])
+    x, labels = noise_and_labels()
+    variance = torch.rand(4, 4, dtype=torch.float64) + 0.5
+    flow.prior_variance.copy_(variance)
+    z = flow(x, labels).z
+    expected = torch.distributions.Normal(0, variance.sqrt()).log_prob(z).sum((1, 2))
+    torch.testing.assert_close(flow.log_prob(x, labels), expected)
+    torch.testing.assert_close(flow.scale_noise(x).square(), x.square() * variance)
+
+
+def test_rotary_positions_hold_no_parameters_and_tell_places_apart():
+    flow = tiny_flow(**FLOWS["rotary"])
+    assert not any("rotary" in name or "positions" in name for name in flow.state_dict())
+    block, (x, labels) = flow.blocks[0], noise_and_labels(batch=1)
+    x = x[:, :1].repeat(1, 4, 1) + 0.1 * torch.arange(4)[:, None].flip(0)
+    swapped = x[:, [1, 0, 2, 3]]
+    last, other = (block.predict(each, block.classes(labels)).shift[:, 3] for each in (x, swapped))
+    assert not torch.allclose(last, other)
 
 
 @pytest.mark.parametrize("place", [0, 1])

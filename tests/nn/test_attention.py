@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from biflow.config import TransformerConfig
+from biflow.nn.embeddings import RotaryPositions, rotate
 from biflow.nn.transformer import Transformer
 
 CONFIG = TransformerConfig(width=16, head_width=8)
@@ -39,3 +41,67 @@ def test_cache_is_allocated_once():
     for _ in range(4):
         net(torch.randn(1, 1, 16, dtype=torch.float64), caches)
     assert [cache.keys.data_ptr() for cache in caches] == where
+
+
+@pytest.mark.parametrize("parts", [[1, 1, 1, 1, 1, 1], [2, 3, 1], [1, 5], [6]])
+def test_decoding_several_patches_at_once_equals_one_full_pass(parts):
+    net, x = transformer(causal=True), torch.randn(3, 6, 16, dtype=torch.float64)
+    rotary = RotaryPositions(6, 8).double()
+    caches, done, start = net.new_caches(3, 6), [], 0
+    for part in parts:
+        done.append(net(x[:, start : start + part], caches, rotary=rotary(start, part)))
+        start += part
+    torch.testing.assert_close(torch.cat(done, dim=1), net(x, rotary=rotary(0, 6)), rtol=0, atol=1e-12)
+
+
+def test_a_cache_set_back_forgets_the_last_patches():
+    net, x = transformer(causal=True), torch.randn(2, 5, 16, dtype=torch.float64)
+    caches = net.new_caches(2, 5)
+    net(x[:, :3], caches)
+    net(torch.randn(2, 2, 16, dtype=torch.float64), caches)  # a guess
+    for cache in caches:
+        cache.length = 3
+    torch.testing.assert_close(net(x[:, 3:], caches), net(x)[:, 3:], rtol=0, atol=1e-12)
+
+
+def test_temperature_acts_on_each_sample_alone():
+    net, x = transformer(causal=True), torch.randn(2, 6, 16, dtype=torch.float64)
+    mixed = net(x, temperature=torch.tensor([1.0, 2.0], dtype=torch.float64))
+    torch.testing.assert_close(mixed[:1], net(x)[:1], rtol=0, atol=1e-12)
+    assert not torch.allclose(mixed[1], net(x)[1])
+
+
+def test_endless_temperature_attends_to_all_patches_alike():
+    net = Transformer(CONFIG, 1, causal=False).double()
+    attention, x = net.layers[0].attention, torch.randn(1, 4, 16, dtype=torch.float64)
+    values = attention.qkv(x)[..., 32:].mean(dim=1, keepdim=True).expand(1, 4, 16)
+    blurred = attention(x, temperature=torch.full((1,), 1e12, dtype=torch.float64))
+    torch.testing.assert_close(blurred, attention.out(values))
+
+
+def test_rotary_products_depend_on_the_offset_along_rows_and_columns():
+    rotary = RotaryPositions(16, 8).double()
+    query, key = torch.randn(2, 8, dtype=torch.float64)
+    turned = [rotate(each.expand(1, 1, 16, 8), rotary(0, 16))[0, 0] for each in (query, key)]
+    products = (turned[0] @ turned[1].T).reshape(4, 4, 4, 4)  # row, column of the query; row, column of the key
+    torch.testing.assert_close(products[0, 0, 1, 2], products[2, 1, 3, 3])
+    torch.testing.assert_close(products[1, 1, 1, 1], query @ key)
+    assert not torch.isclose(products[0, 0, 1, 2], products[0, 0, 2, 1])
+
+
+def test_rotary_leaves_a_prefix_as_it_is():
+    table = RotaryPositions(4, 8, prefix=2)(0, 6)
+    x = torch.randn(1, 1, 6, 8)
+    assert torch.equal(rotate(x, table)[:, :, :3], x[:, :, :3])  # the first place of the grid has angle 0 as well
+    assert not torch.allclose(rotate(x, table)[:, :, 3:], x[:, :, 3:])
+
+
+def test_query_key_norm_makes_attention_blind_to_the_scale_of_queries():
+    config = TransformerConfig(width=16, head_width=8, qk_norm=True)
+    attention = Transformer(config, 1, causal=False).double().layers[0].attention
+    x = torch.randn(1, 4, 16, dtype=torch.float64)
+    before = attention(x)
+    with torch.no_grad():
+        attention.qkv.weight[:16] *= 3
+        attention.qkv.bias[:16] *= 3
+    torch.testing.assert_close(attention(x), before, rtol=1e-5, atol=1e-5)

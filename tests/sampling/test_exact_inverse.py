@@ -179,7 +179,7 @@ def test_measured_groups_are_one_valid_size_a_block_and_small_where_a_block_is_h
         flow.blocks[0].project_out.weight.mul_(9)  # each patch hangs on those before it
         flow.blocks[1].project_out.weight.zero_()  # all patches at once
     z, labels = long_noise(4), torch.arange(4)
-    sizes = measure_groups(flow, z, labels)
+    sizes = measure_groups(flow, z, labels, call_cost=16)
     assert len(sizes) == 3
     assert sizes[1] == 35
     assert sizes[0] < 35

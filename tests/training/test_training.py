@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from biflow.config import FitConfig, ReverseConfig
+from biflow.config import FitConfig, FlowConfig, ReverseConfig
 from biflow.data.perturb import add_noise
 from biflow.errors import InputError, Interrupted
 from biflow.features.judge import Judge
@@ -91,6 +91,70 @@ def test_schedule_warms_up_then_falls_to_zero():
     assert factors[:10] == sorted(factors[:10])
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[100] == pytest.approx(0)
+
+
+def test_schedule_can_stay_or_end_above_zero():
+    constant = FitConfig(steps=100, warmup_steps=10, schedule="constant")
+    assert [learning_rate_factor(step, constant) for step in (4, 9, 50, 99)] == [0.5, 1, 1, 1]
+    ending = FitConfig(steps=100, warmup_steps=0, learning_rate=1e-3, last_learning_rate=1e-4)
+    assert learning_rate_factor(100, ending) == pytest.approx(0.1)
+
+
+def test_gradients_are_not_clipped_without_a_limit():
+    batch = tiny_batch()
+    norms, moved = [], []
+    for limit in (None, 1e-3):
+        trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(clip_norm=limit, warmup_steps=0), ALONE)
+        norms.append(trainer._take_step(batch)[1])
+        moved.append(max(p.grad.abs().max() for p in trainer.model.parameters()))
+    assert norms[0] == norms[1]
+    assert moved[1] < moved[0] / 10
+
+
+def test_dequantised_images_fill_their_bins_evenly():
+    images = PixelCodec().encode(tiny_images(100).images)
+    width = PixelCodec.bin_width
+    offsets = (add_noise(images, range(100), 0.0, "test", bin_width=width) - images) / width
+    assert offsets.min() >= -0.5001
+    assert offsets.max() <= 0.5001
+    assert offsets.mean().abs() < 0.03
+    assert offsets.std() == pytest.approx(12**-0.5, rel=0.05)
+
+
+def test_a_flow_for_likelihood_sees_dequantised_images():
+    run = make_run(tiny_images(), model=tiny_config(dequantise=True, noise_std=0.0, reverse=None), stage="flow")
+    objective = FitFlow(tiny_model(run.config.model).flow)
+    batch = training_batches(run, "flow", objective, run.config.fit_flow)(0)
+    offsets = (batch.noisy - batch.clean).abs()
+    assert 0 < offsets.max() <= PixelCodec.bin_width / 2 * 1.0001
+
+
+def test_the_prior_of_a_volume_preserving_flow_is_that_of_its_noise(tmp_path):
+    flow = FlowConfig(blocks=3, layers=2, width=16, head_width=8, volume_preserving=True)
+    model = train_in(tmp_path / "run", model=tiny_config(flow=flow))
+    run = make_run(tiny_images(), model=tiny_config(flow=flow))
+    expected = measure_mean_squares(run, model.flow)[-1]
+    torch.testing.assert_close(model.flow.prior_variance, expected)
+    assert model.flow.prior_variance.std() > 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_training_goes_on_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    with pytest.warns(UserWarning, match=r"without torch\.compile, which fails on this machine"):
+        trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(compile=True), ALONE)
+    assert trainer._take_step(tiny_batch())[0].total.isfinite()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_compiled_training_gives_the_same_losses():
+    losses = []
+    for compiled in (False, True):
+        trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(compile=compiled, warmup_steps=0), ALONE)
+        losses.append([trainer._take_step(tiny_batch())[0].total.item() for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_average_follows_its_definition():

@@ -21,7 +21,7 @@ from biflow.sampling.result import Sample
 
 TOLERANCE = 1e-3
 LARGEST_GUESS = 1e4  # keeps an iterate that overshoots from turning into not-a-number, which would spread
-CALL_COST = 16.0
+CALL_COST = 64.0  # suits single small images on a CPU; a GPU waits for far more patches in the time of a call
 
 Groups = int | Sequence[int] | None
 """Patches in a group: for every block, or one number a block (the block at the data first); None for all patches."""

@@ -1,0 +1,180 @@
+"""What every exact inverse costs, from 16 to 1024 patches: time, network calls, error, memory.
+
+    python benchmarks/inverse.py                        # trains a small flow for each length first, about 20 minutes
+    python benchmarks/inverse.py --lengths 16 64        # only these lengths
+    python benchmarks/inverse.py --shape                # sequential against one forward pass, 8 blocks x 2 layers x 256
+    python benchmarks/inverse.py --shape --recipe itarflow_b2 --device cuda
+
+How many rounds Jacobi takes depends on what the flow has learned, so its flows are trained: the digits' recipe on
+digits enlarged to the length, 400 steps of 8 images (kept in runs/inverse).  Batch 1, guidance as given; the fastest of
+three calls.  Writes docs/results/speed/inverse.{md,json}, or inverse_shape*.{md,json}.
+"""
+
+import argparse
+import ctypes
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import describe, report, seconds
+from rich.console import Console
+
+from biflow.checkpoint import load_model, save_model
+from biflow.config import FlowConfig, ModelConfig, load_recipe
+from biflow.data.datasets import ImageSet, load_data
+from biflow.data.randomness import normal_for, seeded_weights
+from biflow.models.forward_flow import ForwardFlow
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
+from biflow.sampling.result import Sample
+from biflow.sampling.sequential import invert_sequentially
+from biflow.training.run import open_run
+from biflow.training.stages import train_model
+
+LENGTHS = [16, 64, 144, 256, 576, 1024]
+STEPS, BATCH = 400, 8
+TOLERANCE = 1e-3
+MIB = 2**20
+
+
+def trained_flow(length: int, runs: Path) -> ForwardFlow:
+    """A flow over this many patches, trained on digits enlarged to fit, or loaded if that was done before."""
+    folder = runs / f"patches_{length}"
+    if not (folder / "model").exists():
+        patch_size, side = (2, 8) if length == 16 else (1, round(length**0.5))
+        overrides = [f"model.image_size={side}", f"model.patch_size={patch_size}", "stage=flow", "model.reverse=null"]
+        overrides += [f"fit_flow.steps={STEPS}", f"fit_flow.batch_size={BATCH}", "fit_flow.save_every=1000"]
+        config = load_recipe("biflow_digits", overrides)
+        digits = load_data("digits").train
+        images = F.interpolate(digits.images.float(), size=(side, side), mode="bilinear").round().to(torch.uint8)
+        data = ImageSet(images, digits.labels, digits.class_names)
+        with open_run(config, data, folder, resume=False, console=Console()) as run:
+            save_model(train_model(run).model, folder / "model")
+    return load_model(folder / "model").flow
+
+
+def peak_memory(call: Callable[[], object]) -> float | None:
+    """Bytes that a call needs at its peak, beyond those in use before; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = _kib(status.read_text(), "VmRSS")
+        call()
+        return 1024 * (_kib(status.read_text(), "VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _kib(status: str, name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", status)
+    assert found
+    return int(found[1])
+
+
+def measure(length: int, guidance: Guidance, runs: Path) -> dict[str, Any]:
+    """Every exact inverse of one trained flow, from the same noise."""
+    flow, device = trained_flow(length, runs), torch.device("cpu")
+    shape = tuple(flow.prior_variance.shape)
+    z, labels = normal_for([0], shape, "inverse"), torch.tensor([3])
+    several, classes = normal_for(range(8), shape, "groups"), torch.arange(8)
+    groups = measure_groups(flow, several, classes, guidance=guidance, tolerance=TOLERANCE)
+    samplers: dict[str, Callable[[], Sample]] = {
+        "sequential": lambda: invert_sequentially(flow, z, labels, guidance=guidance),
+        "jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE),
+        "gs_jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE, groups=groups),
+    }
+    exact = samplers["sequential"]().x
+    found: dict[str, Any] = {
+        "patches": length,
+        "groups": list(groups),
+        "forward": {"seconds": seconds(lambda: flow(z, labels), device)},
+    }
+    for name, sampler in samplers.items():
+        drawn = sampler()
+        assert drawn.residual is not None
+        found[name] = {
+            "seconds": seconds(sampler, device),
+            "network_calls": drawn.network_calls,
+            "residual": drawn.residual.max().item(),
+            "error": (drawn.x - exact).abs().max().item(),
+            "peak_bytes": peak_memory(sampler),
+        }
+    return found
+
+
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """The lines of the table that tell of one length."""
+    lines = [[str(found["patches"]), "forward", "", "", f"{found['forward']['seconds'] * 1e3:.1f}", "", "", "", ""]]
+    slow = found["sequential"]
+    for name in ("sequential", "jacobi", "gs_jacobi"):
+        each = found[name]
+        calls, time = each["network_calls"] / slow["network_calls"], each["seconds"] / slow["seconds"]
+        cells = [str(each["network_calls"]), f"{calls:.2f}", f"{each['seconds'] * 1e3:.0f}", f"{time:.2f}"]
+        cells += ["" if each["peak_bytes"] is None else f"{each['peak_bytes'] / MIB:.1f}", f"{each['error']:.0e}"]
+        groups = " ".join(map(str, found["groups"])) if name == "gs_jacobi" else ""
+        lines.append(["", name.replace("_", "-"), *cells, groups])
+    return lines
+
+
+def wide(length: int) -> ModelConfig:
+    """8 blocks of 2 layers of width 256, one value a patch."""
+    flow = FlowConfig(width=256, blocks=8, layers=2, head_width=64)
+    side = round(length**0.5)
+    return ModelConfig(image_size=side, channels=1, patch_size=1, num_classes=10, noise_std=0.1, flow=flow)
+
+
+def measure_shape(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """Sequential inverse, with and without guidance, against one forward pass; random weights, which do not matter."""
+    with seeded_weights(0):
+        flow = ForwardFlow(config).to(device).eval().requires_grad_(False)
+    z = normal_for([0], tuple(flow.prior_variance.shape), "inverse").to(device)
+    labels = torch.zeros(1, dtype=torch.long, device=device)
+    repeats = 3 if config.num_patches <= 256 else 1
+    return {
+        "patches": config.num_patches,
+        "forward": seconds(lambda: flow(z, labels), device, 10),
+        "sequential": seconds(lambda: invert_sequentially(flow, z, labels), device, repeats),
+        "guided": seconds(lambda: invert_sequentially(flow, z, labels, guidance=Guidance(1.0)), device, repeats),
+        "network_calls": config.flow.blocks * (config.num_patches - 1),
+    }
+
+
+def shape_row(found: dict[str, Any]) -> list[str]:
+    """One line of the table of `--shape`."""
+    forward, sequential, guided = (found[name] for name in ("forward", "sequential", "guided"))
+    cells = [str(found["patches"]), f"{forward * 1e3:.1f}", str(found["network_calls"]), f"{sequential * 1e3:.0f}"]
+    return [*cells, f"{sequential / forward:.1f}", f"{guided * 1e3:.0f}", f"{guided / sequential:.2f}"]
+
+
+def main() -> None:
+    """Measure every length and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--guidance", type=float, default=0.0)
+    parser.add_argument("--shape", action="store_true", help="sequential against forward, at a fixed shape")
+    parser.add_argument("--recipe", help="with --shape: the flow of this recipe instead")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/inverse"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
+    arguments = parser.parse_args()
+    numbers: dict[str, Any] = {"machine": describe(arguments.device)}
+    if arguments.shape:
+        shapes = [load_recipe(arguments.recipe).model] if arguments.recipe else [wide(t) for t in arguments.lengths]
+        numbers["shapes"] = [measure_shape(shape, arguments.device) for shape in shapes]
+        head = ["T", "forward ms", "calls", "sequential ms", "/ forward", "guided ms", "/ unguided"]
+        name = "_".join(["inverse_shape", *([arguments.recipe] if arguments.recipe else [])])
+        report(arguments.out / name, head, [shape_row(each) for each in numbers["shapes"]], numbers)
+        return
+    numbers |= {"guidance": arguments.guidance, "tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
+    numbers["lengths"] = [measure(t, Guidance(arguments.guidance), arguments.runs) for t in arguments.lengths]
+    head = ["T", "inverse", "calls", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
+    lines = [line for each in numbers["lengths"] for line in rows(each)]
+    report(arguments.out / "inverse", head, lines, numbers)
+
+
+if __name__ == "__main__":
+    main()

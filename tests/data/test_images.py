@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biflow.data.images import read_image, read_pictures, write_images
+from biflow.errors import InputError
+
+
+def picture(height: int, width: int, *channels: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".png"])
+def test_what_is_written_is_read_back(tmp_path, suffix):
+    pixels = torch.from_numpy(picture(8, 8, 3)).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+    path = tmp_path / "x.npz" if suffix == ".npz" else tmp_path / "folder"
+    write_images(path, pixels, torch.tensor([0, 1]))
+    found = read_pictures(path, 8, 3)
+    assert torch.equal(found.pixels, pixels)
+    assert len(found.names) == 2
+    assert not found.rejected
+
+
+def test_larger_images_are_scaled_and_their_centre_is_cut_out(tmp_path):
+    wide = np.zeros((16, 48), np.uint8)
+    wide[:, 16:32] = 200
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (read_image(tmp_path / "wide.png", 4, 1) == 200).all()
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 9), (31, 17), (100, 33)])
+def test_every_size_comes_out_at_the_models(tmp_path, size):
+    Image.fromarray(picture(*size, 3)).save(tmp_path / "x.png")
+    assert read_image(tmp_path / "x.png", 8, 3).shape == (3, 8, 8)
+    assert read_image(tmp_path / "x.png", 8, 1).shape == (1, 8, 8)
+
+
+def test_every_mode_becomes_grey_or_colour(tmp_path):
+    rgb = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    for mode, suffix in [("L", "png"), ("P", "png"), ("RGB", "jpg"), ("CMYK", "jpg"), ("RGB", "webp"), ("RGB", "bmp")]:
+        path = tmp_path / f"{mode}.{suffix}"
+        rgb.convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+        assert (read_image(path, 8, 3).int() - 90).abs().max() <= 3, (mode, suffix)
+
+
+def test_transparent_parts_become_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png", 8, 3)
+    assert (found[:, :4] == 0).all()
+    assert (found[:, 4:] == 255).all()
+
+
+def test_exif_rotation_is_followed(tmp_path):
+    image = Image.fromarray(np.vstack([np.zeros((4, 8)), np.full((4, 8), 255)]).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "x.png", exif=exif)
+    assert read_image(tmp_path / "x.png", 8, 1)[0, 0].float().mean() > 250
+
+
+def test_files_that_cannot_be_read_are_named_with_their_reason(tmp_path):
+    Image.fromarray(picture(8, 8)).save(tmp_path / "good.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    (tmp_path / "notes.txt").write_text("not an image")
+    found = read_pictures(tmp_path, 8, 1)
+    assert found.names == ["good.png"]
+    assert found.rejected.keys() == {"broken.jpg", "deep.png"}
+    assert "8 bits" in found.rejected["deep.png"]
+
+
+def test_samples_of_another_shape_are_refused(tmp_path):
+    write_images(tmp_path / "x.npz", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2))
+    with pytest.raises(InputError, match=r"\(N, 4, 4, 1\).*got \(2, 8, 8, 1\)"):
+        read_pictures(tmp_path / "x.npz", 4, 1)
+    np.savez(tmp_path / "y.npz", other=np.zeros(3))
+    with pytest.raises(InputError, match="arr_0"):
+        read_pictures(tmp_path / "y.npz", 4, 1)
