@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from biflow.models.forward_flow import ForwardFlow
     from biflow.models.reverse_model import ReverseModel
     from biflow.pipeline import Pipeline
+    from biflow.samplers import Jacobi, OnePass, Sequential
+    from biflow.sampling.guidance import Guidance
+    from biflow.sampling.jacobi import invert_by_jacobi
     from biflow.sampling.one_pass import sample_in_one_pass
     from biflow.sampling.sequential import invert_sequentially
 
@@ -22,12 +25,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "FlowConfig": "biflow.config",
     "ForwardFlow": "biflow.models.forward_flow",
+    "Guidance": "biflow.sampling.guidance",
     "InputError": "biflow.errors",
+    "Jacobi": "biflow.samplers",
     "ModelConfig": "biflow.config",
+    "OnePass": "biflow.samplers",
     "Pipeline": "biflow.pipeline",
     "ReverseConfig": "biflow.config",
     "ReverseModel": "biflow.models.reverse_model",
     "RunConfig": "biflow.config",
+    "Sequential": "biflow.samplers",
+    "invert_by_jacobi": "biflow.sampling.jacobi",
     "invert_sequentially": "biflow.sampling.sequential",
     "load_recipe": "biflow.config",
     "sample_in_one_pass": "biflow.sampling.one_pass",

@@ -215,8 +215,8 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
 
 
 def _ranking_table(ranking: Sequence["Ranked"], show: int) -> Table:
-    rows = [[str(each.rank), each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking[:show]]
-    return _table(f"the least likely of {len(ranking)} images", [["rank", "image", "nats", "bits/dim"], *rows])
+    rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking[:show]]
+    return _table(f"the least likely of {len(ranking)} images", [["image", "nats", "bits/dim"], *rows])
 
 
 def _table(title: str, rows: list[list[str]]) -> Table:

@@ -198,6 +198,7 @@ def test_measured_groups_are_one_valid_size_a_block_and_small_where_a_block_is_h
         ({"groups": 5}, "groups of 1 to 4 patches; got 5"),
         ({"groups": [2, 2]}, "one group size for each of 3 blocks; got 2"),
         ({"groups": [2, 2, 1.5]}, "groups of 1 to 4 patches; got 1.5"),
+        ({"start": [torch.zeros(5, 4, 4)]}, "a guess for each of 3 blocks; got 1"),
     ],
 )
 def test_tolerance_and_groups_out_of_range_are_refused(options, message):

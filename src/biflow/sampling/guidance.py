@@ -37,9 +37,9 @@ class Guidance:
         if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
             raise InputError(f"Expected a finite temperature above 0 (1 changes nothing); got {self.temperature!r}.")
 
-    def strengths(self, num_patches: int) -> Tensor:
-        """The strength for each patch in reading order: (T, 1), float64, on the CPU."""
-        places = torch.arange(num_patches, dtype=torch.float64)[:, None]
+    def strengths(self, num_patches: int, like: Tensor) -> Tensor:
+        """The strength for each patch in reading order: (T, 1), in the precision and on the device of `like`."""
+        places = torch.arange(num_patches, dtype=like.dtype, device=like.device)[:, None]
         share = places / max(1, num_patches - 1) if self.annealed else torch.ones_like(places)
         return self.strength * share
 
@@ -84,8 +84,7 @@ class GuidedBlock:
         if guidance.strength:
             without_label = block.classes(torch.full_like(labels, flow.config.null_label))
             self.condition = torch.cat([self.condition, without_label])
-            self.strengths = guidance.strengths(flow.config.num_patches).to(self.condition.dtype)
-            self.strengths = self.strengths.to(self.condition.device)
+            self.strengths = guidance.strengths(flow.config.num_patches, self.condition)
             if guidance.temperature != 1:
                 ones = torch.ones_like(self.condition[: len(labels), 0, 0])
                 self.temperature = torch.cat([ones, guidance.temperature * ones])

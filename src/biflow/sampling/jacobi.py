@@ -46,6 +46,8 @@ def invert_by_jacobi(
     guidance.check(flow.config.num_classes)
     check_tolerance(tolerance)
     sizes = group_sizes(groups, len(flow.blocks), z.shape[1])
+    if start is not None and len(start) != len(flow.blocks):
+        raise InputError(f"Expected a guess for each of {len(flow.blocks)} blocks; got {len(start)}.")
     caches = new_caches(flow, labels, guidance)
     x, calls, residual = z, 0, torch.zeros_like(z[:, 0, 0])
     for level in reversed(range(len(flow.blocks))):
