@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What is measured on a GPU, in one go of well under half an hour: training throughput and model-FLOP utilisation in
-# bfloat16, and the latency of the exact inverses at the shape of BiFlow-B/2's flow.  JSON lands in $1.
+# bfloat16, and the latency of the sequential inverse at the shape of BiFlow-B/2's flow.  JSON lands in $1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-docs/results/gpu}

@@ -54,6 +54,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, sizes: Sequence[int] =
     return max(rates)
 
 
+RATED = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 FLOP/s, of the makers' data sheets
+
+
+def rated_rate(device: torch.device) -> float | None:
+    """The peak that a GPU's maker states for bfloat16; None where it is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((rate for model, rate in RATED.items() if model in name), None)
+
+
 def report(path: Path, head: list[str], rows: list[list[str]], numbers: dict[str, Any]) -> None:
     """Print a table, and write it and its numbers to this path, with .md and .json put to its end."""
     lines = [head, ["---"] * len(head), *rows]

@@ -6,8 +6,9 @@
 
 A step is the forward and backward pass, clipping, AdamW and the moving average, on random images; bfloat16 autocast on
 a GPU, float32 on a CPU.  Its operations are those of the matrix products and of attention, which is counted as causal
-(half); a backward pass counts as two forward passes.  The machine's rate is that of large square matrix products,
-measured between the steps.  Writes docs/results/speed/training_step*.{md,json}.
+(half); a backward pass counts as two forward passes.  The share is of the rate of large square matrix products,
+measured between the steps; on a GPU also of its rated peak (model-FLOP utilisation).  Writes
+docs/results/speed/training_step*.{md,json}.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, matmul_rate, report, seconds
+from machine import describe, matmul_rate, rated_rate, report, seconds
 
 from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
 from biflow.memory import keep_freed_memory
@@ -45,15 +46,16 @@ def forward_operations(config: ModelConfig) -> float:
 def measure(config: ModelConfig, batch_size: int, device: torch.device, *, compiled: bool) -> dict[str, Any]:
     """Tokens a second and the share of the machine's rate, the best of some rounds."""
     world = World(0, 1, device)
-    trainer = Trainer(FitFlow(ForwardFlow(config)), FitConfig(compile=compiled), world)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    precision = str(dtype).removeprefix("torch.")
+    fit = FitConfig.model_validate({"compile": compiled, "precision": precision})
+    trainer = Trainer(FitFlow(ForwardFlow(config)), fit, world)
     shape = (batch_size, config.channels, config.image_size, config.image_size)
     images, labels = torch.randn(shape, device=device), torch.zeros(batch_size, dtype=torch.long, device=device)
     batch = Batch(images, images, labels, torch.zeros(batch_size, device=device))
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            trainer._take_step(batch)
+        trainer._take_step(batch)
 
     rounds = [(matmul_rate(device, dtype), seconds(step, device, 2)) for _ in range(ROUNDS)]
     peak, best = max(rate for rate, _ in rounds), min(time for _, time in rounds)
@@ -63,13 +65,14 @@ def measure(config: ModelConfig, batch_size: int, device: torch.device, *, compi
         "width": config.flow.width,
         "patches": config.num_patches,
         "batch_size": batch_size,
-        "dtype": str(dtype).removeprefix("torch."),
+        "precision": precision,
         "compiled": compiled,
         "seconds": best,
         "tokens_per_second": batch_size * config.num_patches / best,
         "gflops": rate / 1e9,
         "matmul_gflops": peak / 1e9,
-        "share": rate / peak,
+        "share_of_matmul": rate / peak,
+        "share_of_rated": rate / rated if (rated := rated_rate(device)) else None,
     }
 
 
@@ -80,12 +83,13 @@ def row(found: dict[str, Any]) -> list[str]:
         f"{found['parameters'] / 1e6:.1f} M",
         str(found["patches"]),
         str(found["batch_size"]),
-        found["dtype"] + (", compiled" if found["compiled"] else ""),
+        found["precision"] + (", compiled" if found["compiled"] else ""),
         f"{found['seconds'] * 1e3:.0f}",
         f"{found['tokens_per_second']:,.0f}",
         f"{found['gflops']:,.0f}",
         f"{found['matmul_gflops']:,.0f}",
-        f"{found['share']:.0%}",
+        f"{found['share_of_matmul']:.0%}",
+        f"{found['share_of_rated']:.0%}" if found["share_of_rated"] else "",
     ]
 
 
@@ -107,6 +111,7 @@ def main() -> None:
         for compiled in ([False, True] if arguments.compile else [False])
     ]
     head = ["width", "parameters", "T", "batch", "precision", "ms a step", "tokens/s", "GFLOP/s", "matmul", "share"]
+    head.append("of rated (MFU)")
     numbers = {"machine": describe(arguments.device), "steps": found}
     name = "_".join(["training_step", *(arguments.recipe or []), *(["compiled"] if arguments.compile else [])])
     report(arguments.out / name, head, [row(each) for each in found], numbers)

@@ -190,7 +190,7 @@ BAD = {
     ),
     "groups not numbers": (["sample", "{model}", "--method", "jacobi,groups=x", "--out", "{tmp}/x.png"], "groups: "),
     "no images to score": (["score", "{model}", "{model}"], "there is none"),
-    "images that do not exist": (["score", "{model}", "{tmp}/none"], "does not exist"),
+    "images that do not exist": (["score", "{model}", "{tmp}/none"], "No such file"),
     "an image that is none": (["score", "{model}", "{notes}"], "none of 1 can be read"),
     "contrast without label": (["score", "{model}", "{tmp}", "--contrast"], "Add --label"),
     "score of no class": (["score", "{model}", "{golden}/x.npz", "--label", 7], "labels from 0 to 2"),

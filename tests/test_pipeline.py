@@ -92,6 +92,8 @@ def test_bad_labels_are_refused(pipe, labels, message):
         ({"guidance": -1}, "guidance of 0"),
         ({"guidance": float("inf")}, "guidance of 0"),
         ({"guidance": Guidance(1, annealed=True)}, "for the exact inverse"),
+        ({"guidance": Guidance(1, on="shift")}, "for the exact inverse"),
+        ({"guidance": Guidance(1, temperature=2)}, "for the exact inverse"),
         ({"guidance": "a"}, "guidance of 0"),
         ({"seed": 1.5}, "whole number as seed"),
         ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse\?"),
@@ -126,9 +128,10 @@ def test_exact_methods_agree_within_a_grey_level(pipe):
 
 
 def test_groups_are_measured_once_for_every_guidance(pipe):
-    for guidance in (0.0, 1.0, 0.0):
-        pipe.sample([0], method="gs-jacobi", guidance=guidance)
-    assert len(pipe._prepared) == 2
+    first, other, again = (pipe._prepare(Jacobi(groups="measured"), Guidance(w)) for w in (0.0, 1.0, 0.0))
+    assert first is again
+    assert first is not other
+    assert len(first.groups) == 3
 
 
 def test_the_score_step_can_be_left_out(pipe):
@@ -158,6 +161,12 @@ def test_log_prob_is_that_of_no_class_unless_told(pipe):
         (torch.zeros(2, 1, 4, 4), {}, "uint8 images"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"labels": [0]}, "one label for each of 2 images; got 1"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"draws": 0}, "1 or more draws"),
+        (
+            torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+            {"noise": "unifrom"},
+            "Unknown noise 'unifrom'; did you mean uniform",
+        ),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"average": "max"}, "Unknown average 'max'"),
     ],
 )
 def test_images_that_cannot_be_scored_are_refused(pipe, pixels, options, message):
@@ -171,6 +180,9 @@ def test_an_unconditional_model_takes_no_labels_and_no_guidance_by_class():
         pipe.sample([1], method="sequential")
     with pytest.raises(InputError, match="this one is unconditional"):
         pipe.sample([0], method="sequential", guidance=1.0)
+    pipe = Pipeline(tiny_model(tiny_config(num_classes=0)))
+    with pytest.raises(InputError, match="this one is unconditional"):
+        pipe.sample([0], guidance=1.0)
 
 
 def test_a_model_of_latents_says_that_it_cannot_be_decoded():

@@ -40,9 +40,11 @@ def test_a_sampler_in_one_word(text, expected):
         ("jacobi,tol=1", "Unknown setting 'tol'; did you mean tolerance"),
         ("jacobi,tolerance=fast", r"tolerance: .*; got 'fast'"),
         ("jacobi,groups=[1", "cannot read"),
-        ("sequential,denoise=nan", "score step"),
-        ("sequential,denoise=-1", "score step"),
+        ("sequential,denoise=nan", "Expected denoise"),
+        ("sequential,denoise=-1", "Expected denoise"),
         ("reverse,steps=2", "it has none"),
+        ("jacobi,tolerance", "no flag"),
+        ("jacobi,groups=many", "groups"),
     ],
 )
 def test_faults_are_one_sentence(text, message):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from biflow.data.randomness import normal_for
 from biflow.errors import InputError
 from biflow.models.flow_block import FlowBlock
 from biflow.models.forward_flow import ForwardFlow
@@ -162,7 +163,8 @@ def test_a_learned_prior_variance_is_taken_over(tmp_path):
     pipe = Pipeline.from_tarflow(tmp_path / "vp.pth", noise_std=0.1)
     assert pipe.config.flow.volume_preserving
     close(pipe.model.flow.prior_variance, state["var"])
-    close(pipe.noise([0], seed=1).std(), Pipeline.noise(pipe, [0], 1).std())
+    unscaled = normal_for([0], (4, 48), "sample", 1)
+    close(pipe.noise([0], seed=1), unscaled * state["var"].sqrt())
 
 
 def test_an_imported_model_survives_its_folder_and_can_be_sampled(tmp_path):
@@ -191,7 +193,9 @@ def changed(tmp_path: Path, change: dict[str, Tensor | None]) -> Path:
         ({"blocks.0.proj_in.weight": None}, "blocks.0.proj_in.weight is missing"),
         ({"var": None}, "var is missing"),
         ({"decoder.weight": torch.zeros(2)}, "decoder.weight is not expected"),
-        ({"blocks.4.proj_in.bias": torch.zeros(64)}, "is missing .* and .* more|found none"),
+        ({"blocks.4.proj_in.bias": torch.zeros(64)}, r"blocks.3.\* is missing, though there is blocks.4.\*"),
+        ({"blocks.1.attn_blocks.9.mlp.norm.bias": torch.zeros(64)}, r"blocks.1.attn_blocks.2.\* is missing"),
+        ({"var": torch.zeros(0, 4)}, "var with 2 dimensions"),
         ({"blocks.2.pos_embed": torch.zeros(15, 64)}, r"blocks.2.pos_embed has shape \(15, 64\), not \(16, 64\)"),
         ({"var": torch.zeros(15, 4)}, "no square number"),
         ({"var": torch.zeros(16)}, "var with 2 dimensions"),
@@ -216,7 +220,7 @@ class Payload:
         ({"a": torch.zeros(1), "b": 3}, "names and tensors"),
         ([torch.zeros(1)], "names and tensors"),
         ({}, "names and tensors"),
-        ({"model.weight": torch.zeros(2, 2)}, "found none"),
+        ({"model.weight": torch.zeros(2, 2)}, r"blocks.0.\* is missing"),
     ],
 )
 def test_files_that_hold_more_than_tensors_are_refused(tmp_path, content, message, capsys):
@@ -239,6 +243,11 @@ def test_what_the_file_leaves_open_is_asked_for():
     with pytest.raises(InputError, match=r"8 \(1 channel, patches of 2x2\) or 4 \(4 channels, patches of 1x1\).*none"):
         load_tarflow(path, noise_std=0.1)
     assert load_tarflow(path, noise_std=0.1, image_size=4).config.channels == 4
+    with pytest.raises(InputError, match="'vae:unknown' latents"):
+        Pipeline.from_tarflow(path, noise_std=0.1, image_size=4)
+    with pytest.raises(InputError, match="the checkpoint: noise_std: input should be"):
+        load_tarflow(path, noise_std=math.nan, image_size=8)
+    assert load_tarflow(path, noise_std=0, image_size=8).config.dequantise
     with pytest.raises(InputError, match="got 9"):
         load_tarflow(path, noise_std=0.1, image_size=9)
     with pytest.raises(InputError, match="5 class names"):

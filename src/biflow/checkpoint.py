@@ -20,7 +20,7 @@ from biflow.files import replace_folder
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no prior variance
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -91,8 +91,11 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
     version = description.get("format_version") if isinstance(description, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
+        raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. Update biflow to read it.")
+    if isinstance(version, int) and version < FORMAT_VERSION:
         raise InputError(
-            f"Expected model format {FORMAT_VERSION} or older; {path} has {version}. Update biflow to read it."
+            f"Expected model format {FORMAT_VERSION}; {path} has {version}, of an earlier biflow. "
+            "Train the model again."
         )
     if (
         not isinstance(version, int)

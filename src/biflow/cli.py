@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
-from biflow.config import load_recipe, recipe_names, recipe_text
+from biflow.config import Average, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import InputError, Interrupted
 from biflow.memory import keep_freed_memory
 
@@ -31,8 +31,6 @@ app = typer.Typer(
 console = Console()
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
-Noise = Literal["training", "uniform"]
-Average = Literal["mean", "importance"]
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
@@ -120,7 +118,7 @@ def score(
     contrast: Annotated[
         bool, typer.Option("--contrast", help="With --label: what the label adds to no class.")
     ] = False,
-    noise: Annotated[Noise, typer.Option(help="uniform: comparable bits; training: as trained.")] = "uniform",
+    noise: Annotated[ScoreNoise, typer.Option(help="uniform: comparable bits; training: as trained.")] = "uniform",
     draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
     average: Annotated[Average, typer.Option(help="Of the draws: mean, or the importance-weighted bound.")] = "mean",
     show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
@@ -137,16 +135,23 @@ def score(
     if contrast and label is None:
         raise InputError("Expected a label to contrast with no class; got none. Add --label.")
     pipe = Pipeline.from_pretrained(model)
+    label = pipe.config.null_label if label is None else int(pipe.check_labels([label]))
+    if contrast and label == pipe.config.null_label:
+        raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
-    labels = None if label is None else [label] * len(pictures.names)
-    scores = pipe.log_prob(pictures.pixels, labels, noise=noise, draws=draws, average=average)
-    if contrast:
-        scores = scores.minus(pipe.log_prob(pictures.pixels, noise=noise, draws=draws, average=average))
     for name, reason in pictures.rejected.items():
         _say(f"Warning: skipped {name}: {reason}")
+    options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
+    scores = pipe.log_prob(pictures.pixels, [label] * len(pictures.names), **options)
+    title = f"the least likely of {len(pictures.names)} images"
+    if contrast:
+        scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
+        title = f"the {len(pictures.names)} images that the label suits least: what it adds to no class"
+    if odd := int((~scores.nats.isfinite()).sum()):
+        _say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
     ranking = scores.rank(pictures.names)
     if show:
-        console.print(_ranking_table(ranking, show))
+        console.print(_ranking_table(title, ranking[:show]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
     _tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
@@ -214,9 +219,9 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
     return [_table(title, rows) for title, rows in zip(titles, (quality_rows(report), speed_rows(report)), strict=True)]
 
 
-def _ranking_table(ranking: Sequence["Ranked"], show: int) -> Table:
-    rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking[:show]]
-    return _table(f"the least likely of {len(ranking)} images", [["image", "nats", "bits/dim"], *rows])
+def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
+    rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking]
+    return _table(title, [["image", "nats", "bits/dim"], *rows])
 
 
 def _table(title: str, rows: list[list[str]]) -> Table:
@@ -229,6 +234,8 @@ def _table(title: str, rows: list[list[str]]) -> Table:
 
 
 COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
+COMMANDS += [str(group.name) for group in app.registered_groups]
+RESUMABLE = ("quickstart", "train")
 
 
 def main() -> None:
@@ -264,7 +271,7 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     # Only a Ctrl-C comes here.
-    _say("Stopped." if sys.argv[1:2] == ["sample"] else f"Stopped. If training had begun: {how_to_resume()}")
+    _say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
     sys.exit(130)
 
 

@@ -3,7 +3,7 @@
 Defaults live here and nowhere else.  A recipe (recipes/*.yaml) is a complete, named `RunConfig`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -41,6 +41,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+ScoreNoise = Literal["uniform", "training"]
+Average = Literal["mean", "importance"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -132,7 +134,7 @@ class ModelConfig(Config):
     noise: uniform within a grey level if `dequantise`, and Gaussian of standard deviation noise_std on top.
     """
 
-    codec: str = "pixels"
+    codec: Annotated[str, Field(pattern=r"^(pixels|vae:.+)$")] = "pixels"
     image_size: PositiveInt
     channels: PositiveInt
     patch_size: PositiveInt
@@ -172,7 +174,8 @@ class FitConfig(Config):
 
     The learning rate warms up over warmup_steps, then stays (schedule "constant") or falls to last_learning_rate
     ("cosine").  clip_norm: largest norm of the gradient, none for no limit.  ema_decay: of the averaged weights, 0 for
-    the last ones.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
+    the last ones.  precision: of the network's arithmetic in a forward pass (autocast); weights, affine maps and
+    log-determinants are float32.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
     """
 
     steps: PositiveInt = 2000
@@ -186,6 +189,7 @@ class FitConfig(Config):
     clip_norm: PositiveFloat | None = 1.0
     ema_decay: Share = 0.99
     label_drop: Share = 0.1
+    precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     log_every: PositiveInt = 25
     save_every: PositiveInt = 500
@@ -247,6 +251,11 @@ def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, ori
         raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
     for override in overrides:
         _apply_override(kind, values, override)
+    return check_config(kind, values, origin=origin)
+
+
+def check_config(kind: type[C], values: Mapping[str, Any], *, origin: str) -> C:
+    """Plain values -> a config of this kind; every fault is one `InputError`."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -293,25 +302,42 @@ def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str
 
 def _field_config(kind: type[Config], key: str) -> type[Config]:
     """The config class of a nested field, also when the field may be absent."""
-    annotation = kind.model_fields[key].annotation
-    candidates = getattr(annotation, "__args__", ()) or (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            return candidate
+    for config in _nested_configs(kind, key):
+        return config
     raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
 
 
+def _nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
+    annotation = kind.model_fields[key].annotation
+    for candidate in getattr(annotation, "__args__", ()) or (annotation,):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            yield candidate
+
+
 def _explain(kind: type[Config], error: ValidationError) -> str:
-    return "; ".join(_explain_one(kind, fault) for fault in error.errors())
+    explained: dict[str, str] = {}  # of each key the first fault: a field of several types has one for each type
+    for fault in error.errors():
+        path = ".".join(_keys(kind, fault["loc"], unknown=fault["type"] == "extra_forbidden"))
+        explained.setdefault(path, _explain_one(kind, path, fault))
+    return "; ".join(explained.values())
 
 
-def _explain_one(kind: type[Config], fault: Mapping[str, Any]) -> str:
-    keys = [str(key) for key in fault["loc"]]
-    path = ".".join(keys)
+def _keys(kind: type[Config] | None, location: Sequence[str | int], *, unknown: bool) -> Iterator[str]:
+    """The keys of a fault's place, without the names of types that pydantic puts between them."""
+    for place, key in enumerate(location):
+        if isinstance(key, int) or (unknown and place == len(location) - 1):
+            yield str(key)
+        elif kind and key in kind.model_fields:
+            yield key
+            kind = next(_nested_configs(kind, key), None)
+
+
+def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
-        for key in keys[:-1]:
+        *parents, last = path.split(".")
+        for key in parents:
             kind = _field_config(kind, key)
-        return f"unknown key {path!r}; {nearest(keys[-1], kind.model_fields)}"
+        return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
     message = fault["msg"].removeprefix("Value error, ")

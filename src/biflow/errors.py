@@ -1,7 +1,11 @@
 """What ends a command without being a bug: bad input, and a person who stops it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+K = TypeVar("K", bound=str)
+V = TypeVar("V")
 
 
 class InputError(ValueError):
@@ -23,3 +27,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"choose one of {', '.join(known)}."
+
+
+def choose(options: Mapping[K, V], name: K, what: str) -> V:
+    """The option of this name, or an error that names the nearest.
+
+    >>> choose({"mean": 1, "importance": 2}, "mean", "average")
+    1
+    """
+    if name not in options:
+        raise InputError(f"Unknown {what} {name!r}; {nearest(name, options)}")
+    return options[name]

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, save_model
-from biflow.config import ModelConfig
+from biflow.config import Average, ModelConfig, ScoreNoise
 from biflow.data.images import to_pil
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError
-from biflow.evaluation.score import Average, Noise, Scores, score_images
+from biflow.evaluation.score import Scores, score_images
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
@@ -25,7 +25,7 @@ Labels = Sequence[int] | Tensor
 
 
 class Pipeline:
-    """Sample, and later score, classify, encode and edit, with one model folder.
+    """Sample and score, and later classify, encode and edit, with one model folder.
 
     `guidance` counts from 0, which means none.  Every image has a noise of its own, drawn for
     (seed, place in the list), so the same seed gives the same images whatever the batch size.
@@ -128,7 +128,7 @@ class Pipeline:
         pixels: Tensor,
         labels: Labels | None = None,
         *,
-        noise: Noise = "uniform",
+        noise: ScoreNoise = "uniform",
         draws: int = 1,
         average: Average = "mean",
         seed: int = 0,

@@ -33,7 +33,7 @@ from biflow.training.stages import fit, train_model
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
 SEED = 0
-SAMPLERS = {"exact": "sequential", "reverse": "reverse"}  # name in the report -> method of the pipeline
+METHODS = {"exact": "sequential", "reverse": "reverse"}  # name in the report -> method of the pipeline
 Numbers = dict[str, Any]
 
 
@@ -96,7 +96,7 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
 
     console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
     measure = evaluate.SampleJudge(judge, split.train)
-    draws = {sampler: draw_all(pipe, measure, sampler, plan) for sampler in SAMPLERS}
+    draws = {sampler: draw_all(pipe, measure, sampler, plan) for sampler in METHODS}
     best = {sampler: min(drawn, key=lambda d: d.scores["frechet_distance"]) for sampler, drawn in draws.items()}
     console.print("timing every sampler")
     report = {
@@ -122,7 +122,7 @@ def draw_all(pipe: Pipeline, measure: evaluate.SampleJudge, sampler: str, plan: 
     labels = torch.arange(plan.samples) % pipe.config.num_classes
     draws = []
     for guidance in plan.guidances(sampler):
-        pixels = pipe.sample_pixels(labels, method=SAMPLERS[sampler], guidance=guidance, seed=SEED)
+        pixels = pipe.sample_pixels(labels, method=METHODS[sampler], guidance=guidance, seed=SEED)
         draws.append(Draw(guidance, pixels, labels, measure(pixels, labels)))
     return draws
 
@@ -135,12 +135,12 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbe
 
     def timed(sampler: str, *, guided: bool) -> Callable[[int], Tensor]:
         guidance = (best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)) if guided else 0.0
-        method = SAMPLERS[sampler]
+        method = METHODS[sampler]
         return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
 
     samplers = {
         f"{sampler}{'_guided' if guided else ''}": timed(sampler, guided=guided)
-        for sampler in SAMPLERS
+        for sampler in METHODS
         for guided in (True, False)
     }
     batches: Numbers = {}

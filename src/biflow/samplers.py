@@ -9,11 +9,11 @@ from torch import Tensor
 
 from biflow.checkpoint import Model
 from biflow.data.randomness import normal_for
-from biflow.errors import InputError, nearest
+from biflow.errors import InputError, choose
 from biflow.sampling.denoise import check_score_step, score_denoise
 from biflow.sampling.guidance import Guidance
-from biflow.sampling.jacobi import TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
-from biflow.sampling.one_pass import sample_in_one_pass
+from biflow.sampling.jacobi import CALL_COST, TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
+from biflow.sampling.one_pass import check_reverse_guidance, sample_in_one_pass
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
 from biflow.shorthand import split_shorthand, with_settings
@@ -37,12 +37,13 @@ class Sampler(Protocol):
 class OnePass:
     """The learned reverse model: one evaluation."""
 
-    def prepare(self, model: Model, guidance: Guidance) -> "OnePass":  # noqa: ARG002 - what Sampler asks
-        """Raise unless the model has a reverse model."""
+    def prepare(self, model: Model, guidance: Guidance) -> "OnePass":
+        """Raise unless the model has a reverse model, and the guidance suits it."""
         if model.reverse is None:
             raise InputError(
                 "Expected a model with a reverse model; this one has only a flow. Use method 'sequential'."
             )
+        check_reverse_guidance(guidance, model.config.num_classes)
         return self
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
@@ -75,46 +76,45 @@ class Sequential:
 class Jacobi:
     """The exact inverse by fixed-point iteration, within a tolerance, then a score step as after `Sequential`.
 
-    groups: patches iterated together, one number for all blocks or one a block; "all" of them; or "measured" to have
-    `measure_groups` choose for each block, once for every strength of guidance.
+    groups: patches iterated together, one number for all blocks or one a block; none for all patches at once; or
+    "measured" to have `measure_groups` choose for each block, once for every strength of guidance, with this call_cost.
     """
 
     tolerance: float = TOLERANCE
-    groups: int | tuple[int, ...] | Literal["all", "measured"] = "all"
+    groups: int | tuple[int, ...] | Literal["measured"] | None = None
     denoise: float = 1.0
+    call_cost: float = CALL_COST
 
     def __post_init__(self) -> None:
         check_score_step(self.denoise)
         check_tolerance(self.tolerance)
         if isinstance(self.groups, list):
             object.__setattr__(self, "groups", tuple(self.groups))
+        if isinstance(self.groups, str) and self.groups != "measured":
+            raise InputError(
+                f"Expected groups of a number of patches, a list of them, or 'measured'; got {self.groups!r}."
+            )
 
     def prepare(self, model: Model, guidance: Guidance) -> "Jacobi":
         """The same with its groups measured, if they are to be."""
         guidance.check(model.config.num_classes)
         if self.groups != "measured":
-            self._sizes(model)
+            group_sizes(self.groups, model.config.flow.blocks, model.config.num_patches)
             return self
-        places = range(MEASURED_ON)
-        device = model.flow.prior_variance.device
-        z = normal_for(places, tuple(model.flow.prior_variance.shape), "groups").to(device)
+        flow, places = model.flow, range(MEASURED_ON)
+        device = flow.prior_variance.device
+        z = flow.scale_noise(normal_for(places, tuple(flow.prior_variance.shape), "groups").to(device))
         labels = torch.tensor(places, device=device) % max(1, model.config.num_classes)
-        sizes = measure_groups(
-            model.flow, model.flow.scale_noise(z), labels, guidance=guidance, tolerance=self.tolerance
-        )
+        sizes = measure_groups(flow, z, labels, guidance=guidance, tolerance=self.tolerance, call_cost=self.call_cost)
         return replace(self, groups=sizes)
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        assert self.groups != "measured"
         inverse = invert_by_jacobi(
-            model.flow, z, labels, guidance=guidance, tolerance=self.tolerance, groups=self._sizes(model)
+            model.flow, z, labels, guidance=guidance, tolerance=self.tolerance, groups=self.groups
         )
         return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
-
-    def _sizes(self, model: Model) -> list[int]:
-        assert self.groups != "measured"
-        groups = None if self.groups == "all" else self.groups
-        return group_sizes(groups, model.config.flow.blocks, model.config.num_patches)
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -129,16 +129,14 @@ def find_sampler(method: str | Sampler) -> Sampler:
     """The sampler of this name; a sampler is itself."""
     if not isinstance(method, str):
         return method
-    if method not in SAMPLERS:
-        raise InputError(f"Unknown method {method!r}; {nearest(method, SAMPLERS)}")
-    return SAMPLERS[method]
+    return choose(SAMPLERS, method, "method")
 
 
 def parse_sampler(text: str) -> Sampler:
     """A sampler from one word.
 
     >>> parse_sampler("gs-jacobi,tolerance=1e-4")
-    Jacobi(tolerance=0.0001, groups='measured', denoise=1.0)
+    Jacobi(tolerance=0.0001, groups='measured', denoise=1.0, call_cost=64.0)
     """
     head, settings = split_shorthand(text)
     return with_settings(find_sampler(head), settings)

@@ -35,10 +35,12 @@ def split_shorthand(text: str) -> tuple[str, dict[str, Any]]:
 def with_settings(default: T, settings: dict[str, Any]) -> T:
     """A copy of this dataclass object with settings changed, each of the type of its field."""
     known = [field.name for field in fields(default)]  # type: ignore[arg-type]
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             options = nearest(key, known) if known else "it has none."
             raise InputError(f"Unknown setting {key!r}; {options}")
+        if isinstance(value, bool) and not isinstance(getattr(default, key), bool):
+            raise InputError(f"Expected {key}=value; got {key} alone, which is no flag.")
     try:
         return TypeAdapter(type(default)).validate_python({**asdict(default), **settings})  # type: ignore[call-overload]
     except ValidationError as error:

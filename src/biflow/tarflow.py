@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model, describe_faults, new_model
-from biflow.config import FlowConfig, ModelConfig
+from biflow.config import ModelConfig, check_config
 from biflow.errors import InputError
 
 HEAD_WIDTH = 64  # of every published model; no tensor shows it
@@ -34,9 +34,10 @@ def load_tarflow(
 ) -> Model:
     """A state dict of ml-tarflow, with what the file cannot tell, as a model with a flow and no reverse model.
 
-    noise_std: of the Gaussian noise that the flow was trained with.  image_size: needed where the tensors leave open
-    whether they are of large grey or small four-channel images.  The null label gets the mean of the class table,
-    which is what ml-tarflow uses for "no label".
+    noise_std: of the Gaussian noise that the flow was trained with; 0 for one trained on dequantised images (ml-tarflow
+    spaces their grey levels 2/256 apart, we 2/255, which moves their bits per dimension by 0.006).  image_size: needed
+    where the tensors leave open whether they are of large grey images or of small latents of four channels, which can
+    be loaded but not decoded.  The null label gets the mean of the class table, ml-tarflow's "no label".
     """
     tensors = read_state_dict(path)
     config = infer_config(tensors, noise_std=noise_std, image_size=image_size)
@@ -74,8 +75,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def infer_config(tensors: Mapping[str, Tensor], *, noise_std: float, image_size: int | None) -> ModelConfig:
     """All sizes that the tensors show."""
-    blocks = _count(tensors, r"blocks\.(\d+)\.")
-    layers = tuple(_count(tensors, rf"blocks\.{i}\.attn_blocks\.(\d+)\.") for i in range(blocks))
+    blocks = _count(tensors, "blocks.")
+    layers = tuple(_count(tensors, f"blocks.{i}.attn_blocks.") for i in range(blocks))
     length, patch_dim = _shape(tensors, "var", 2)
     width = _shape(tensors, "blocks.0.proj_in.weight", 2)[0]
     hidden = _shape(tensors, "blocks.0.attn_blocks.0.mlp.main.0.weight", 2)[0]
@@ -84,21 +85,25 @@ def infer_config(tensors: Mapping[str, Tensor], *, noise_std: float, image_size:
     if width % HEAD_WIDTH:
         raise InputError(f"Expected a width that is a multiple of {HEAD_WIDTH}, ml-tarflow's heads; got {width}.")
     channels, patch_size = _patch_shape(length, patch_dim, image_size)
-    return ModelConfig(
-        image_size=math.isqrt(length) * patch_size,
-        channels=channels,
-        patch_size=patch_size,
-        num_classes=_shape(tensors, "blocks.0.class_embed", 3)[0] if conditional else 0,
-        noise_std=noise_std,
-        flow=FlowConfig(
-            width=width,
-            head_width=HEAD_WIDTH,
-            mlp_ratio=hidden / width,
-            blocks=blocks,
-            layers=layers[0] if len(set(layers)) == 1 else layers,
-            volume_preserving=outputs == patch_dim,
-        ),
-    )
+    flow = {
+        "width": width,
+        "head_width": HEAD_WIDTH,
+        "mlp_ratio": hidden / width,
+        "blocks": blocks,
+        "layers": layers[0] if len(set(layers)) == 1 else layers,
+        "volume_preserving": outputs == patch_dim,
+    }
+    values = {
+        "codec": "vae:unknown" if channels == 4 else "pixels",
+        "image_size": math.isqrt(length) * patch_size,
+        "channels": channels,
+        "patch_size": patch_size,
+        "num_classes": _shape(tensors, "blocks.0.class_embed", 3)[0] if conditional else 0,
+        "noise_std": noise_std,
+        "dequantise": noise_std == 0,
+        "flow": flow,
+    }
+    return check_config(ModelConfig, values, origin="the checkpoint")
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -159,18 +164,20 @@ def _patch_shape(length: int, patch_dim: int, image_size: int | None) -> tuple[i
     return fitting[0]
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number found in names; gaps show themselves as missing tensors later."""
-    numbers = {int(match[1]) for name in tensors if (match := re.match(pattern, name))}
-    if not numbers:
-        raise InputError(f"Expected an ml-tarflow state dict, with tensors named like {pattern}; found none.")
-    return max(numbers) + 1
+def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbers follow this prefix in names, which must be 0, 1, 2 ..."""
+    numbers = {int(match[1]): match[0] for name in tensors if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    for i in range(len(numbers) or 1):
+        if i not in numbers:
+            more = f", though there is {numbers[max(numbers)]}*" if numbers else ""
+            raise InputError(f"Expected an ml-tarflow state dict; {prefix}{i}.* is missing{more}. Give a whole file.")
+    return len(numbers)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
     if name not in tensors:
         raise InputError(f"Expected an ml-tarflow state dict; {name} is missing. Give a whole, published file.")
     shape = tuple(tensors[name].shape)
-    if len(shape) != ndim:
+    if len(shape) != ndim or 0 in shape:
         raise InputError(f"Expected {name} with {ndim} dimensions; got shape {shape}. Give a whole, published file.")
     return shape

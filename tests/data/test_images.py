@@ -77,5 +77,11 @@ def test_samples_of_another_shape_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"\(N, 4, 4, 1\).*got \(2, 8, 8, 1\)"):
         read_pictures(tmp_path / "x.npz", 4, 1)
     np.savez(tmp_path / "y.npz", other=np.zeros(3))
-    with pytest.raises(InputError, match="arr_0"):
-        read_pictures(tmp_path / "y.npz", 4, 1)
+    (tmp_path / "z.npz").write_bytes(b"")
+    for name in ("y.npz", "z.npz"):
+        with pytest.raises(InputError, match="arr_0"):
+            read_pictures(tmp_path / name, 4, 1)
+    with pytest.raises(InputError, match="File name too long"):
+        read_pictures(tmp_path / ("x" * 300), 4, 1)
+    with pytest.raises(InputError, match="4 channels"):
+        read_pictures(tmp_path, 4, 4)

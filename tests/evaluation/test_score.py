@@ -5,7 +5,7 @@ import torch
 
 from biflow.checkpoint import new_model
 from biflow.data.perturb import add_noise
-from biflow.evaluation.score import score_images, write_ranking
+from biflow.evaluation.score import Scores, score_images, write_ranking
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from tests.builders import tiny_config, tiny_images, tiny_model
@@ -56,6 +56,11 @@ def test_the_ranking_begins_with_the_least_likely(tmp_path):
     assert ranking[0].image == f"{scores.nats.argmin()}.png"
     write_ranking(tmp_path / "scores.csv", ranking)
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 13
+
+
+def test_what_has_no_likelihood_is_ranked_first():
+    nats = torch.tensor([1.0, float("nan"), 0.5])
+    assert [each.image for each in Scores(nats, nats).rank(["a", "b", "c"])] == ["b", "c", "a"]
 
 
 def test_a_contrast_is_what_the_label_adds():

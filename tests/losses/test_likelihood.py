@@ -6,7 +6,7 @@ from torch.distributions import Normal
 from biflow.losses.likelihood import bits_per_dim, normal_log_prob
 
 
-def test_prior_is_the_standard_normal():
+def test_prior_is_a_normal_of_this_variance():
     z = torch.randn(4, 3, 5, dtype=torch.float64)
     variance = torch.rand(z.shape[1:], dtype=z.dtype) + 0.5
     torch.testing.assert_close(normal_log_prob(z, variance), Normal(0, variance.sqrt()).log_prob(z).sum((1, 2)))

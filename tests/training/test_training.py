@@ -111,6 +111,16 @@ def test_gradients_are_not_clipped_without_a_limit():
     assert moved[1] < moved[0] / 10
 
 
+def test_bfloat16_training_stays_near_float32_and_keeps_its_weights_in_it():
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(precision=precision, warmup_steps=0), ALONE)
+        losses.append([trainer._take_step(tiny_batch())[0].total.item() for _ in range(3)])
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
 def test_dequantised_images_fill_their_bins_evenly():
     images = PixelCodec().encode(tiny_images(100).images)
     width = PixelCodec.bin_width
@@ -138,7 +148,7 @@ def test_the_prior_of_a_volume_preserving_flow_is_that_of_its_noise(tmp_path):
     assert model.flow.prior_variance.std() > 0
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_training_goes_on_without_a_compiler(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
@@ -148,7 +158,7 @@ def test_training_goes_on_without_a_compiler(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_training_gives_the_same_losses():
     losses = []
     for compiled in (False, True):

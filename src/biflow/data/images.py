@@ -1,6 +1,5 @@
 """Images on disk: reading a folder of them; writing the ADM sample file, a grid, a folder of PNGs."""
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,10 +83,16 @@ class Pictures(NamedTuple):
 
 def read_pictures(path: Path, size: int, channels: int) -> Pictures:
     """All images of a folder (and the folders in it), of one file, or of an ADM sample file, at a model's size."""
+    if channels not in {1, 3}:
+        raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
+    try:
+        path.stat()
+    except OSError as error:
+        raise InputError(
+            f"Expected a folder of images or an image file; cannot read {path} ({error.strerror})."
+        ) from None
     if path.suffix == ".npz" and path.is_file():
         return _read_npz(path, size, channels)
-    if not path.exists():
-        raise InputError(f"Expected a folder of images or an image file; {path} does not exist.")
     folder, files = path.parent, [path]
     if path.is_dir():
         folder, files = path, sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -132,7 +137,7 @@ def _read_npz(path: Path, size: int, channels: int) -> Pictures:
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels = torch.from_numpy(file["arr_0"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # what is no such file shows itself as any of a dozen types
         raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
     if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != (size, size, channels) or not len(pixels):
         raise InputError(

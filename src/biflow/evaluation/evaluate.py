@@ -12,19 +12,20 @@ from biflow.data.perturb import add_noise
 from biflow.evaluation.metrics import frechet_distance, nearest_distances, nearest_distances_within
 from biflow.features.judge import Judge
 from biflow.losses.likelihood import bits_per_dim
-from biflow.models.codec import PixelCodec
+from biflow.models.codec import PixelCodec, make_codec, training_noise
 from biflow.models.patches import patchify, unpatchify
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 
-CODEC = PixelCodec()
+CODEC = PixelCodec()  # of what judges see
 
 
 @torch.no_grad()
 def measure_flow(model: Model, test: ImageSet) -> dict[str, float]:
     """Likelihood of noisy test images, and how far the exact inverse lands from where it started."""
     patches, labels = _noisy_patches(model, test)
-    bits = bits_per_dim(model.flow.log_prob(patches, labels), patches[0].numel(), CODEC.bin_width)
+    bin_width = make_codec(model.config.codec).bin_width
+    bits = bits_per_dim(model.flow.log_prob(patches, labels), patches[0].numel(), bin_width)
     return {
         "test_bits_per_dim_of_noisy_data": bits.mean().item(),
         "round_trip_error_float32": _round_trip_error(model, patches, labels),
@@ -47,7 +48,7 @@ def measure_reverse(model: Model, test: ImageSet) -> dict[str, float]:
     assert model.reverse is not None
     patches, labels = _noisy_patches(model, test)
     recovered = sample_in_one_pass(model.reverse, model.flow(patches, labels).z, labels).x
-    clean = patchify(CODEC.encode(test.images), model.config.patch_size).to(recovered)
+    clean = patchify(make_codec(model.config.codec).encode(test.images), model.config.patch_size).to(recovered)
     return {"test_reconstruction_mse": (recovered - clean).square().mean().item()}
 
 
@@ -68,15 +69,16 @@ def follow_one_image(model: Model, test: ImageSet) -> tuple[list[Tensor], list[T
     def image(patches: Tensor) -> Tensor:
         return unpatchify(patches, model.config.patch_size, model.config.channels)[0].cpu()
 
-    there = [CODEC.encode(first.images)[0], *map(image, flow_pass.states)]
+    there = [make_codec(model.config.codec).encode(first.images)[0], *map(image, flow_pass.states)]
     return there, [image(patches) for patches in (*read, reverse_pass.image)]
 
 
 def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
     """Patches with the training noise and their labels, on the model's device."""
     device = next(model.flow.parameters()).device
-    clean, bin_width = CODEC.encode(images.images), CODEC.bin_width if model.config.dequantise else 0.0
-    noisy = add_noise(clean, range(len(images)), model.config.noise_std, "evaluation", bin_width=bin_width)
+    noise_std, bin_width = training_noise(model.config)
+    clean = make_codec(model.config.codec).encode(images.images)
+    noisy = add_noise(clean, range(len(images)), noise_std, "evaluation", bin_width=bin_width)
     return patchify(noisy, model.config.patch_size).to(device), images.labels.to(device)
 
 

@@ -3,25 +3,29 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model
+from biflow.config import Average, ScoreNoise
 from biflow.data.perturb import add_noise
-from biflow.errors import InputError
+from biflow.errors import InputError, choose
 from biflow.files import write_text
 from biflow.losses.likelihood import bits_per_dim
-from biflow.models.codec import make_codec
+from biflow.models.codec import make_codec, training_noise
 from biflow.models.patches import patchify
 
 BATCH_SIZE = 128
 
-Noise = Literal["training", "uniform"]
-Average = Literal["mean", "importance"]
+AVERAGES: Mapping[Average, Callable[[Tensor], Tensor]] = {
+    "mean": lambda log_probs: log_probs.mean(dim=0),
+    "importance": lambda log_probs: log_probs.logsumexp(dim=0) - math.log(len(log_probs)),
+}
+"""(draws, N) -> (N,)."""
 
 
 class Ranked(NamedTuple):
@@ -44,9 +48,9 @@ class Scores(NamedTuple):
         return Scores(self.nats - other.nats, self.bits_per_dim - other.bits_per_dim)
 
     def rank(self, names: Sequence[str]) -> list[Ranked]:
-        """The images by likelihood, the least likely first; ranks count from 1."""
+        """The images by likelihood, the least likely first, before them what is no number; ranks count from 1."""
         rows = list(zip(names, self.nats.tolist(), self.bits_per_dim.tolist(), strict=True))
-        order = self.nats.argsort(stable=True).tolist()
+        order = self.nats.nan_to_num(nan=-math.inf).argsort(stable=True).tolist()
         return [Ranked(place, *rows[i]) for place, i in enumerate(order, start=1)]
 
 
@@ -56,7 +60,7 @@ def score_images(
     pixels: Tensor,
     labels: Tensor,
     *,
-    noise: Noise = "uniform",
+    noise: ScoreNoise = "uniform",
     draws: int = 1,
     average: Average = "mean",
     seed: int = 0,
@@ -71,9 +75,10 @@ def score_images(
     """
     if draws < 1:
         raise InputError(f"Expected 1 or more draws; got {draws}.")
-    codec, config = make_codec(model.config.codec), model.config
-    uniform = noise == "uniform" or config.dequantise
-    std, bin_width = 0.0 if noise == "uniform" else config.noise_std, codec.bin_width if uniform else 0.0
+    codec = make_codec(model.config.codec)
+    noises = {"uniform": (0.0, codec.bin_width), "training": training_noise(model.config)}
+    std, bin_width = choose(noises, noise, "noise")
+    combine = choose(AVERAGES, average, "average")
     device = model.flow.prior_variance.device
     chunks = []
     for places in torch.arange(len(pixels)).split(BATCH_SIZE):
@@ -81,18 +86,11 @@ def score_images(
         log_probs = []
         for k in range(draws):
             noisy = add_noise(clean, places.tolist(), std, "score", seed, k, bin_width=bin_width)
-            patches = patchify(noisy, config.patch_size).to(device)
+            patches = patchify(noisy, model.config.patch_size).to(device)
             log_probs.append(model.flow.log_prob(patches, labels[places].to(device)).double().cpu())
-        chunks.append(_average(torch.stack(log_probs), average))
+        chunks.append(combine(torch.stack(log_probs)))
     nats = torch.cat(chunks)
     return Scores(nats, bits_per_dim(nats, pixels[0].numel(), codec.bin_width))
-
-
-def _average(log_probs: Tensor, average: Average) -> Tensor:
-    """(draws, N) -> (N,)."""
-    if average == "mean":
-        return log_probs.mean(dim=0)
-    return log_probs.logsumexp(dim=0) - math.log(len(log_probs))
 
 
 def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:

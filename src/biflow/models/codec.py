@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from biflow.config import ModelConfig
 from biflow.errors import InputError
 
 
@@ -28,3 +29,8 @@ def make_codec(name: str) -> PixelCodec:
             "Set model.codec=pixels."
         )
     return PixelCodec()
+
+
+def training_noise(config: ModelConfig) -> tuple[float, float]:
+    """What is added to the images that a flow learns: Gaussian noise's standard deviation, uniform noise's width."""
+    return config.noise_std, make_codec(config.codec).bin_width if config.dequantise else 0.0

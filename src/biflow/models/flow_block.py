@@ -63,7 +63,7 @@ class FlowBlock(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, T, D), labels (B,) -> z (B, T, D) and log_det (B,), in nats."""
         x = self.reading_order(x)
-        z, log_det = standardise(x, after_first_patch(self.predict(x, self.classes(labels))))
+        z, log_det = standardise(x, _after_first_patch(self.predict(x, self.classes(labels))))
         return self.reading_order(z), log_det
 
     def predict(
@@ -99,7 +99,7 @@ class FlowBlock(nn.Module):
         return patches.flip(1) if self.reads_backwards else patches
 
 
-def after_first_patch(following: Affine) -> Affine:
+def _after_first_patch(following: Affine) -> Affine:
     """Move each prediction to the patch it is about; nothing comes before the first, so it gets zeros."""
     return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in following))
 

@@ -64,7 +64,7 @@ class ReverseModel(nn.Module):
         self.project_out = _head(width, config.patch_dim)
         self.heads = nn.ModuleList(_head(width, config.patch_dim) for _ in range(levels))
         self.register_buffer("state_rms", torch.ones(levels))
-        self.null_label = config.null_label
+        self.num_classes, self.null_label = config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
         """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from biflow.config import TransformerConfig
 from biflow.nn.embeddings import RotaryTable, rotate
@@ -74,8 +74,7 @@ class Attention(nn.Module):
             key, value = cache.append(key, value)
         mask = None
         if self.causal and length > 1 and key.shape[2] > length:
-            # is_causal would align the first query with the first key, not the last with the last
-            mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=x.device).tril(key.shape[2] - length)
+            mask = causal_lower_right(length, key.shape[2])  # is_causal would align the first query with the first key
         is_causal = self.causal and key.shape[2] == length
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))

@@ -25,4 +25,6 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
 def check_score_step(step: float) -> None:
     """Raise unless this is a share of the noise that can be taken off."""
     if not isinstance(step, int | float) or not 0 <= step < math.inf:
-        raise InputError(f"Expected a score step of 0 (none), 1 (all the noise) or a number about them; got {step!r}.")
+        raise InputError(
+            f"Expected denoise to be 0 (no score step), 1 (a whole one) or a number about them; got {step!r}."
+        )

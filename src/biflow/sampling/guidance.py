@@ -80,11 +80,11 @@ class GuidedBlock:
         assert isinstance(block, FlowBlock)
         self.block, self.guidance = block, guidance
         self.condition = block.classes(labels)  # (B, 1, C), or (2B, 1, C) with the half without label last
+        self.strengths = guidance.strengths(flow.config.num_patches, self.condition)  # (T, 1)
         self.temperature: Tensor | None = None  # (2B,)
         if guidance.strength:
             without_label = block.classes(torch.full_like(labels, flow.config.null_label))
             self.condition = torch.cat([self.condition, without_label])
-            self.strengths = guidance.strengths(flow.config.num_patches, self.condition)
             if guidance.temperature != 1:
                 ones = torch.ones_like(self.condition[: len(labels), 0, 0])
                 self.temperature = torch.cat([ones, guidance.temperature * ones])

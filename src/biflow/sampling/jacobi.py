@@ -95,9 +95,10 @@ def solve_group(
         settled |= change <= tolerance
         if calls == last - first or settled.all():
             break
-        guess = new.nan_to_num(0.0).clamp(-LARGEST_GUESS, LARGEST_GUESS)
+        overshooting = new[:, calls:].nan_to_num(0.0).clamp(-LARGEST_GUESS, LARGEST_GUESS)
+        guess = torch.cat([new[:, :calls], overshooting], dim=1)  # as many patches as rounds are exact by now
         x[:, first:last] = torch.where(settled[:, None, None], x[:, first:last], guess)
-    x[:, first:last] = new
+    x[:, first:last] = new  # the caches keep the last guess, which is within the tolerance of it, or exact
     return calls, torch.where(settled, change, 0 * change)  # what ran to the end is exact; not-a-number stays
 
 
@@ -143,13 +144,16 @@ def measure_groups(
     x, chosen = z, []
     for level in reversed(range(len(flow.blocks))):
         guided = GuidedBlock(flow, level, labels, guidance)
-        trials = {}
+        least, best, undone = math.inf, 0, x
         for size in _candidates(z.shape[1]):
+            if math.ceil((z.shape[1] - 1) / size) * (call_cost + size) >= least:
+                continue  # one round a group would be too much already
             solved, calls, _ = solve_block(guided, x, x, caches, tolerance=tolerance, size=size)
-            trials[size] = (calls * (call_cost + size), solved)
-        best = min(trials, key=lambda size: trials[size][0])
+            work = calls * (call_cost + size)
+            if work < least:
+                least, best, undone = work, size, solved
         chosen.append(best)
-        x = trials[best][1]
+        x = undone
     return tuple(reversed(chosen))
 
 

@@ -1,6 +1,7 @@
 """The learned way back: noise -> clean image in one evaluation of the reverse model (BiFlow, arXiv 2512.10953)."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,11 +19,18 @@ def sample_in_one_pass(model: ReverseModel, z: Tensor, labels: Tensor, *, guidan
     Trained guidance is part of the one evaluation; otherwise each block runs with and without the label, as one
     doubled batch.  Warns of a strength beyond those trained with.
     """
-    if guidance.annealed:
-        raise InputError(
-            "Expected constant guidance for the reverse model; annealed guidance is for the exact inverse."
-        )
+    check_reverse_guidance(guidance, model.num_classes)
     strength, most = guidance.strength, model.config.max_guidance
     if model.config.guidance == "trained" and strength > most:
         warnings.warn(f"Guidance {strength:g} is beyond what this model was trained with, 0 to {most:g}.", stacklevel=2)
     return Sample(model(z, labels, strength).image, network_calls=1)
+
+
+def check_reverse_guidance(guidance: Guidance, num_classes: int) -> None:
+    """Raise unless the reverse model can follow this guidance: a strength, given classes, and nothing more."""
+    if replace(guidance, strength=0.0) != NO_GUIDANCE:
+        raise InputError(
+            "Expected only a strength of guidance for the reverse model; annealed guidance, guidance on shift or "
+            "log-scale alone and temperatures are for the exact inverse."
+        )
+    guidance.check(num_classes)

@@ -121,7 +121,9 @@ class Trainer:
         self.parallel_objective.eval()
 
     def _take_step(self, batch: Batch) -> tuple[LossParts, Tensor]:
-        loss: LossParts = self.parallel_objective(batch)
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=half):
+            loss: LossParts = self.parallel_objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm

@@ -4,17 +4,11 @@ import torch
 import torch.nn.functional as F
 
 from biflow.losses.trajectory import hidden_alignment
-from biflow.models.codec import make_codec
+from biflow.models.codec import training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.loop import Batch, LossParts, Objective
-
-
-def training_noise(flow: ForwardFlow) -> tuple[float, float]:
-    """What is added to the images that a flow learns: Gaussian noise's standard deviation, uniform noise's width."""
-    config = flow.config
-    return config.noise_std, make_codec(config.codec).bin_width if config.dequantise else 0.0
 
 
 class FitFlow(Objective):
@@ -23,7 +17,7 @@ class FitFlow(Objective):
     def __init__(self, flow: ForwardFlow) -> None:
         super().__init__(flow)
         self.flow = flow
-        self.noise_std, self.bin_width = training_noise(flow)
+        self.noise_std, self.bin_width = training_noise(flow.config)
 
     def forward(self, batch: Batch) -> LossParts:
         """The mean negative log-likelihood."""
@@ -43,7 +37,7 @@ class FitReverse(Objective):
         super().__init__(reverse)
         self.reverse = reverse
         self.flow = flow.requires_grad_(False)
-        self.noise_std, self.bin_width = training_noise(flow)
+        self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     def forward(self, batch: Batch) -> LossParts:

@@ -13,14 +13,15 @@ from biflow.config import FitConfig, RunConfig
 from biflow.data.datasets import ImageSet, indices_at
 from biflow.data.perturb import add_noise, draw_guidance, drop_labels
 from biflow.errors import InputError, Interrupted
-from biflow.models.codec import make_codec
+from biflow.models.codec import make_codec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
-from biflow.training.objectives import FitFlow, FitReverse, training_noise
+from biflow.training.objectives import FitFlow, FitReverse
 
 CALIBRATION_IMAGES = 4096
+CALIBRATION_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Trained(NamedTuple):
 def check_fits(config: RunConfig, data: ImageSet) -> None:
     """Raise unless the model is made for images and classes like those of the data."""
     model = config.model
+    make_codec(model.codec)
     found = {
         "image_size": data.images.shape[-1],
         "channels": data.images.shape[1],
@@ -65,7 +67,8 @@ def train_model(run: Run) -> Trained:
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
-    mean_squares = measure_mean_squares(run, model.flow)
+    if config.flow.volume_preserving or model.reverse:
+        mean_squares = measure_mean_squares(run, model.flow)
     if config.flow.volume_preserving:  # the likeliest prior for what the flow makes of the data
         model.flow.prior_variance.copy_(mean_squares[-1])
     if model.reverse:
@@ -114,10 +117,13 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 @torch.no_grad()
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
-    count = min(len(run.data), CALIBRATION_IMAGES)
-    clean = make_codec(flow.config.codec).encode(run.data.images[:count])
-    noise_std, bin_width = training_noise(flow)
-    noisy = add_noise(clean, range(count), noise_std, run.config.seed, "state rms", bin_width=bin_width)
-    patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
-    states = flow(patches, run.data.labels[:count].to(run.world.device)).states
-    return [state.square().mean(dim=0) for state in states]
+    codec, (noise_std, bin_width) = make_codec(flow.config.codec), training_noise(flow.config)
+    everyone = torch.arange(min(len(run.data), CALIBRATION_IMAGES))
+    sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
+    for chosen in everyone.split(CALIBRATION_BATCH):
+        clean = codec.encode(run.data.images[chosen])
+        noisy = add_noise(clean, chosen.tolist(), noise_std, run.config.seed, "state rms", bin_width=bin_width)
+        patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
+        states = flow(patches, run.data.labels[chosen].to(run.world.device)).states
+        sums = [total + state.square().sum(dim=0) for total, state in zip(sums, states, strict=True)]
+    return [total / len(everyone) for total in sums]
