@@ -2,12 +2,13 @@
 
     python benchmarks/inverse.py                        # trains a small flow for each length first, about 20 minutes
     python benchmarks/inverse.py --lengths 16 64        # only these lengths
+    python benchmarks/inverse.py --model MODEL          # a flow of one's own, at several strengths of guidance
     python benchmarks/inverse.py --shape                # sequential against one forward pass, 8 blocks x 2 layers x 256
     python benchmarks/inverse.py --shape --recipe itarflow_b2 --device cuda
 
 How many rounds Jacobi takes depends on what the flow has learned, so its flows are trained: the digits' recipe on
-digits enlarged to the length, 400 steps of 8 images (kept in runs/inverse).  Batch 1, guidance as given; the fastest of
-three calls.  Writes docs/results/speed/inverse.{md,json}, or inverse_shape*.{md,json}.
+digits enlarged to the length, 400 steps of 8 images (kept in runs/inverse).  Batch 1; the fastest of three calls.
+Writes docs/results/speed/inverse*.{md,json}.
 """
 
 import argparse
@@ -75,9 +76,9 @@ def _kib(status: str, name: str) -> int:
     return int(found[1])
 
 
-def measure(length: int, guidance: Guidance, runs: Path) -> dict[str, Any]:
+def measure(flow: ForwardFlow, guidance: Guidance) -> dict[str, Any]:
     """Every exact inverse of one trained flow, from the same noise."""
-    flow, device = trained_flow(length, runs), torch.device("cpu")
+    device = torch.device("cpu")
     shape = tuple(flow.prior_variance.shape)
     z, labels = normal_for([0], shape, "inverse"), torch.tensor([3])
     several, classes = normal_for(range(8), shape, "groups"), torch.arange(8)
@@ -89,7 +90,8 @@ def measure(length: int, guidance: Guidance, runs: Path) -> dict[str, Any]:
     }
     exact = samplers["sequential"]().x
     found: dict[str, Any] = {
-        "patches": length,
+        "patches": flow.config.num_patches,
+        "guidance": guidance.strength,
         "groups": list(groups),
         "forward": {"seconds": seconds(lambda: flow(z, labels), device)},
     }
@@ -108,7 +110,20 @@ def measure(length: int, guidance: Guidance, runs: Path) -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
     """The lines of the table that tell of one length."""
-    lines = [[str(found["patches"]), "forward", "", "", f"{found['forward']['seconds'] * 1e3:.1f}", "", "", "", ""]]
+    lines = [
+        [
+            str(found["patches"]),
+            f"{found['guidance']:g}",
+            "forward",
+            "",
+            "",
+            f"{found['forward']['seconds'] * 1e3:.1f}",
+            "",
+            "",
+            "",
+            "",
+        ]
+    ]
     slow = found["sequential"]
     for name in ("sequential", "jacobi", "gs_jacobi"):
         each = found[name]
@@ -116,7 +131,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         cells = [str(each["network_calls"]), f"{calls:.2f}", f"{each['seconds'] * 1e3:.0f}", f"{time:.2f}"]
         cells += ["" if each["peak_bytes"] is None else f"{each['peak_bytes'] / MIB:.1f}", f"{each['error']:.0e}"]
         groups = " ".join(map(str, found["groups"])) if name == "gs_jacobi" else ""
-        lines.append(["", name.replace("_", "-"), *cells, groups])
+        lines.append(["", "", name.replace("_", "-"), *cells, groups])
     return lines
 
 
@@ -128,33 +143,37 @@ def wide(length: int) -> ModelConfig:
 
 
 def measure_shape(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """Sequential inverse, with and without guidance, against one forward pass; random weights, which do not matter."""
+    """Sequential inverse, with and without guidance and of two images, against one forward pass; weights are random."""
     with seeded_weights(0):
         flow = ForwardFlow(config).to(device).eval().requires_grad_(False)
     z = normal_for([0], tuple(flow.prior_variance.shape), "inverse").to(device)
     labels = torch.zeros(1, dtype=torch.long, device=device)
     repeats = 3 if config.num_patches <= 256 else 1
+    pair = (z.repeat(2, 1, 1), labels.repeat(2))
     return {
         "patches": config.num_patches,
         "forward": seconds(lambda: flow(z, labels), device, 10),
         "sequential": seconds(lambda: invert_sequentially(flow, z, labels), device, repeats),
         "guided": seconds(lambda: invert_sequentially(flow, z, labels, guidance=Guidance(1.0)), device, repeats),
+        "pair": seconds(lambda: invert_sequentially(flow, *pair), device, repeats),
         "network_calls": config.flow.blocks * (config.num_patches - 1),
     }
 
 
 def shape_row(found: dict[str, Any]) -> list[str]:
     """One line of the table of `--shape`."""
-    forward, sequential, guided = (found[name] for name in ("forward", "sequential", "guided"))
+    forward, sequential, guided, pair = (found[name] for name in ("forward", "sequential", "guided", "pair"))
     cells = [str(found["patches"]), f"{forward * 1e3:.1f}", str(found["network_calls"]), f"{sequential * 1e3:.0f}"]
-    return [*cells, f"{sequential / forward:.1f}", f"{guided * 1e3:.0f}", f"{guided / sequential:.2f}"]
+    cells += [f"{sequential / forward:.1f}", f"{guided * 1e3:.0f}", f"{pair * 1e3:.0f}", f"{guided / pair:.2f}"]
+    return cells
 
 
 def main() -> None:
     """Measure every length and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--guidance", type=float, default=0.0)
+    parser.add_argument("--model", type=Path, help="a model folder, instead of flows trained here")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[0.0])
     parser.add_argument("--shape", action="store_true", help="sequential against forward, at a fixed shape")
     parser.add_argument("--recipe", help="with --shape: the flow of this recipe instead")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -165,15 +184,21 @@ def main() -> None:
     if arguments.shape:
         shapes = [load_recipe(arguments.recipe).model] if arguments.recipe else [wide(t) for t in arguments.lengths]
         numbers["shapes"] = [measure_shape(shape, arguments.device) for shape in shapes]
-        head = ["T", "forward ms", "calls", "sequential ms", "/ forward", "guided ms", "/ unguided"]
+        head = ["T", "forward ms", "calls", "sequential ms", "/ forward", "guided ms", "two images ms"]
+        head.append("guided / two images")
         name = "_".join(["inverse_shape", *([arguments.recipe] if arguments.recipe else [])])
         report(arguments.out / name, head, [shape_row(each) for each in numbers["shapes"]], numbers)
         return
-    numbers |= {"guidance": arguments.guidance, "tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
-    numbers["lengths"] = [measure(t, Guidance(arguments.guidance), arguments.runs) for t in arguments.lengths]
-    head = ["T", "inverse", "calls", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
-    lines = [line for each in numbers["lengths"] for line in rows(each)]
-    report(arguments.out / "inverse", head, lines, numbers)
+    numbers |= {"tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
+    flows = (
+        [load_model(arguments.model).flow]
+        if arguments.model
+        else [trained_flow(length, arguments.runs) for length in arguments.lengths]
+    )
+    numbers["flows"] = [measure(flow, Guidance(strength)) for flow in flows for strength in arguments.guidance]
+    head = ["T", "w", "inverse", "calls", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
+    lines = [line for each in numbers["flows"] for line in rows(each)]
+    report(arguments.out / ("inverse_model" if arguments.model else "inverse"), head, lines, numbers)
 
 
 if __name__ == "__main__":

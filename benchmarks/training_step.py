@@ -89,7 +89,7 @@ def row(found: dict[str, Any]) -> list[str]:
         f"{found['gflops']:,.0f}",
         f"{found['matmul_gflops']:,.0f}",
         f"{found['share_of_matmul']:.0%}",
-        f"{found['share_of_rated']:.0%}" if found["share_of_rated"] else "",
+        *([f"{found['share_of_rated']:.0%}"] if found["share_of_rated"] else []),
     ]
 
 
@@ -111,7 +111,7 @@ def main() -> None:
         for compiled in ([False, True] if arguments.compile else [False])
     ]
     head = ["width", "parameters", "T", "batch", "precision", "ms a step", "tokens/s", "GFLOP/s", "matmul", "share"]
-    head.append("of rated (MFU)")
+    head += ["of rated (MFU)"] if found[0]["share_of_rated"] else []
     numbers = {"machine": describe(arguments.device), "steps": found}
     name = "_".join(["training_step", *(arguments.recipe or []), *(["compiled"] if arguments.compile else [])])
     report(arguments.out / name, head, [row(each) for each in found], numbers)

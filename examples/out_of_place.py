@@ -4,7 +4,7 @@
     biflow score runs/quickstart/model runs/out_of_place/digits
     biflow score runs/quickstart/model runs/out_of_place/sevens --label 7 --contrast --show 8
 
-OUT/digits holds 340 of the test digits and five each of four kinds of images that are no digits; OUT/sevens the test
+OUT/digits holds 340 of the test digits and four each of five kinds of images that are no digits; OUT/sevens the test
 digits of class 7 and four of other classes.  The names of the intruders say what they are.
 """
 
@@ -24,6 +24,7 @@ INTRUDERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda images: 255 - images,
     "blurred": lambda images: F.avg_pool2d(images.float(), 3, stride=1, padding=1).round().to(torch.uint8),
     "mirrored": lambda images: images.flip(3),
+    "blank": torch.zeros_like,
     "noise": lambda images: torch.from_numpy(stream("noise").integers(0, 256, tuple(images.shape), "uint8")),
 }
 """Kinds of images that are no digits: each a function of digits, uint8 (N, 1, 8, 8)."""
@@ -44,7 +45,7 @@ def main() -> None:
     test = load_data("digits").test
     digits = {f"digit_{i:03d}": image for i, image in enumerate(test.images[:340])}
     for place, (kind, change) in enumerate(INTRUDERS.items()):
-        source = test.images[340 + 5 * place : 345 + 5 * place]
+        source = test.images[340 + 4 * place : 344 + 4 * place]
         digits |= {f"{kind}_{i}": image for i, image in enumerate(change(source))}
     write_folder(out / "digits", digits)
     sevens = {f"seven_{i:02d}": image for i, image in enumerate(test.images[test.labels == 7])}

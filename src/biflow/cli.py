@@ -146,7 +146,7 @@ def score(
     title = f"the least likely of {len(pictures.names)} images"
     if contrast:
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
-        title = f"the {len(pictures.names)} images that the label suits least: what it adds to no class"
+        title = f"{len(pictures.names)} images, least suited by the label first"
     if odd := int((~scores.nats.isfinite()).sum()):
         _say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
     ranking = scores.rank(pictures.names)
