@@ -96,7 +96,7 @@ def test_bad_labels_are_refused(pipe, labels, message):
         ({"guidance": Guidance(1, temperature=2)}, "for the exact inverse"),
         ({"guidance": "a"}, "guidance of 0"),
         ({"seed": 1.5}, "whole number as seed"),
-        ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse\?"),
+        ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse or refine\?"),
         ({"batch_size": 0}, "batch size of 1"),
     ],
 )

@@ -13,7 +13,8 @@ from biflow.errors import InputError, choose
 from biflow.sampling.denoise import check_score_step, score_denoise
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import CALL_COST, TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
-from biflow.sampling.one_pass import check_reverse_guidance, sample_in_one_pass
+from biflow.sampling.one_pass import check_reverse_guidance, guess_states, sample_in_one_pass
+from biflow.sampling.refine import refine
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
 from biflow.shorthand import split_shorthand, with_settings
@@ -39,10 +40,7 @@ class OnePass:
 
     def prepare(self, model: Model, guidance: Guidance) -> "OnePass":
         """Raise unless the model has a reverse model, and the guidance suits it."""
-        if model.reverse is None:
-            raise InputError(
-                "Expected a model with a reverse model; this one has only a flow. Use method 'sequential'."
-            )
+        check_has_reverse(model)
         check_reverse_guidance(guidance, model.config.num_classes)
         return self
 
@@ -117,11 +115,43 @@ class Jacobi:
         return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
 
 
+@dataclass(frozen=True)
+class Refine:
+    """The exact inverse for all blocks at once, from the reverse model's guess of every state, then a score step."""
+
+    tolerance: float = TOLERANCE
+    denoise: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_score_step(self.denoise)
+        check_tolerance(self.tolerance)
+
+    def prepare(self, model: Model, guidance: Guidance) -> "Refine":
+        """Raise unless the model has a reverse model, and the guidance suits the flow."""
+        check_has_reverse(model)
+        guidance.check(model.config.num_classes)
+        return self
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        assert model.reverse is not None
+        start = guess_states(model.reverse, z, labels, guidance)
+        inverse = refine(model.flow, z, labels, start=start, guidance=guidance, tolerance=self.tolerance)
+        return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
+
+
+def check_has_reverse(model: Model) -> None:
+    """Raise unless the model has a reverse model."""
+    if model.reverse is None:
+        raise InputError("Expected a model with a reverse model; this one has only a flow. Use method 'sequential'.")
+
+
 SAMPLERS: Mapping[str, Sampler] = {
     "reverse": OnePass(),
     "sequential": Sequential(),
     "jacobi": Jacobi(),
     "gs-jacobi": Jacobi(groups="measured"),
+    "refine": Refine(),
 }
 
 

@@ -55,7 +55,7 @@ def invert_by_jacobi(
         guess = start[level] if start is not None else x
         x, block_calls, change = solve_block(guided, x, guess, caches, tolerance=tolerance, size=sizes[level])
         calls, residual = calls + block_calls, torch.maximum(residual, change)
-    return Sample(x, calls, residual)
+    return Sample(x, calls, calls, residual)
 
 
 def solve_block(

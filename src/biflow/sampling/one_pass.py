@@ -23,7 +23,7 @@ def sample_in_one_pass(model: ReverseModel, z: Tensor, labels: Tensor, *, guidan
     strength, most = guidance.strength, model.config.max_guidance
     if model.config.guidance == "trained" and strength > most:
         warnings.warn(f"Guidance {strength:g} is beyond what this model was trained with, 0 to {most:g}.", stacklevel=2)
-    return Sample(model(z, labels, strength).image, network_calls=1)
+    return Sample(model(z, labels, strength).image, network_calls=1, rounds=1)
 
 
 def check_reverse_guidance(guidance: Guidance, num_classes: int) -> None:
@@ -34,3 +34,15 @@ def check_reverse_guidance(guidance: Guidance, num_classes: int) -> None:
             "log-scale alone and temperatures are for the exact inverse."
         )
     guidance.check(num_classes)
+
+
+@torch.no_grad()
+def guess_states(model: ReverseModel, z: Tensor, labels: Tensor, guidance: Guidance = NO_GUIDANCE) -> list[Tensor]:
+    """The flow's states[0], states[1] ... below the noise, each (B, T, D), as the heads read them in one pass.
+
+    Only the strength of guidance counts, as far as it was trained; this is a guess.
+    """
+    strength = guidance.strength
+    if model.config.guidance == "trained":
+        strength = min(strength, model.config.max_guidance)
+    return model.read_states(model(z, labels, strength).hidden)

@@ -21,7 +21,7 @@ def invert_sequentially(flow: ForwardFlow, z: Tensor, labels: Tensor, *, guidanc
     for level in reversed(range(len(flow.blocks))):
         x = invert_block(GuidedBlock(flow, level, labels, guidance), x, caches)
     calls = len(flow.blocks) * (z.shape[1] - 1)
-    return Sample(x, calls, torch.zeros_like(z[:, 0, 0]))
+    return Sample(x, calls, calls, torch.zeros_like(z[:, 0, 0]))
 
 
 def invert_block(guided: GuidedBlock, z: Tensor, caches: Sequence[KVCache]) -> Tensor:
