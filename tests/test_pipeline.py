@@ -2,14 +2,15 @@ import pytest
 import torch
 
 from biflow.checkpoint import new_model
-from biflow.config import FlowConfig
+from biflow.config import FlowConfig, ReverseConfig
 from biflow.errors import InputError
 from biflow.pipeline import Pipeline
 from biflow.samplers import Jacobi, Sequential
+from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
 from tests.builders import tiny_config, tiny_images, tiny_model
 
-METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi"]
+METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_a_pipeline_survives_its_folder(pipe, tmp_path):
 def test_exact_methods_agree_within_a_grey_level(pipe):
     labels = [0, 1, 2, 3]
     exact = pipe.sample_pixels(labels, method="sequential", guidance=Guidance(1.0, annealed=True)).int()
-    for method in ("jacobi", "gs-jacobi", Jacobi(tolerance=1e-6, groups=[1, 2, 3])):
+    for method in ("jacobi", "gs-jacobi", "refine", Jacobi(tolerance=1e-6, groups=[1, 2, 3])):
         near = pipe.sample_pixels(labels, method=method, guidance=Guidance(1.0, annealed=True)).int()
         assert (near - exact).abs().max() <= 1
 
@@ -188,3 +189,21 @@ def test_an_unconditional_model_takes_no_labels_and_no_guidance_by_class():
 def test_a_model_of_latents_says_that_it_cannot_be_decoded():
     with pytest.raises(InputError, match="'vae:some' latents"):
         Pipeline(tiny_model(tiny_config(codec="vae:some")))
+
+
+@pytest.mark.parametrize("denoising", ["learned", "score", "none"])
+def test_the_reverse_model_ends_as_its_denoising_says(denoising):
+    reverse = ReverseConfig(layers=1, width=16, head_width=8, denoising=denoising)
+    pipe = Pipeline(tiny_model(tiny_config(reverse=reverse)))
+    z, labels = pipe.noise([0, 1], seed=0), torch.tensor([0, 1])
+    expected = pipe.model.reverse(z, labels).image
+    if denoising == "score":
+        expected = score_denoise(pipe.model.flow, expected, labels)
+    assert torch.equal(pipe.sample_pixels([0, 1]), pipe.codec.decode(pipe.to_images(expected)))
+
+
+def test_refine_needs_a_reverse_model_that_knows_the_states():
+    naive = ReverseConfig(layers=1, width=16, head_width=8, strategy="naive")
+    for reverse, message in ((None, "has only a flow"), (naive, "strategy 'naive'")):
+        with pytest.raises(InputError, match=message):
+            Pipeline(tiny_model(tiny_config(reverse=reverse))).sample([0], method="refine")

@@ -112,8 +112,14 @@ class FlowConfig(TransformerConfig):
 class ReverseConfig(TransformerConfig):
     """The learned reverse model: one block for each flow block, and one that denoises.
 
+    strategy: what is learned beside the image (BiFlow, arXiv 2512.10953, section on learning the inverse): "alignment"
+    reads the flow's states out of the hidden states through heads; "distillation" makes every block hand on such a
+    state itself; "naive" learns nothing beside the image.
+    denoising: "learned" by one more block; by the flow's "score" after the pass; or "none", which leaves the noise.
+    normalise: the flow's states are compared in units of their own root mean square, so that no level outweighs others.
     guidance: "trained" makes the strength a condition of the network, so that one pass gives any strength up
     to `max_guidance`; "two_passes" extrapolates at sampling time, from a pass with and one without the label.
+    guide: "blocks" guides every block; "output" the last one only.
     hand_over: what a block passes on while guidance is trained: the recovered conditional state (BiFlow, eq. 5,
     as printed), so that guidance adds up over the blocks when sampling, or the guided state itself, with which it
     hardly guides (docs/results/model.reverse.hand_over).
@@ -121,8 +127,12 @@ class ReverseConfig(TransformerConfig):
 
     layers: PositiveInt = 2
     class_tokens: PositiveInt = 1
+    strategy: Literal["alignment", "distillation", "naive"] = "alignment"
+    denoising: Literal["learned", "score", "none"] = "learned"
+    normalise: bool = True
     guidance: Literal["trained", "two_passes"] = "two_passes"
     max_guidance: PositiveFloat = 2.0
+    guide: Literal["blocks", "output"] = "blocks"
     hand_over: Literal["guided", "recovered"] = "recovered"
 
 

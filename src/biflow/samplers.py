@@ -36,7 +36,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class OnePass:
-    """The learned reverse model: one evaluation."""
+    """The learned reverse model: one evaluation, and a score step if it was trained to be followed by one."""
 
     def prepare(self, model: Model, guidance: Guidance) -> "OnePass":
         """Raise unless the model has a reverse model, and the guidance suits it."""
@@ -47,7 +47,10 @@ class OnePass:
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         assert model.reverse is not None
-        return sample_in_one_pass(model.reverse, z, labels, guidance=guidance)
+        drawn = sample_in_one_pass(model.reverse, z, labels, guidance=guidance)
+        if model.reverse.config.denoising != "score":
+            return drawn
+        return drawn._replace(x=score_denoise(model.flow, drawn.x, labels))
 
 
 @dataclass(frozen=True)

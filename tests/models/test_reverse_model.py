@@ -95,13 +95,71 @@ def test_the_state_without_label_gets_no_gradient():
 
 def test_heads_speak_the_units_of_the_flow():
     model, (z, labels) = tiny_reverse(), noise_and_labels()
-    hidden = model(z, labels).hidden
-    plain = model.read_states(hidden)
+    out = model(z, labels)
+    plain = model.read_states(out)
     model.state_rms.fill_(2.5)
-    for scaled, unscaled in zip(model.read_states(hidden), plain, strict=True):
+    for scaled, unscaled in zip(model.read_states(out), plain, strict=True):
         torch.testing.assert_close(scaled, 2.5 * unscaled)
 
 
 def test_a_config_without_a_reverse_model_is_refused():
     with pytest.raises(InputError, match=r"Add model\.reverse"):
         ReverseModel(tiny_config(reverse=None))
+
+
+SIZES = {"layers": 1, "width": 16, "head_width": 8}
+
+
+@pytest.mark.parametrize("strategy", ["alignment", "distillation", "naive"])
+@pytest.mark.parametrize("denoising", ["learned", "score", "none"])
+def test_every_strategy_and_denoising_makes_an_image_and_knows_its_states(strategy, denoising):
+    model = tiny_reverse(reverse=ReverseConfig(**SIZES, strategy=strategy, denoising=denoising))
+    z, labels = noise_and_labels()
+    out = model(z, labels)
+    assert out.image.shape == z.shape
+    assert len(out.hidden) == 3
+    if strategy == "naive":
+        assert len(model.heads) == 0
+        with pytest.raises(InputError, match=r"model\.reverse\.strategy=alignment"):
+            model.read_states(out)
+    else:
+        states = model.read_states(out)
+        assert [state.shape for state in states] == [z.shape] * 3
+        assert (states[0] is out.image) == (denoising != "learned")
+
+
+@pytest.mark.parametrize("denoising", ["learned", "none"])
+def test_distillation_hands_on_states_and_nothing_more(denoising):
+    model = tiny_reverse(reverse=ReverseConfig(**SIZES, strategy="distillation", denoising=denoising))
+    z, labels = noise_and_labels()
+    state, first = model.positions(model.project_in(z)), model.first_head
+    for level in (2, 1, 0):
+        made = model.blocks[level](state, labels)
+        if level >= first:
+            state = model.positions(model.lifts[level - first](model.heads[level - first](made)))
+    if model.denoise:
+        made = model.denoise(state, labels)
+    torch.testing.assert_close(model(z, labels).image, model.project_out(made))
+
+
+def test_guidance_at_the_output_acts_on_the_last_block_only():
+    model = tiny_reverse(reverse=ReverseConfig(**SIZES, guide="output"))
+    (z, labels), w = noise_and_labels(), 1.5
+    state = model.positions(model.project_in(z))
+    for block in reversed(list(model.blocks)):
+        state = block(state, labels)
+    nobody = torch.full_like(labels, model.null_label)
+    guided = (1 + w) * model.denoise(state, labels) - w * model.denoise(state, nobody)
+    out = model(z, labels, w)
+    torch.testing.assert_close(out.image, model.project_out(guided))
+    torch.testing.assert_close(out.hidden, model(z, labels).hidden)
+
+
+def test_trained_guidance_at_the_output_leaves_the_other_blocks_alone():
+    model = tiny_reverse(reverse=ReverseConfig(**SIZES, guide="output", guidance="trained"))
+    z, labels = noise_and_labels()
+    plain, guided = model(z, labels), model(z, labels, 1.5)
+    torch.testing.assert_close(guided.hidden, plain.hidden)
+    assert not torch.allclose(guided.image, plain.image)
+    trained = model.forward_recovered(z, labels, torch.tensor([0.7, 0.0, 1.9, 0.0, 0.3], dtype=z.dtype))
+    torch.testing.assert_close(trained.hidden, plain.hidden)

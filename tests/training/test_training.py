@@ -62,12 +62,35 @@ def test_reverse_objective_compares_each_level_with_the_same_level_of_the_flow()
     model, batch = tiny_model(), tiny_batch()
     trajectory = model.flow(patchify(batch.noisy, 2), batch.labels)
     out = model.reverse(trajectory.z, batch.labels)
-    read = model.reverse.read_states(out.hidden)
+    read = model.reverse.read_states(out)
     levels = [(guess - state).square().mean() for guess, state in zip(read, trajectory.states[:-1], strict=True)]
     image = (out.image - patchify(batch.clean, 2)).square().mean()
     loss = FitReverse(model.reverse, model.flow)(batch)
     torch.testing.assert_close(loss.parts["alignment"], sum(levels))
     torch.testing.assert_close(loss.total, sum(levels) + image)
+
+
+SIZES = {"layers": 1, "width": 16, "head_width": 8}
+
+
+@pytest.mark.parametrize("strategy", ["alignment", "distillation", "naive"])
+@pytest.mark.parametrize("denoising", ["learned", "score", "none"])
+def test_every_strategy_trains_all_that_it_has(strategy, denoising):
+    config = ReverseConfig(**SIZES, strategy=strategy, denoising=denoising)
+    model, batch = tiny_model(tiny_config(reverse=config)), tiny_batch()
+    loss = FitReverse(model.reverse, model.flow)(batch)
+    loss.total.backward()
+    assert [name for name, parameter in model.reverse.named_parameters() if parameter.grad is None] == []
+    assert set(loss.parts) == ({"image"} if strategy == "naive" else {"image", "alignment"})
+    out = model.reverse(model.flow(patchify(batch.noisy, 2), batch.labels).z, batch.labels)
+    target = batch.clean if denoising == "learned" else batch.noisy
+    torch.testing.assert_close(loss.parts["image"], (out.image - patchify(target, 2)).square().mean())
+
+
+def test_states_are_normalised_only_if_asked_for(tmp_path):
+    plain = train_in(tmp_path / "plain", model=tiny_config(reverse=ReverseConfig(**SIZES, normalise=False)))
+    assert torch.equal(plain.reverse.state_rms, torch.ones(3))
+    assert not torch.equal(train_in(tmp_path / "normalised").reverse.state_rms, torch.ones(3))
 
 
 def test_training_lowers_the_loss():

@@ -64,7 +64,7 @@ def follow_one_image(model: Model, test: ImageSet) -> tuple[list[Tensor], list[T
     patches, labels = _noisy_patches(model, first)
     flow_pass = model.flow(patches, labels)
     reverse_pass = model.reverse(flow_pass.z, labels)
-    read = model.reverse.read_states(reverse_pass.hidden)[::-1]
+    read = model.reverse.read_heads(reverse_pass.hidden)[::-1]
 
     def image(patches: Tensor) -> Tensor:
         return unpatchify(patches, model.config.patch_size, model.config.channels)[0].cpu()

@@ -19,7 +19,7 @@ from biflow.nn.transformer import Transformer
 class ReversePass(NamedTuple):
     """One pass through the reverse model, noise -> image."""
 
-    image: Tensor  # (B, T, D), patches of the clean image
+    image: Tensor  # (B, T, D), patches of the clean image; of the noisy one unless denoising is learned
     hidden: list[Tensor]  # one (B, T, C) for every flow block: hidden[0] at the noisy image, the last next to the noise
 
 
@@ -44,9 +44,10 @@ class ReverseBlock(nn.Module):
 
 
 class ReverseModel(nn.Module):
-    """A reverse block for each flow block, one more that denoises, and a head that reads each level.
+    """A reverse block for each flow block, one more if it learns to denoise, and a head that reads each level.
 
-    The heads are the projections of hidden alignment: needed to train, not to sample.
+    With hidden alignment the heads are needed to train, not to sample.  With hidden distillation each level's head
+    makes a state of the flow, which is lifted to the model's width again for the next block.
     """
 
     state_rms: Tensor
@@ -60,23 +61,36 @@ class ReverseModel(nn.Module):
         self.positions = PositionEmbedding(config.num_patches, width) if learned else nn.Identity()
         self.strengths = GuidanceEmbedding(width) if self.config.guidance == "trained" else None
         self.blocks = nn.ModuleList(ReverseBlock(config) for _ in range(levels))
-        self.denoise = ReverseBlock(config)
+        self.denoise = ReverseBlock(config) if self.config.denoising == "learned" else None
         self.project_out = _head(width, config.patch_dim)
-        self.heads = nn.ModuleList(_head(width, config.patch_dim) for _ in range(levels))
+        # without learned denoising the image is the state of level 0, and needs no head beside project_out
+        self.first_head = 0 if self.denoise else 1
+        heads = 0 if self.config.strategy == "naive" else levels - self.first_head
+        self.heads = nn.ModuleList(_head(width, config.patch_dim) for _ in range(heads))
+        lifts = heads if self.config.strategy == "distillation" else 0
+        self.lifts = nn.ModuleList(nn.Linear(config.patch_dim, width) for _ in range(lifts))
         self.register_buffer("state_rms", torch.ones(levels))
         self.num_classes, self.null_label = config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
         """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
 
-        Trained guidance is one evaluation at any strength.  Otherwise every block runs with and without the
+        Trained guidance is one evaluation at any strength.  Otherwise a guided block runs with and without the
         label, as one doubled batch, and its output is (1 + w) * with - w * without (BiFlow, eq. 4).
         """
         if self.strengths is not None:
-            strength = self.strengths(torch.full_like(z[:1, 0, 0], guidance))  # (1, 1, C)
-            return self._descend(z, lambda block, state: _same(block(state, labels, strength)))
+            nothing, strength = self.strengths(z.new_tensor([0.0, guidance])).split(1)  # each (1, 1, C)
+            return self._descend(
+                z,
+                lambda block, state: _same(block(state, labels, strength)),
+                lambda block, state: _same(block(state, labels, nothing)),
+            )
+
+        def plain(block: nn.Module, state: Tensor) -> "Step":
+            return _same(block(state, labels))
+
         if not guidance:
-            return self._descend(z, lambda block, state: _same(block(state, labels)))
+            return self._descend(z, plain, plain)
         no_class = torch.full_like(labels, self.null_label)
 
         def extrapolate(block: nn.Module, state: Tensor) -> "Step":
@@ -84,7 +98,7 @@ class ReverseModel(nn.Module):
             with_label, without = doubled.chunk(2)
             return _same((1 + guidance) * with_label - guidance * without)
 
-        return self._descend(z, extrapolate)
+        return self._descend(z, extrapolate, plain)
 
     def forward_recovered(self, z: Tensor, labels: Tensor, guidance: Tensor) -> ReversePass:
         """The pass that trains guidance: each block's guided state g, undone to the conditional one it stands for.
@@ -108,22 +122,37 @@ class ReverseModel(nn.Module):
             recovered[guided_rows] = (guided[guided_rows] + weight * without) / (1 + weight)
             return Step(recovered, guided if self.config.hand_over == "guided" else recovered)
 
-        return self._descend(z, recover)
+        return self._descend(z, recover, lambda block, state: _same(block(state, labels, nothing)))
 
-    def _descend(self, z: Tensor, take: Callable[[nn.Module, Tensor], "Step"]) -> ReversePass:
-        """From the noise down through all blocks, each step taken by `take(block, state)`."""
+    def _descend(self, z: Tensor, guided: "Take", plain: "Take") -> ReversePass:
+        """From the noise down through all blocks: those that guidance acts on taken by `guided`, others by `plain`."""
         state = self.positions(self.project_in(z))  # (B, T, C)
         hidden = []
-        for block in reversed(list(self.blocks)):
-            step = take(block, state)
+        blocks = [*reversed(list(self.blocks)), *([self.denoise] if self.denoise else [])]
+        for place, block in enumerate(blocks):
+            last = place == len(blocks) - 1
+            step = guided(block, state) if last or self.config.guide == "blocks" else plain(block, state)
             hidden.append(step.read)
             state = step.passed_on
-        image = self.project_out(take(self.denoise, state).read)  # (B, T, D)
-        return ReversePass(image, hidden[::-1])
+            if self.lifts and not last:
+                level = len(self.blocks) - 1 - place - self.first_head
+                state = self.positions(self.lifts[level](self.heads[level](state)))
+        image = self.project_out(hidden[-1])  # (B, T, D)
+        return ReversePass(image, hidden[: len(self.blocks)][::-1])
 
-    def read_states(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """hidden[i] (B, T, C) -> the flow's states[i] (B, T, D) as the heads see them, in the flow's units."""
-        return [head(state) * rms for head, state, rms in zip(self.heads, hidden, self.state_rms, strict=True)]
+    def read_heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """hidden[i] (B, T, C) -> the flow's states from level `first_head` on, each (B, T, D), in the flow's units."""
+        levels = zip(self.heads, hidden[self.first_head :], self.state_rms[self.first_head :], strict=True)
+        return [head(state) * rms for head, state, rms in levels]
+
+    def read_states(self, reverse_pass: ReversePass) -> list[Tensor]:
+        """The flow's states[0] ... below the noise, each (B, T, D), as one pass knows them, in the flow's units."""
+        if self.config.strategy == "naive":
+            raise InputError(
+                "Expected a reverse model that knows the flow's states; this one was trained by the strategy 'naive', "
+                "which learns the image alone. Train with model.reverse.strategy=alignment."
+            )
+        return [reverse_pass.image][: self.first_head] + self.read_heads(reverse_pass.hidden)
 
 
 class Step(NamedTuple):
@@ -131,6 +160,10 @@ class Step(NamedTuple):
 
     read: Tensor  # what heads and losses see
     passed_on: Tensor  # what the next block gets
+
+
+Take = Callable[[nn.Module, Tensor], Step]
+"""(block, state (B, T, C)) -> what becomes of it."""
 
 
 def _same(state: Tensor) -> Step:

@@ -45,4 +45,4 @@ def guess_states(model: ReverseModel, z: Tensor, labels: Tensor, guidance: Guida
     strength = guidance.strength
     if model.config.guidance == "trained":
         strength = min(strength, model.config.max_guidance)
-    return model.read_states(model(z, labels, strength).hidden)
+    return model.read_states(model(z, labels, strength))

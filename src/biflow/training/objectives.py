@@ -27,10 +27,10 @@ class FitFlow(Objective):
 
 
 class FitReverse(Objective):
-    """Hidden alignment with the learned denoising block (BiFlow, arXiv 2512.10953): the flow teaches, frozen.
+    """The inverse learned from the frozen flow (BiFlow, arXiv 2512.10953), by the strategy of the reverse model.
 
-    The noise z that the flow finds for a noisy image goes in; every level is held to the flow's state,
-    and the output to the clean image.
+    The noise z that the flow finds for a noisy image goes in; every level that has a head is held to the flow's state,
+    and the output to the clean image, or to the noisy one where denoising is not learned.
     """
 
     def __init__(self, reverse: ReverseModel, flow: ForwardFlow) -> None:
@@ -41,7 +41,7 @@ class FitReverse(Objective):
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     def forward(self, batch: Batch) -> LossParts:
-        """Alignment of all levels plus the error of the clean image."""
+        """The distance of all levels plus the error of the image."""
         patch_size = self.flow.config.patch_size
         with torch.no_grad():
             trajectory = self.flow(patchify(batch.noisy, patch_size), batch.labels)
@@ -49,10 +49,14 @@ class FitReverse(Objective):
             way_back = self.reverse.forward_recovered(trajectory.z, batch.labels, batch.guidance)
         else:
             way_back = self.reverse(trajectory.z, batch.labels)
+        target = batch.clean if self.reverse.denoise else batch.noisy
+        image = F.mse_loss(way_back.image, patchify(target, patch_size))
+        if not self.reverse.heads:
+            return LossParts(image, {"image": image.detach()})
+        first = self.reverse.first_head
         alignment = hidden_alignment(
-            self.reverse.read_states(way_back.hidden), trajectory.states[:-1], self.reverse.state_rms
+            self.reverse.read_heads(way_back.hidden), trajectory.states[first:-1], self.reverse.state_rms[first:]
         )
-        image = F.mse_loss(way_back.image, patchify(batch.clean, patch_size))
         return LossParts(alignment + image, {"alignment": alignment.detach(), "image": image.detach()})
 
 

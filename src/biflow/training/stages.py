@@ -67,12 +67,14 @@ def train_model(run: Run) -> Trained:
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
-    if config.flow.volume_preserving or model.reverse:
+    normalise = model.reverse is not None and model.reverse.config.normalise
+    if config.flow.volume_preserving or normalise:
         mean_squares = measure_mean_squares(run, model.flow)
     if config.flow.volume_preserving:  # the likeliest prior for what the flow makes of the data
         model.flow.prior_variance.copy_(mean_squares[-1])
-    if model.reverse:
+    if model.reverse and normalise:
         model.reverse.state_rms.copy_(torch.stack([each.mean().sqrt() for each in mean_squares[:-1]]))
+    if model.reverse:
         objective = FitReverse(model.reverse, model.flow)
         seconds["reverse"] = fit(run, "reverse", objective, run.config.fit_reverse)
     return Trained(model, seconds)
