@@ -206,9 +206,13 @@ class FitConfig(Config):
 
 
 class RunConfig(Config):
-    """A whole training run; what a recipe holds and what a run folder records."""
+    """A whole training run; what a recipe holds and what a run folder records.
 
-    stage: Literal["both", "flow"] = "both"
+    stage: "both" fits the flow, then the reverse model to the frozen flow; "joint" fits both at once with the settings
+    of fit_flow, the reverse model to the flow as it is at each step; "flow" fits the flow alone.
+    """
+
+    stage: Literal["both", "joint", "flow"] = "both"
     seed: NonNegativeInt = 0
     data: str = "digits"
     model: ModelConfig
@@ -217,8 +221,10 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _reverse_stage_has_a_model(self) -> Self:
-        if self.stage == "both" and self.model.reverse is None:
-            raise ValueError("Expected model.reverse for stage 'both'; got none. Describe it, or set stage=flow.")
+        if self.stage != "flow" and self.model.reverse is None:
+            raise ValueError(
+                f"Expected model.reverse for stage {self.stage!r}; got none. Describe it, or set stage=flow."
+            )
         return self
 
 

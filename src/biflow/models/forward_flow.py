@@ -44,7 +44,10 @@ class ForwardFlow(nn.Module):
 
     def log_prob(self, patches: Tensor, labels: Tensor) -> Tensor:
         """Log-density of the (noisy) patches (B, T, D) given labels (B,): (B,) nats, summed over T and D."""
-        flow_pass = self(patches, labels)
+        return self.log_prob_of(self(patches, labels))
+
+    def log_prob_of(self, flow_pass: FlowPass) -> Tensor:
+        """Log-density of what one pass was given: (B,) nats, summed over T and D."""
         return normal_log_prob(flow_pass.z, self.prior_variance) + flow_pass.log_det
 
     def scale_noise(self, noise: Tensor) -> Tensor:

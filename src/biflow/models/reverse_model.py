@@ -70,7 +70,7 @@ class ReverseModel(nn.Module):
         lifts = heads if self.config.strategy == "distillation" else 0
         self.lifts = nn.ModuleList(nn.Linear(config.patch_dim, width) for _ in range(lifts))
         self.register_buffer("state_rms", torch.ones(levels))
-        self.num_classes, self.null_label = config.num_classes, config.null_label
+        self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
         """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.

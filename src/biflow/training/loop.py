@@ -49,6 +49,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        """Parts of the model that learn independently: the gradient of each is clipped alone."""
+        return [self.model]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -81,7 +86,7 @@ class Trainer:
     def __init__(self, objective: Objective, config: FitConfig, world: World) -> None:
         self.config = config
         self.world = world
-        self.model = objective.to(world.device).model
+        self.model, self.parts = objective.to(world.device).model, objective.parts
         self.parallel_objective = world.parallel(compile_if_possible(objective) if config.compile else objective)
         self.optimizer = make_optimizer(self.model, config)
         self.ema = EMA(self.model, config.ema_decay)
@@ -127,9 +132,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in self.parts]
         self.optimizer.step()
-        return loss, grad_norm
+        return loss, torch.stack(norms).norm()
 
     def save(self, path: Path) -> None:
         """Write the state to one file; the file is whole or not there."""

@@ -2,13 +2,16 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from biflow.losses.trajectory import hidden_alignment
 from biflow.models.codec import training_noise
-from biflow.models.forward_flow import ForwardFlow
+from biflow.models.forward_flow import FlowPass, ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.loop import Batch, LossParts, Objective
+
+RMS_RATE = 0.01  # of the running mean, a step
 
 
 class FitFlow(Objective):
@@ -22,8 +25,13 @@ class FitFlow(Objective):
     def forward(self, batch: Batch) -> LossParts:
         """The mean negative log-likelihood."""
         patches = patchify(batch.noisy, self.flow.config.patch_size)
-        loss = -self.flow.log_prob(patches, batch.labels).mean() / patches[0].numel()
-        return LossParts(loss, {"nats_per_dim": loss.detach()})
+        return flow_loss(self.flow, self.flow(patches, batch.labels))
+
+
+def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
+    """The mean negative log-likelihood of what the flow was given, in nats per dimension."""
+    loss = -flow.log_prob_of(trajectory).mean() / trajectory.z[0].numel()
+    return LossParts(loss, {"nats_per_dim": loss.detach()})
 
 
 class FitReverse(Objective):
@@ -45,19 +53,52 @@ class FitReverse(Objective):
         patch_size = self.flow.config.patch_size
         with torch.no_grad():
             trajectory = self.flow(patchify(batch.noisy, patch_size), batch.labels)
-        if self.reverse.config.guidance == "trained":
-            way_back = self.reverse.forward_recovered(trajectory.z, batch.labels, batch.guidance)
-        else:
-            way_back = self.reverse(trajectory.z, batch.labels)
-        target = batch.clean if self.reverse.denoise else batch.noisy
-        image = F.mse_loss(way_back.image, patchify(target, patch_size))
-        if not self.reverse.heads:
-            return LossParts(image, {"image": image.detach()})
-        first = self.reverse.first_head
-        alignment = hidden_alignment(
-            self.reverse.read_heads(way_back.hidden), trajectory.states[first:-1], self.reverse.state_rms[first:]
-        )
-        return LossParts(alignment + image, {"alignment": alignment.detach(), "image": image.detach()})
+        return reverse_loss(self.reverse, trajectory, batch)
+
+
+def reverse_loss(reverse: ReverseModel, trajectory: FlowPass, batch: Batch) -> LossParts:
+    """How far the way back from the flow's noise is from its states and its image; no gradient reaches the flow."""
+    z = trajectory.z.detach()
+    if reverse.config.guidance == "trained":
+        way_back = reverse.forward_recovered(z, batch.labels, batch.guidance)
+    else:
+        way_back = reverse(z, batch.labels)
+    target = batch.clean if reverse.denoise else batch.noisy
+    image = F.mse_loss(way_back.image, patchify(target, reverse.patch_size))
+    if not reverse.heads:
+        return LossParts(image, {"image": image.detach()})
+    first = reverse.first_head
+    alignment = hidden_alignment(
+        reverse.read_heads(way_back.hidden), trajectory.states[first:-1], reverse.state_rms[first:]
+    )
+    return LossParts(alignment + image, {"alignment": alignment.detach(), "image": image.detach()})
+
+
+class FitJoint(Objective):
+    """Flow and reverse model at once: each minimises its own loss, and the reverse model's never moves the flow.
+
+    The sizes of the flow's states, which change while it learns, are followed by a running mean.
+    """
+
+    def __init__(self, reverse: ReverseModel, flow: ForwardFlow) -> None:
+        super().__init__(nn.ModuleDict({"flow": flow, "reverse": reverse}))
+        self.reverse, self.flow = reverse, flow
+        self.noise_std, self.bin_width = training_noise(flow.config)
+        self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The flow and the reverse model."""
+        return [self.flow, self.reverse]
+
+    def forward(self, batch: Batch) -> LossParts:
+        """The sum of both losses."""
+        trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels)
+        if self.training and self.reverse.config.normalise:
+            rms = torch.stack([state.detach().square().mean().sqrt() for state in trajectory.states[:-1]])
+            self.reverse.state_rms.lerp_(rms, RMS_RATE)
+        forward, back = flow_loss(self.flow, trajectory), reverse_loss(self.reverse, trajectory, batch)
+        return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
 
 
 class FitClassifier(Objective):

@@ -18,7 +18,7 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
-from biflow.training.objectives import FitFlow, FitReverse
+from biflow.training.objectives import FitFlow, FitJoint, FitReverse
 
 CALIBRATION_IMAGES = 4096
 CALIBRATION_BATCH = 256
@@ -66,17 +66,20 @@ def train_model(run: Run) -> Trained:
     if run.config.stage == "flow":
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
-    seconds = {"flow": fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)}
-    normalise = model.reverse is not None and model.reverse.config.normalise
-    if config.flow.volume_preserving or normalise:
-        mean_squares = measure_mean_squares(run, model.flow)
+    seconds = {}
+    if run.config.stage == "joint":
+        assert model.reverse is not None
+        seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, model.flow), run.config.fit_flow)
+    else:
+        seconds["flow"] = fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)
     if config.flow.volume_preserving:  # the likeliest prior for what the flow makes of the data
-        model.flow.prior_variance.copy_(mean_squares[-1])
-    if model.reverse and normalise:
-        model.reverse.state_rms.copy_(torch.stack([each.mean().sqrt() for each in mean_squares[:-1]]))
-    if model.reverse:
-        objective = FitReverse(model.reverse, model.flow)
-        seconds["reverse"] = fit(run, "reverse", objective, run.config.fit_reverse)
+        model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
+    if run.config.stage == "both":
+        assert model.reverse is not None
+        if model.reverse.config.normalise:
+            levels = measure_mean_squares(run, model.flow)[:-1]
+            model.reverse.state_rms.copy_(torch.stack([level.mean().sqrt() for level in levels]))
+        seconds["reverse"] = fit(run, "reverse", FitReverse(model.reverse, model.flow), run.config.fit_reverse)
     return Trained(model, seconds)
 
 
