@@ -23,13 +23,15 @@ import torch.nn.functional as F
 from machine import describe, report, seconds
 from rich.console import Console
 
-from biflow.checkpoint import load_model, save_model
+from biflow.checkpoint import Model, load_model, save_model
 from biflow.config import FlowConfig, ModelConfig, load_recipe
 from biflow.data.datasets import ImageSet, load_data
 from biflow.data.randomness import normal_for, seeded_weights
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
+from biflow.sampling.one_pass import guess_states
+from biflow.sampling.refine import refine
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.run import open_run
@@ -41,8 +43,8 @@ TOLERANCE = 1e-3
 MIB = 2**20
 
 
-def trained_flow(length: int, runs: Path) -> ForwardFlow:
-    """A flow over this many patches, trained on digits enlarged to fit, or loaded if that was done before."""
+def trained_model(length: int, runs: Path) -> Model:
+    """A model with a flow over this many patches, trained on digits enlarged to fit, or loaded if it was before."""
     folder = runs / f"patches_{length}"
     if not (folder / "model").exists():
         patch_size, side = (2, 8) if length == 16 else (1, round(length**0.5))
@@ -54,7 +56,7 @@ def trained_flow(length: int, runs: Path) -> ForwardFlow:
         data = ImageSet(images, digits.labels, digits.class_names)
         with open_run(config, data, folder, resume=False, console=Console()) as run:
             save_model(train_model(run).model, folder / "model")
-    return load_model(folder / "model").flow
+    return load_model(folder / "model")
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
@@ -76,9 +78,9 @@ def _kib(status: str, name: str) -> int:
     return int(found[1])
 
 
-def measure(flow: ForwardFlow, guidance: Guidance) -> dict[str, Any]:
-    """Every exact inverse of one trained flow, from the same noise."""
-    device = torch.device("cpu")
+def measure(model: Model, guidance: Guidance) -> dict[str, Any]:
+    """Every exact inverse of a trained flow, from the same noise; with a reverse model, also from its guess."""
+    flow, reverse, device = model.flow, model.reverse, torch.device("cpu")
     shape = tuple(flow.prior_variance.shape)
     z, labels = normal_for([0], shape, "inverse"), torch.tensor([3])
     several, classes = normal_for(range(8), shape, "groups"), torch.arange(8)
@@ -88,6 +90,13 @@ def measure(flow: ForwardFlow, guidance: Guidance) -> dict[str, Any]:
         "jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE),
         "gs_jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE, groups=groups),
     }
+    if reverse:
+
+        def refined() -> Sample:
+            start = guess_states(reverse, z, labels, guidance)
+            return refine(flow, z, labels, start=start, guidance=guidance, tolerance=TOLERANCE)
+
+        samplers["refine"] = refined
     exact = samplers["sequential"]().x
     found: dict[str, Any] = {
         "patches": flow.config.num_patches,
@@ -101,6 +110,7 @@ def measure(flow: ForwardFlow, guidance: Guidance) -> dict[str, Any]:
         found[name] = {
             "seconds": seconds(sampler, device),
             "network_calls": drawn.network_calls,
+            "rounds": drawn.rounds,
             "residual": drawn.residual.max().item(),
             "error": (drawn.x - exact).abs().max().item(),
             "peak_bytes": peak_memory(sampler),
@@ -109,26 +119,14 @@ def measure(flow: ForwardFlow, guidance: Guidance) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """The lines of the table that tell of one length."""
-    lines = [
-        [
-            str(found["patches"]),
-            f"{found['guidance']:g}",
-            "forward",
-            "",
-            "",
-            f"{found['forward']['seconds'] * 1e3:.1f}",
-            "",
-            "",
-            "",
-            "",
-        ]
-    ]
+    """The lines of the table that tell of one flow."""
+    forward = f"{found['forward']['seconds'] * 1e3:.1f}"
+    lines = [[str(found["patches"]), f"{found['guidance']:g}", "forward", "", "", "", forward, "", "", "", ""]]
     slow = found["sequential"]
-    for name in ("sequential", "jacobi", "gs_jacobi"):
+    for name in [name for name in ("sequential", "jacobi", "gs_jacobi", "refine") if name in found]:
         each = found[name]
-        calls, time = each["network_calls"] / slow["network_calls"], each["seconds"] / slow["seconds"]
-        cells = [str(each["network_calls"]), f"{calls:.2f}", f"{each['seconds'] * 1e3:.0f}", f"{time:.2f}"]
+        cells = [str(each["network_calls"]), str(each["rounds"]), f"{each['rounds'] / slow['rounds']:.2f}"]
+        cells += [f"{each['seconds'] * 1e3:.0f}", f"{each['seconds'] / slow['seconds']:.2f}"]
         cells += ["" if each["peak_bytes"] is None else f"{each['peak_bytes'] / MIB:.1f}", f"{each['error']:.0e}"]
         groups = " ".join(map(str, found["groups"])) if name == "gs_jacobi" else ""
         lines.append(["", "", name.replace("_", "-"), *cells, groups])
@@ -190,13 +188,13 @@ def main() -> None:
         report(arguments.out / name, head, [shape_row(each) for each in numbers["shapes"]], numbers)
         return
     numbers |= {"tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
-    flows = (
-        [load_model(arguments.model).flow]
+    models = (
+        [load_model(arguments.model)]
         if arguments.model
-        else [trained_flow(length, arguments.runs) for length in arguments.lengths]
+        else [trained_model(length, arguments.runs) for length in arguments.lengths]
     )
-    numbers["flows"] = [measure(flow, Guidance(strength)) for flow in flows for strength in arguments.guidance]
-    head = ["T", "w", "inverse", "calls", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
+    numbers["flows"] = [measure(model, Guidance(strength)) for model in models for strength in arguments.guidance]
+    head = ["T", "w", "inverse", "calls", "rounds", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
     lines = [line for each in numbers["flows"] for line in rows(each)]
     report(arguments.out / ("inverse_model" if arguments.model else "inverse"), head, lines, numbers)
 

@@ -72,7 +72,7 @@ def train(
 
 
 GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
-METHOD_HELP = "reverse, sequential, jacobi or gs-jacobi; then tolerance=, groups=, denoise=."
+METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
 
 

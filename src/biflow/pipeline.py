@@ -89,9 +89,9 @@ class Pipeline:
         """Draw one image for each label.
 
         method "reverse" is the learned reverse model, one pass; "sequential" the exact inverse of the flow, patch
-        by patch, then one score step against its noise; "jacobi" and "gs-jacobi" come to the same images, within a
-        tolerance, in fewer network calls.  An object from `biflow.samplers` sets more: `Jacobi(tolerance=1e-5)`.
-        Bad arguments raise `InputError`.
+        by patch, then one score step against its noise; "jacobi", "gs-jacobi" and "refine" come to the same images,
+        within a tolerance, in fewer calls one after another.  An object from `biflow.samplers` sets more, as
+        `Jacobi(tolerance=1e-5)` does.  Bad arguments raise `InputError`.
         """
         pixels = self.sample_pixels(labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size)
         return [to_pil(image) for image in pixels]
