@@ -196,7 +196,12 @@ def main() -> None:
     numbers["flows"] = [measure(model, Guidance(strength)) for model in models for strength in arguments.guidance]
     head = ["T", "w", "inverse", "calls", "rounds", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
     lines = [line for each in numbers["flows"] for line in rows(each)]
-    report(arguments.out / ("inverse_model" if arguments.model else "inverse"), head, lines, numbers)
+    report(
+        arguments.out / (f"inverse_{arguments.model.parent.name}" if arguments.model else "inverse"),
+        head,
+        lines,
+        numbers,
+    )
 
 
 if __name__ == "__main__":

@@ -359,11 +359,17 @@ def test_a_log_line_that_was_cut_off_does_not_stop_a_resume(tmp_path):
     assert [line["step"] for line in read_history(log)] == [1, 2, 3, 5, 6, 1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("channels", 3), ("num_classes", 2), ("num_classes", 0)])
+@pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("channels", 3), ("num_classes", 2)])
 def test_a_model_that_does_not_fit_the_data_is_refused(tmp_path, key, value):
     with pytest.raises(InputError, match=f"Expected model.{key} to be .* got {value}"):
         train_in(tmp_path / "run", model=tiny_config(**{key: value}))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unconditional_model_learns_from_images_of_classes(tmp_path):
+    model = train_in(tmp_path / "run", model=tiny_config(num_classes=0))
+    assert model.class_names == ()
+    assert model.flow.blocks[0].classes.weight.shape[0] == 1
 
 
 def test_a_damaged_state_is_named(tmp_path):

@@ -25,6 +25,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def without_classes(self) -> "ImageSet":
+        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        return ImageSet(self.images, torch.zeros_like(self.labels), ())
+
     def take(self, indices: Tensor) -> "ImageSet":
         """The images at these places."""
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)

@@ -26,8 +26,11 @@ MODEL_FOLDER = "model"
 def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, console: Console) -> Iterator[Run]:
     """A run in this folder, alone or with the other processes of a launcher.
 
-    Within it Ctrl-C stops training between two steps, with its state saved.
+    Within it Ctrl-C stops training between two steps, with its state saved.  An unconditional model sees the images
+    without their classes.
     """
+    if not config.model.num_classes:
+        data = data.without_classes()
 
     def prepare() -> None:
         check_fits(config, data)
