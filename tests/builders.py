@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from biflow.checkpoint import Model, new_model
-from biflow.config import FitConfig, FlowConfig, ModelConfig, ReverseConfig, RunConfig
+from biflow.config import FitConfig, FlowConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.datasets import ImageSet
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
+from biflow.training.objectives import FitReverse
+from biflow.training.reverse_loss import ReverseLoss
 
 NUM_CLASSES = 3
 
@@ -60,7 +62,16 @@ def tiny_images(count: int = 12, seed: int = 0) -> ImageSet:
 def tiny_run(**changes: object) -> RunConfig:
     """A run of a few steps."""
     fit = FitConfig(steps=6, batch_size=4, warmup_steps=2, log_every=1, save_every=2, ema_decay=0.9)
-    return RunConfig(**{"model": tiny_config(), "fit_flow": fit, "fit_reverse": fit, **changes})
+    fit_reverse = ReverseFitConfig(**fit.model_dump())
+    return RunConfig(**{"model": tiny_config(), "fit_flow": fit, "fit_reverse": fit_reverse, **changes})
+
+
+def tiny_objective(model: Model, **changes: object) -> FitReverse:
+    """What fits the model's reverse model to its flow, by the mean squared error unless changed."""
+    assert model.reverse is not None
+    fit = ReverseFitConfig(**changes)
+    loss = ReverseLoss(fit, model.config, image_shape=(model.config.channels, 4, 4), classifier=None)
+    return FitReverse(model.reverse, model.flow, loss)
 
 
 def noise_and_labels(batch: int = 5, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,11 @@
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
 from biflow.errors import InputError
-from biflow.files import check_writable, replace_file, replace_folder
+from biflow.files import check_file_output, check_writable, replace_file, replace_folder
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -36,6 +37,35 @@ def test_a_folder_stays_when_its_replacement_cannot_take_its_place(tmp_path, mon
         (temporary / "weights").write_text("new")
     assert (folder / "weights").read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with replace_file(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_nothing_takes_the_place_of_a_pipe_or_of_another_kind(tmp_path):
+    """As root, a rename would replace even a device."""
+    pipe, folder, file = tmp_path / "pipe", tmp_path / "folder", tmp_path / "file"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    file.write_text("kept")
+    (tmp_path / "link").symlink_to(pipe)
+    for path, kind in ((pipe, "device or a pipe"), (tmp_path / "link", "device or a pipe"), (folder, "folder")):
+        with pytest.raises(InputError, match=kind), replace_file(path) as temporary:
+            temporary.write_text("new")
+        with pytest.raises(InputError, match=kind):
+            check_file_output(path)
+    for path, kind in ((pipe, "device or a pipe"), (file, "file")):
+        with pytest.raises(InputError, match=kind), replace_folder(path):
+            pass
+    assert pipe.is_fifo()
+    assert file.read_text() == "kept"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder", "link", "pipe"]
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):

@@ -7,7 +7,7 @@ import biflow
 
 ROOT = Path(biflow.__file__).parent
 ROWS = [
-    {"errors", "config", "files", "memory", "shorthand"},
+    {"errors", "settings", "config", "files", "memory", "shorthand", "tensors"},
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
@@ -17,7 +17,15 @@ ROWS = [
     {"__main__"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
-SAME_ROW_ALLOWED = {("config", "errors"), ("files", "errors"), ("shorthand", "errors"), ("quickstart", "pipeline")}
+SAME_ROW_ALLOWED = {
+    ("settings", "errors"),
+    ("config", "errors"),
+    ("config", "settings"),
+    ("files", "errors"),
+    ("shorthand", "errors"),
+    ("tensors", "errors"),
+    ("quickstart", "pipeline"),
+}
 
 
 def imported_units(path: Path) -> set[str]:

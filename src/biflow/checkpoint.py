@@ -5,7 +5,6 @@ of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +12,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from biflow.config import ModelConfig, parse_config
+from biflow.config import ModelConfig
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.files import replace_folder
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
+from biflow.settings import parse_config
+from biflow.tensors import describe_faults, shapes
 
-FORMAT_VERSION = 2  # 1 had no prior variance
+FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Model(NamedTuple):
@@ -67,6 +66,11 @@ def load_model(folder: Path) -> Model:
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
     _load_tensors(_networks(model), _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    if model.reverse and not model.reverse.belongs_to(model.flow):
+        raise InputError(
+            f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; it holds another one. "
+            "Fit a reverse model to this flow: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
+        )
     _networks(model).eval().requires_grad_(False)
     return model
 
@@ -119,26 +123,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    expected, found = _shapes(networks.state_dict()), _shapes(tensors)
+    expected, found = shapes(networks.state_dict()), shapes(tensors)
     if faults := describe_faults(expected, found):
         raise InputError(
             f"Expected weights that belong to the config.json beside {path}; {faults}. Copy the model folder whole."
         )
     networks.load_state_dict(tensors)
-
-
-def describe_faults(expected: Shapes, found: Shapes) -> str:
-    """The first of the tensors that are missing, not expected or wrongly shaped; empty if there are none."""
-    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    faults += [f"{name} is not expected" for name in found.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {found[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-    return ", ".join(sorted(faults)[:3]) + more
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,46 +1,18 @@
-"""Every setting of the project: frozen models, YAML in and out, `path=value` overrides.
+"""Every setting of the project: frozen models with their defaults.
 
 Defaults live here and nowhere else.  A recipe (recipes/*.yaml) is a complete, named `RunConfig`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from biflow.errors import InputError, nearest
+from biflow.settings import Config, parse_config, to_yaml
 
-
-class Config(BaseModel):
-    """Base of all configs: immutable, and a key that does not exist is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
-        if isinstance(value, bool) and wanted is not bool:
-            raise ValueError(f"Expected a number or a word; got {str(value).lower()}.")
-        return value
-
-
-C = TypeVar("C", bound=Config)
 ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -205,25 +177,101 @@ class FitConfig(Config):
     save_every: PositiveInt = 500
 
 
+Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
+PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2": "facebook/dinov2-base"}
+
+
+class DistanceConfig(Config):
+    """One term of what the reverse model's image is compared with the wanted one by.
+
+    kind: "mse" and "l1" compare values.  The others compare what a frozen network makes of both: "convnextv2" and
+    "dinov2" (network: a name on the Hugging Face hub or a local folder), "vgg" (network: torchvision's file of VGG-16
+    weights), "lpips" (the same with LPIPS' file of linear layers as calibration), "classifier" (a small one that is
+    trained beforehand on the run's own images), and "module" (network: "package.module:name", a class or function
+    that gives a torch module).
+    input_size: of the square that the network is given, a random part of both images; none is the network's own size,
+    or the whole images for "classifier" and "module".
+    space: "latents" are what the flow models, "images" what the codec decodes them to.
+    """
+
+    kind: Kind
+    weight: PositiveFloat = 1.0
+    network: str | None = None
+    calibration: str | None = None
+    input_size: PositiveInt | None = None
+    space: Literal["latents", "images"] = "latents"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kind = str(values.get("kind"))
+        usual = {"space": "latents" if kind in {"mse", "l1"} else "images", "network": PUBLISHED_NETWORKS.get(kind)}
+        return usual | {key: value for key, value in values.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _network_is_named(self) -> Self:
+        needed = {"vgg": ("network",), "lpips": ("network", "calibration"), "module": ("network",)}
+        missing = [key for key in needed.get(self.kind, ()) if getattr(self, key) is None]
+        if missing:
+            raise ValueError(
+                f"Expected {' and '.join(missing)} for the distance {self.kind!r}; got none. "
+                "Set it to a path, or for a module to 'package.module:name'."
+            )
+        return self
+
+
+Fit = TypeVar("Fit", bound=FitConfig)
+
+
+class ReverseFitConfig(FitConfig):
+    """How a reverse model is trained.
+
+    distances: between its image and the wanted one; their weighted sum is added to the alignment of its hidden states.
+    adaptive_power: p of the adaptive weight 1 / (D + c)^p that every term D of every image gets, without a gradient
+    (BiFlow, arXiv 2512.10953, eq. 7); 0 for none.  adaptive_offset: c.
+    """
+
+    distances: tuple[DistanceConfig, ...] = (DistanceConfig(kind="mse"),)
+    adaptive_power: NonNegativeFloat = 0.0
+    adaptive_offset: PositiveFloat = 0.01
+
+    @model_validator(mode="after")
+    def _image_is_compared(self) -> Self:
+        if not self.distances:
+            raise ValueError("Expected one distance or more; got none. The simplest is distances=[{kind: mse}].")
+        return self
+
+
 class RunConfig(Config):
     """A whole training run; what a recipe holds and what a run folder records.
 
     stage: "both" fits the flow, then the reverse model to the frozen flow; "joint" fits both at once with the settings
-    of fit_flow, the reverse model to the flow as it is at each step; "flow" fits the flow alone.
+    of fit_flow, the reverse model to the flow as it is at each step; "flow" fits the flow alone; "reverse" fits a
+    reverse model to the flow of the model folder `flow_from`.
     """
 
-    stage: Literal["both", "joint", "flow"] = "both"
+    stage: Literal["both", "joint", "flow", "reverse"] = "both"
+    flow_from: str | None = None
     seed: NonNegativeInt = 0
     data: str = "digits"
     model: ModelConfig
     fit_flow: FitConfig = FitConfig()
-    fit_reverse: FitConfig = FitConfig()
+    fit_reverse: ReverseFitConfig | None = ReverseFitConfig()
 
     @model_validator(mode="after")
-    def _reverse_stage_has_a_model(self) -> Self:
+    def _stage_has_what_it_trains(self) -> Self:
         if self.stage != "flow" and self.model.reverse is None:
             raise ValueError(
                 f"Expected model.reverse for stage {self.stage!r}; got none. Describe it, or set stage=flow."
+            )
+        if self.stage != "flow" and self.fit_reverse is None:
+            raise ValueError(f"Expected fit_reverse for stage {self.stage!r}; got none. Describe it.")
+        if (self.stage == "reverse") != (self.flow_from is not None):
+            raise ValueError(
+                f"Expected flow_from, a model folder, for stage 'reverse' and for no other; got {self.flow_from!r} "
+                f"for stage {self.stage!r}. Set both or neither."
             )
         return self
 
@@ -260,115 +308,13 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False
     return parse_config(RunConfig, text, overrides, origin=origin)
 
 
-def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
-    """Text (YAML or JSON) -> a config of this kind; every fault is one `InputError`."""
-    values = _load_yaml(text, origin)
-    if not isinstance(values, dict):
-        raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
-    for override in overrides:
-        _apply_override(kind, values, override)
-    return check_config(kind, values, origin=origin)
-
-
-def check_config(kind: type[C], values: Mapping[str, Any], *, origin: str) -> C:
-    """Plain values -> a config of this kind; every fault is one `InputError`."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{origin}: {_explain(kind, error)}") from None
-
-
-def to_yaml(config: Config) -> str:
-    """The config as YAML that `parse_config` reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
 def smoke(config: RunConfig) -> RunConfig:
     """The same recipe, small enough for a test on a CPU."""
-    fits = {"fit_flow": smoke_fit(config.fit_flow), "fit_reverse": smoke_fit(config.fit_reverse)}
+    fits = {"fit_flow": smoke_fit(config.fit_flow), "fit_reverse": config.fit_reverse and smoke_fit(config.fit_reverse)}
     return config.model_copy(update=fits)
 
 
-def smoke_fit(config: FitConfig) -> FitConfig:
+def smoke_fit(config: Fit) -> Fit:
     """The same training, a few steps of it."""
     small = {"steps": 30, "batch_size": 32, "warmup_steps": 5, "log_every": 5, "save_every": 10}
     return config.model_copy(update=small)
-
-
-def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals:
-        raise InputError(f"Expected an override of the form key.sub=value; got {override!r}.")
-    *parents, last = path.split(".")
-    for i, key in enumerate(parents):
-        _check_key(kind, [*parents, last], i)
-        child = values.setdefault(key, {})
-        if not isinstance(child, dict):
-            child = values[key] = {}
-        values, kind = child, _field_config(kind, key)
-    _check_key(kind, [last], 0, prefix=parents)
-    values[last] = _load_yaml(value, f"the override {override!r}")
-
-
-def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
-    if path[i] not in kind.model_fields:
-        full = ".".join([*prefix, *path[: i + 1]])
-        raise InputError(f"Unknown key {full!r}; {nearest(path[i], kind.model_fields)}")
-
-
-def _field_config(kind: type[Config], key: str) -> type[Config]:
-    """The config class of a nested field, also when the field may be absent."""
-    for config in _nested_configs(kind, key):
-        return config
-    raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
-
-
-def _nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
-    annotation = kind.model_fields[key].annotation
-    for candidate in getattr(annotation, "__args__", ()) or (annotation,):
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            yield candidate
-
-
-def _explain(kind: type[Config], error: ValidationError) -> str:
-    explained: dict[str, str] = {}  # of each key the first fault: a field of several types has one for each type
-    for fault in error.errors():
-        path = ".".join(_keys(kind, fault["loc"], unknown=fault["type"] == "extra_forbidden"))
-        explained.setdefault(path, _explain_one(kind, path, fault))
-    return "; ".join(explained.values())
-
-
-def _keys(kind: type[Config] | None, location: Sequence[str | int], *, unknown: bool) -> Iterator[str]:
-    """The keys of a fault's place, without the names of types that pydantic puts between them."""
-    for place, key in enumerate(location):
-        if isinstance(key, int) or (unknown and place == len(location) - 1):
-            yield str(key)
-        elif kind and key in kind.model_fields:
-            yield key
-            kind = next(_nested_configs(kind, key), None)
-
-
-def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str:
-    if fault["type"] == "extra_forbidden":
-        *parents, last = path.split(".")
-        for key in parents:
-            kind = _field_config(kind, key)
-        return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
-    if fault["type"] == "missing":
-        return f"key {path!r} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "model_type":
-        return f"{path}: expected keys of its own; got {fault['input']!r}"
-    if fault["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
-
-
-def _load_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "text that cannot be read"
-        raise InputError(f"Expected valid YAML in {origin}; got a fault{where}: {problem}.") from None

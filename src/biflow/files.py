@@ -12,7 +12,12 @@ from biflow.errors import InputError
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well."""
+    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+
+    A link stays one: the file that it points to is replaced.
+    """
+    path = path.resolve()
+    _check_replaceable(path, path.is_file(), "file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -26,6 +31,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """The same for a folder of files; a folder that stood there is replaced at the end, or stays if that fails."""
     path = path.resolve()
+    _check_replaceable(path, path.is_dir(), "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     temporary.mkdir()
@@ -80,8 +86,14 @@ def check_new_folder(folder: Path) -> None:
 def check_file_output(path: Path) -> None:
     """Raise unless a file can be written to this path, whose folders need not exist yet."""
     check_writable(path.parent)
-    if path.is_dir():
-        raise InputError(f"Expected a file to write; {path} is a folder. Choose another name.")
+    _check_replaceable(path, path.is_file(), "file")
+
+
+def _check_replaceable(path: Path, same_kind: bool, wanted: str) -> None:
+    """Raise where the path is taken by something else: a rename would put an ordinary file in a device's place."""
+    if path.exists() and not same_kind:
+        kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
+        raise InputError(f"Expected a {wanted} to write; {path} is {kind}. Choose another name.")
 
 
 def _flush(path: Path) -> None:

@@ -28,7 +28,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
 from biflow.training.objectives import FitClassifier
 from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, open_run
-from biflow.training.stages import fit, train_model
+from biflow.training.stages import CLASSIFIER_FIT, fit, train_model
 
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
@@ -69,12 +69,16 @@ class Draw(NamedTuple):
 
 def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     """The full size, or one that shows within a minute that everything works."""
-    judge = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
-    plan = Plan(load_recipe(RECIPE, overrides), judge)
+    plan = Plan(load_recipe(RECIPE, overrides), CLASSIFIER_FIT)
     if not small:
         return plan
     return Plan(
-        smoke(plan.run), smoke_fit(judge), samples=100, strengths=(0.0, 1.0), timings=((1, 3), (256, 3)), smoke=True
+        smoke(plan.run),
+        smoke_fit(CLASSIFIER_FIT),
+        samples=100,
+        strengths=(0.0, 1.0),
+        timings=((1, 3), (256, 3)),
+        smoke=True,
     )
 
 
@@ -174,7 +178,8 @@ def describe_networks(
 
     return {
         "flow": trained(model.flow, plan.run.fit_flow, "flow") | evaluate.measure_flow(model, test),
-        "reverse": trained(model.reverse, plan.run.fit_reverse, "reverse") | evaluate.measure_reverse(model, test),
+        "reverse": trained(model.reverse, plan.run.fit_reverse or plan.run.fit_flow, "reverse")
+        | evaluate.measure_reverse(model, test),
         "judge": {"what": JUDGE} | trained(judge, plan.judge, "judge"),
     }
 

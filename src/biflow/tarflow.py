@@ -1,18 +1,18 @@
 """Published ml-tarflow checkpoints -> models: their sizes are read off the tensors (TARFlow, arXiv 2412.06329)."""
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from biflow.checkpoint import Model, describe_faults, new_model
-from biflow.config import ModelConfig, check_config
+from biflow.checkpoint import Model, new_model
+from biflow.config import ModelConfig
 from biflow.errors import InputError
+from biflow.settings import check_config
+from biflow.tensors import describe_faults, read_state_dict
 
 HEAD_WIDTH = 64  # of every published model; no tensor shows it
 
@@ -39,7 +39,7 @@ def load_tarflow(
     where the tensors leave open whether they are of large grey images or of small latents of four channels, which can
     be loaded but not decoded.  The null label gets the mean of the class table, ml-tarflow's "no label".
     """
-    tensors = read_state_dict(path)
+    tensors = read_state_dict(path, "an ml-tarflow file")
     config = infer_config(tensors, noise_std=noise_std, image_size=image_size)
     expected = expected_shapes(config)
     masks = {name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn_mask", name)}
@@ -53,24 +53,6 @@ def load_tarflow(
     model.flow.load_state_dict(_converted(tensors, config))
     model.flow.eval().requires_grad_(False)
     return model
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that holds tensors and nothing else."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"Expected an ml-tarflow file; cannot read {path} ({error.strerror}).") from None
-    except Exception as error:  # a damaged file shows itself as any of a dozen types
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # as torch.save writes it
-            raise InputError(
-                f"Expected tensors and nothing else in {path}; its pickle needs more, which is refused. "
-                "Save model.state_dict() alone with torch.save."
-            ) from None
-        raise InputError(f"Expected a file of torch.save; cannot read {path} ({type(error).__name__}).") from None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
-        raise InputError(f"Expected names and tensors in {path}; got something else. Save model.state_dict() alone.")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def infer_config(tensors: Mapping[str, Tensor], *, noise_std: float, image_size: int | None) -> ModelConfig:

@@ -49,4 +49,6 @@ def test_two_processes_train_as_one(tmp_path):
     weights = [torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two")]
     for part in ("flow", "reverse"):
         for name, tensor in weights[0][part].items():
+            if name == "flow_digest":  # of weights that are near, not equal
+                continue
             torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=1e-4, msg=name)

@@ -18,11 +18,11 @@ from biflow.models.patches import patchify
 from biflow.training.distributed import World
 from biflow.training.hooks import read_history
 from biflow.training.loop import Batch, Trainer
-from biflow.training.objectives import FitClassifier, FitFlow, FitReverse
+from biflow.training.objectives import FitClassifier, FitFlow
 from biflow.training.optim import EMA, learning_rate_factor, make_optimizer
 from biflow.training.run import open_run
 from biflow.training.stages import Run, fit, measure_mean_squares, train_model, training_batches
-from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective, tiny_run
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -53,7 +53,7 @@ def test_flow_objective_is_the_negative_log_likelihood_per_dimension():
 
 def test_reverse_objective_moves_the_reverse_model_and_never_the_flow():
     model = tiny_model()
-    FitReverse(model.reverse, model.flow)(tiny_batch()).total.backward()
+    tiny_objective(model)(tiny_batch()).total.backward()
     assert all(parameter.grad is None for parameter in model.flow.parameters())
     without = [name for name, parameter in model.reverse.named_parameters() if parameter.grad is None]
     assert without == []
@@ -66,7 +66,7 @@ def test_reverse_objective_compares_each_level_with_the_same_level_of_the_flow()
     read = model.reverse.read_states(out)
     levels = [(guess - state).square().mean() for guess, state in zip(read, trajectory.states[:-1], strict=True)]
     image = (out.image - patchify(batch.clean, 2)).square().mean()
-    loss = FitReverse(model.reverse, model.flow)(batch)
+    loss = tiny_objective(model)(batch)
     torch.testing.assert_close(loss.parts["alignment"], sum(levels))
     torch.testing.assert_close(loss.total, sum(levels) + image)
 
@@ -79,13 +79,13 @@ SIZES = {"layers": 1, "width": 16, "head_width": 8}
 def test_every_strategy_trains_all_that_it_has(strategy, denoising):
     config = ReverseConfig(**SIZES, strategy=strategy, denoising=denoising)
     model, batch = tiny_model(tiny_config(reverse=config)), tiny_batch()
-    loss = FitReverse(model.reverse, model.flow)(batch)
+    loss = tiny_objective(model)(batch)
     loss.total.backward()
     assert [name for name, parameter in model.reverse.named_parameters() if parameter.grad is None] == []
-    assert set(loss.parts) == ({"image"} if strategy == "naive" else {"image", "alignment"})
+    assert set(loss.parts) == ({"mse"} if strategy == "naive" else {"mse", "alignment"})
     out = model.reverse(model.flow(patchify(batch.noisy, 2), batch.labels).z, batch.labels)
     target = batch.clean if denoising == "learned" else batch.noisy
-    torch.testing.assert_close(loss.parts["image"], (out.image - patchify(target, 2)).square().mean())
+    torch.testing.assert_close(loss.parts["mse"], (out.image - patchify(target, 2)).square().mean())
 
 
 def test_joint_training_moves_the_flow_as_training_it_alone_does(tmp_path):
@@ -264,7 +264,7 @@ def test_hooks_and_global_random_numbers_do_not_change_the_training():
     trained = []
     for hooks in ([], [draw_random_numbers]):
         model = tiny_model()
-        objective = FitReverse(model.reverse, model.flow)
+        objective = tiny_objective(model)
         trainer = Trainer(objective, tiny_run().fit_reverse, ALONE)
         trainer.train(batches_of(objective), hooks=hooks)
         trained.append(trainer.model)
@@ -278,12 +278,13 @@ def batches_of(objective, world=ALONE):
 
 def test_batches_are_the_same_however_many_processes_share_them():
     model = tiny_model(tiny_config(reverse=ReverseConfig(width=16, layers=1, head_width=8, guidance="trained")))
-    objective = FitReverse(model.reverse, model.flow)
+    objective = tiny_objective(model)
     whole = batches_of(objective)(5)
     for rank in range(2):
         part = batches_of(objective, World(rank, 2, torch.device("cpu")))(5)
-        for ours, theirs in zip(part, whole, strict=True):
+        for ours, theirs in zip(part[:-1], whole[:-1], strict=True):
             assert torch.equal(ours, theirs[2 * rank : 2 * rank + 2])
+        assert part.window == whole.window
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused():
@@ -293,7 +294,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused():
 
 def test_objectives_get_the_noise_and_guidance_they_ask_for():
     model = tiny_model(tiny_config(reverse=ReverseConfig(width=16, layers=1, head_width=8, guidance="trained")))
-    for objective in (FitReverse(model.reverse, model.flow), FitFlow(model.flow), FitClassifier(nn.Identity())):
+    for objective in (tiny_objective(model), FitFlow(model.flow), FitClassifier(nn.Identity())):
         batches = [batches_of(objective)(step) for step in range(4)]
         noise = torch.cat([batch.noisy - batch.clean for batch in batches])
         guidance = torch.cat([batch.guidance for batch in batches])
@@ -324,7 +325,7 @@ def test_history_holds_every_recorded_step_as_json(tmp_path):
     assert [(line["stage"], line["step"]) for line in lines] == [
         (stage, step) for stage in ("flow", "reverse") for step in range(1, 7)
     ]
-    assert {"loss", "alignment", "image", "grad_norm", "seconds"} <= lines[-1].keys()
+    assert {"loss", "alignment", "mse", "grad_norm", "seconds"} <= lines[-1].keys()
 
 
 def test_a_flow_stage_alone_leaves_no_reverse_model(tmp_path):

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from biflow.data.randomness import Key, normal_for, uniform_for
+from biflow.data.randomness import Key, normal_for, stream, uniform_for
 
 GUIDED_SHARE = 0.5
+WINDOW_AREA, WINDOW_ASPECT, WINDOW_TRIES = (0.08, 1.0), 4 / 3, 10  # the aspect is at most this, or 1 over this
 
 
 def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bin_width: float = 0.0) -> Tensor:
@@ -42,3 +43,18 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
     draws = uniform_for(indices, (), "guidance", *keys).to(labels.device)
     guided = (draws < GUIDED_SHARE) & (labels != null_label)
     return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)
+
+
+def draw_window(*keys: Key) -> tuple[float, float, float, float]:
+    """A random part of an image, drawn for the keys: top, left, height and width as shares of its sides.
+
+    Its area is uniform, its aspect log-uniform, as in the random resized crops that classifiers are trained with.
+    """
+    generator = stream("window", *keys)
+    for _ in range(WINDOW_TRIES):
+        area = generator.uniform(*WINDOW_AREA)
+        aspect = WINDOW_ASPECT ** generator.uniform(-1, 1)
+        height, width = (area / aspect) ** 0.5, (area * aspect) ** 0.5
+        if height <= 1 and width <= 1:
+            return generator.uniform(0, 1 - height), generator.uniform(0, 1 - width), height, width
+    return 0.0, 0.0, 1.0, 1.0

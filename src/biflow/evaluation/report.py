@@ -196,11 +196,11 @@ def _curves(history: Sequence[Numbers]) -> str:
     panels = (
         ("flow", "nats_per_dim", "flow: nats per dimension"),
         ("reverse", "alignment", "reverse: distance from the flow's states"),
-        ("reverse", "image", "reverse: squared error of the image"),
+        ("reverse", "mse", "reverse: squared error of the image"),
     )
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        lines = [line for line in history if line["stage"] == stage]
+        lines = [line for line in history if line["stage"] == stage and key in line]
         axes.plot([line["step"] for line in lines], [line[key] for line in lines], color=QUIET, linewidth=1.3)
         axes.set_yscale("log" if stage == "reverse" else "linear")
         _style(axes, title, "step")

@@ -16,6 +16,10 @@ class PixelCodec:
         """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1]."""
         return pixels.float() / 127.5 - 1
 
+    def to_images(self, latents: Tensor) -> Tensor:
+        """What the flow models (B, P, H, W) -> images in [-1, 1]; here they are the same."""
+        return latents
+
     def decode(self, images: Tensor) -> Tensor:
         """Float (B, P, H, W) -> uint8 (B, P, H, W), rounded to the nearest level and clipped; not-a-number is black."""
         return (images.float().nan_to_num(nan=-1.0) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

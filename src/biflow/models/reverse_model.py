@@ -5,6 +5,7 @@ The model works from the noise side down: block S-1 first, block 0 last, then th
 """
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from biflow.config import ModelConfig, ReverseConfig
 from biflow.errors import InputError
 from biflow.nn.embeddings import ClassEmbedding, GuidanceEmbedding, PositionEmbedding, RotaryPositions
 from biflow.nn.transformer import Transformer
+
+DIGEST_SIZE = 16
 
 
 class ReversePass(NamedTuple):
@@ -51,6 +54,7 @@ class ReverseModel(nn.Module):
     """
 
     state_rms: Tensor
+    flow_digest: Tensor  # of the flow that this model was fitted to; zero before it is
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -70,6 +74,7 @@ class ReverseModel(nn.Module):
         lifts = heads if self.config.strategy == "distillation" else 0
         self.lifts = nn.ModuleList(nn.Linear(config.patch_dim, width) for _ in range(lifts))
         self.register_buffer("state_rms", torch.ones(levels))
+        self.register_buffer("flow_digest", torch.zeros(DIGEST_SIZE, dtype=torch.uint8))
         self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
@@ -124,6 +129,14 @@ class ReverseModel(nn.Module):
 
         return self._descend(z, recover, lambda block, state: _same(block(state, labels, nothing)))
 
+    def belong_to(self, flow: nn.Module) -> None:
+        """Remember the weights of the flow that this model was fitted to."""
+        self.flow_digest.copy_(_digest(flow))
+
+    def belongs_to(self, flow: nn.Module) -> bool:
+        """Whether this model was fitted to a flow of these weights, or to none yet."""
+        return not self.flow_digest.any() or bool(torch.equal(self.flow_digest.cpu(), _digest(flow)))
+
     def _descend(self, z: Tensor, guided: "Take", plain: "Take") -> ReversePass:
         """From the noise down through all blocks: those that guidance acts on taken by `guided`, others by `plain`."""
         state = self.positions(self.project_in(z))  # (B, T, C)
@@ -164,6 +177,14 @@ class Step(NamedTuple):
 
 Take = Callable[[nn.Module, Tensor], Step]
 """(block, state (B, T, C)) -> what becomes of it."""
+
+
+def _digest(network: nn.Module) -> Tensor:
+    digest = blake2b(digest_size=DIGEST_SIZE)
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
 
 def _same(state: Tensor) -> Step:

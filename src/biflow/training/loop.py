@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from biflow.config import FitConfig
 from biflow.errors import InputError, Interrupted
+from biflow.features.perceptual_nets import WHOLE, Window
 from biflow.files import replace_file
 from biflow.training.distributed import World
 from biflow.training.optim import EMA, make_optimizer, make_schedule
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
     noisy: Tensor  # (B, P, H, W)
     labels: Tensor  # (B,), some of them null
     guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
+    window: Window = WHOLE  # the part of all images that the networks of distances see
 
 
 class LossParts(NamedTuple):

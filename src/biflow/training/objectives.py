@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from biflow.losses.trajectory import hidden_alignment
 from biflow.models.codec import training_noise
 from biflow.models.forward_flow import FlowPass, ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.loop import Batch, LossParts, Objective
+from biflow.training.reverse_loss import ReverseLoss
 
 RMS_RATE = 0.01  # of the running mean, a step
 
@@ -41,37 +41,18 @@ class FitReverse(Objective):
     and the output to the clean image, or to the noisy one where denoising is not learned.
     """
 
-    def __init__(self, reverse: ReverseModel, flow: ForwardFlow) -> None:
+    def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
         super().__init__(reverse)
-        self.reverse = reverse
+        self.reverse, self.loss = reverse, loss
         self.flow = flow.requires_grad_(False)
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     def forward(self, batch: Batch) -> LossParts:
-        """The distance of all levels plus the error of the image."""
-        patch_size = self.flow.config.patch_size
+        """The distance of all levels plus the distances of the image."""
         with torch.no_grad():
-            trajectory = self.flow(patchify(batch.noisy, patch_size), batch.labels)
-        return reverse_loss(self.reverse, trajectory, batch)
-
-
-def reverse_loss(reverse: ReverseModel, trajectory: FlowPass, batch: Batch) -> LossParts:
-    """How far the way back from the flow's noise is from its states and its image; no gradient reaches the flow."""
-    z = trajectory.z.detach()
-    if reverse.config.guidance == "trained":
-        way_back = reverse.forward_recovered(z, batch.labels, batch.guidance)
-    else:
-        way_back = reverse(z, batch.labels)
-    target = batch.clean if reverse.denoise else batch.noisy
-    image = F.mse_loss(way_back.image, patchify(target, reverse.patch_size))
-    if not reverse.heads:
-        return LossParts(image, {"image": image.detach()})
-    first = reverse.first_head
-    alignment = hidden_alignment(
-        reverse.read_heads(way_back.hidden), trajectory.states[first:-1], reverse.state_rms[first:]
-    )
-    return LossParts(alignment + image, {"alignment": alignment.detach(), "image": image.detach()})
+            trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels)
+        return self.loss(self.reverse, trajectory, batch)
 
 
 class FitJoint(Objective):
@@ -80,9 +61,9 @@ class FitJoint(Objective):
     The sizes of the flow's states, which change while it learns, are followed by a running mean.
     """
 
-    def __init__(self, reverse: ReverseModel, flow: ForwardFlow) -> None:
+    def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
         super().__init__(nn.ModuleDict({"flow": flow, "reverse": reverse}))
-        self.reverse, self.flow = reverse, flow
+        self.reverse, self.flow, self.loss = reverse, flow, loss
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
@@ -97,7 +78,7 @@ class FitJoint(Objective):
         if self.training and self.reverse.config.normalise:
             rms = torch.stack([state.detach().square().mean().sqrt() for state in trajectory.states[:-1]])
             self.reverse.state_rms.lerp_(rms, RMS_RATE)
-        forward, back = flow_loss(self.flow, trajectory), reverse_loss(self.reverse, trajectory, batch)
+        forward, back = flow_loss(self.flow, trajectory), self.loss(self.reverse, trajectory, batch)
         return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from biflow.config import Config, RunConfig, parse_config, to_yaml
+from biflow.config import RunConfig
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
+from biflow.settings import Config, parse_config, to_yaml
 from biflow.training.distributed import join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal

@@ -1,0 +1,313 @@
+"""The ablations of BiFlow (arXiv 2512.10953) at a size that two CPU cores train in under two hours.
+
+    python benchmarks/ablations.py --data digits --seeds 3
+    python benchmarks/ablations.py --data digits --seeds 1 --steps 30 --samples 100 --out runs/try   # does it run?
+
+Every row is trained with all seeds and scored by one judge that no row has learned from.  What is trained and scored
+stays in runs/ablations, so the command goes on where it was stopped.  Writes docs/results/ablations.{md,json}.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from machine import describe
+from rich.console import Console
+
+from biflow.checkpoint import Model, load_model, save_model
+from biflow.config import FitConfig, RunConfig, load_recipe
+from biflow.data.datasets import load_data, with_shifts
+from biflow.data.randomness import seeded_weights
+from biflow.evaluation.evaluate import SampleJudge
+from biflow.features.judge import Judge
+from biflow.files import write_text
+from biflow.pipeline import Pipeline
+from biflow.samplers import find_sampler
+from biflow.training.objectives import FitClassifier
+from biflow.training.run import open_run
+from biflow.training.stages import CLASSIFIER_FIT, fit, train_model
+
+RECIPES = {"digits": "biflow_digits"}
+STEPS, SAMPLES = 2000, 2000
+STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)
+CHOOSING, SCORING = 1, 0  # seeds of the noise that a strength is chosen with, and of what is scored
+
+FLOWS = {"plain": [], "clipped": ["model.flow.clip=1.0"]}
+FEATURES = "fit_reverse.distances=[{kind: mse}, {kind: classifier, weight: 0.4}]"
+UNGUIDED = "model.reverse.guidance=two_passes"
+TRAININGS: Mapping[str, tuple[str, list[str]]] = {  # name: (flow, settings of the reverse model)
+    "base": ("plain", [UNGUIDED]),
+    "naive": ("plain", [UNGUIDED, "model.reverse.strategy=naive"]),
+    "distillation": ("plain", [UNGUIDED, "model.reverse.strategy=distillation"]),
+    "noisy": ("plain", [UNGUIDED, "model.reverse.denoising=score"]),
+    "unnormalised": ("plain", [UNGUIDED, "model.reverse.normalise=false"]),
+    "clipped": ("clipped", [UNGUIDED, "model.reverse.normalise=false"]),
+    "clipped_normalised": ("clipped", [UNGUIDED]),
+    "adaptive": ("plain", [UNGUIDED, "fit_reverse.adaptive_power=1"]),
+    "features": ("plain", [UNGUIDED, "fit_reverse.adaptive_power=1", FEATURES]),
+    "guided": ("plain", ["model.reverse.guidance=trained"]),
+    "guided_output": ("plain", ["model.reverse.guidance=trained", "model.reverse.guide=output"]),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what was trained, how it is sampled, and what the paper has for it (FID, ImageNet 256)."""
+
+    name: str
+    training: str
+    paper: float | None = None
+    method: str = "reverse"
+    sampled_as: tuple[tuple[str, str], ...] = ()  # settings of the reverse model, changed after training
+    guided: bool = False  # with the strength that suits it best
+
+
+TABLES: Mapping[str, Sequence[Row]] = {
+    "Strategy": (
+        Row("exact inverse, score step", "base", 44.46, method="sequential"),
+        Row("naive distillation", "naive", 43.41),
+        Row("hidden distillation", "distillation", 55.00),
+        Row("hidden alignment", "base", 36.93),
+    ),
+    "Denoising": (
+        Row("none", "noisy", 100.51, sampled_as=(("denoising", "none"),)),
+        Row("score step after the pass", "noisy", 42.62),
+        Row("learned", "base", 31.88),
+    ),
+    "Norm control": (
+        Row("no control", "unnormalised", 45.54),
+        Row("bounded flow (clip 1)", "clipped", 31.88),
+        Row("normalised trajectory", "base"),
+        Row("both", "clipped_normalised"),
+    ),
+    "Distance": (
+        Row("MSE", "base", 31.88),
+        Row("MSE, adaptive weight", "adaptive"),
+        Row("MSE + network's features, adaptive weight", "features", 14.15),
+    ),
+    "Guidance": (
+        Row("no guidance", "base"),
+        Row("two passes, every block", "base", 6.90, guided=True),
+        Row("two passes, output only", "base", sampled_as=(("guide", "output"),), guided=True),
+        Row("trained, every block, one pass", "guided", 6.79, guided=True),
+        Row("trained, output only, one pass", "guided_output", guided=True),
+    ),
+}
+
+
+class Claim(NamedTuple):
+    """One row of a table is better than another."""
+
+    table: str
+    better: str
+    worse: str
+    text: str
+
+
+CLAIMS = (
+    Claim("Strategy", "hidden alignment", "exact inverse, score step", "Hidden alignment beats the exact inverse"),
+    Claim("Strategy", "hidden alignment", "naive distillation", "Hidden alignment beats naive distillation"),
+    Claim("Strategy", "hidden alignment", "hidden distillation", "Hidden alignment beats hidden distillation"),
+    Claim("Strategy", "exact inverse, score step", "hidden distillation", "Hidden distillation is worse than exact"),
+    Claim("Denoising", "learned", "none", "Learned denoising beats none"),
+    Claim("Denoising", "learned", "score step after the pass", "Learned denoising beats a score step"),
+    Claim("Norm control", "bounded flow (clip 1)", "no control", "Bounding the flow beats no control"),
+    Claim("Norm control", "normalised trajectory", "no control", "Normalising the trajectory beats no control"),
+    Claim("Distance", "MSE + network's features, adaptive weight", "MSE", "A perceptual distance beats MSE alone"),
+    Claim("Guidance", "trained, every block, one pass", "two passes, every block", "Trained guidance beats two passes"),
+)
+
+
+class Work(NamedTuple):
+    """What all jobs share."""
+
+    data: str
+    steps: int
+    samples: int
+    runs: Path
+
+
+def settings(work: Work, seed: int, overrides: Sequence[str]) -> RunConfig:
+    """The recipe's own settings, but for the steps, the seed and what a row changes."""
+    shared = [f"seed={seed}", f"fit_flow.steps={work.steps}", f"fit_reverse.steps={work.steps}"]
+    return load_recipe(RECIPES[work.data], [*shared, *overrides])
+
+
+def train(work: Work, seed: int, folder: str, overrides: Sequence[str]) -> Path:
+    """The model folder of a training, trained now unless it was before."""
+    run_folder = work.runs / f"seed_{seed}" / folder
+    if not (run_folder / "model").exists():
+        start = time.perf_counter()
+        resume, data = (run_folder / "config.yaml").exists(), load_data(work.data).train
+        with open_run(settings(work, seed, overrides), data, run_folder, resume=resume, console=quiet()) as run:
+            save_model(train_model(run).model, run_folder / "model")
+        print(f"trained {run_folder} in {time.perf_counter() - start:.0f} s", flush=True)
+    return run_folder / "model"
+
+
+def train_flow(work: Work, job: tuple[int, str]) -> Path:
+    """One of the flows, for one seed."""
+    seed, name = job
+    return train(work, seed, f"flow_{name}", ["stage=flow", "model.reverse=null", *FLOWS[name]])
+
+
+def score_training(work: Work, job: tuple[int, str]) -> None:
+    """Train a reverse model to its flow, and score every row that is sampled from it."""
+    seed, name = job
+    flow, overrides = TRAININGS[name]
+    source = train_flow(work, (seed, flow))
+    folder = train(work, seed, name, ["stage=reverse", f"flow_from={source}", *FLOWS[flow], *overrides])
+    measure = SampleJudge(train_judge(work), load_data(work.data).train)
+    for table, rows in TABLES.items():
+        for row in rows:
+            path = score_path(work, seed, table, row)
+            if row.training == name and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(score(work, row, load_model(folder), measure)) + "\n")
+
+
+def score(work: Work, row: Row, model: Model, measure: SampleJudge) -> dict[str, float]:
+    """Frechet distance and accuracy of a row's samples, with the strength of guidance that was chosen for it."""
+    if row.sampled_as and model.reverse:
+        model.reverse.config = model.reverse.config.model_copy(update=dict(row.sampled_as))
+    pipe, labels = Pipeline(model), torch.arange(work.samples) % model.config.num_classes
+
+    def judged(strength: float, seed: int) -> dict[str, float]:
+        drawn = pipe.sample_pixels(labels, method=find_sampler(row.method), guidance=strength, seed=seed)
+        return measure(drawn, labels)
+
+    distances = {w: judged(w, CHOOSING)["frechet_distance"] for w in STRENGTHS} if row.guided else {0.0: 0.0}
+    strength = min(distances, key=lambda w: distances[w])
+    return {"guidance": strength, **judged(strength, SCORING)}
+
+
+def score_path(work: Work, seed: int, table: str, row: Row) -> Path:
+    """Where a row's scores lie."""
+    words = "_".join(f"{table} {row.name}".replace(",", "").lower().split())
+    return work.runs / f"seed_{seed}" / "scores" / f"{words}.json"
+
+
+def train_judge(work: Work) -> Judge:
+    """The judge of all rows and seeds, from its saved state if it was trained before."""
+    config, data = settings(work, 0, []), load_data(work.data).train
+    folder = work.runs / "judge"
+    with open_run(config, data, folder, resume=(folder / "config.yaml").exists(), console=quiet()) as run:
+        with seeded_weights(0):
+            judge = Judge(config.model.channels, config.model.num_classes)
+        steps: FitConfig = CLASSIFIER_FIT
+        fit(replace(run, data=with_shifts(run.data)), "judge", FitClassifier(judge), steps)
+    return judge
+
+
+def quiet() -> Console:
+    """No progress bars: several jobs would write over each other's."""
+    return Console(quiet=True)
+
+
+def one_thread() -> None:
+    """Jobs run beside each other, one core each."""
+    torch.set_num_threads(1)
+
+
+Scores = Mapping[tuple[str, str], Sequence[Mapping[str, float]]]  # (table, row) -> one a seed
+
+
+def summary(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation over seeds."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def verdict(claim: Claim, scores: Scores) -> str:
+    """Whether a claim holds, by the difference within each seed: beyond two standard errors, and in every seed."""
+    better, worse = (
+        [each["frechet_distance"] for each in scores[claim.table, name]] for name in (claim.better, claim.worse)
+    )
+    gains = [b - a for a, b in zip(better, worse, strict=True)]
+    mean = statistics.mean(gains)
+    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("inf")
+    clear = abs(mean) > 2 * error and len({gain > 0 for gain in gains}) == 1
+    outcome = ("holds" if mean > 0 else "does not hold") if clear else "too close to tell"
+    return f"- {claim.text}: **{outcome}** (lower by {summary(gains)})"
+
+
+def render(scores: Scores, work: Work, seeds: int, real: float) -> str:
+    """The page: a table for every question, then the claims."""
+    lines = [
+        "# Ablations",
+        "",
+        f"Written by `python benchmarks/ablations.py --data {work.data} --seeds {seeds}`: {work.steps:,} steps for",
+        f"every flow and reverse model, {work.samples:,} samples a row and seed, mean and standard deviation over",
+        f"{seeds} seeds.",
+        "",
+        f"FD: Frechet distance to the training images in the features of a judge (test images: {real:.2f}). No row has",
+        "learned from the judge. Accuracy: samples that the judge reads as their class. Samples are drawn without",
+        "guidance, but for the last table, where each row has the strength w that gave it the lowest FD on other noise.",
+        "",
+        "The last column is the paper's FID of BiFlow-B/2 on ImageNet 256x256 (arXiv 2512.10953): other data and another",
+        "measure, so only the order of rows can be compared.",
+    ]
+    for table, rows in TABLES.items():
+        guided = any(row.guided for row in rows)
+        head = [table, "FD", "accuracy", *(["w"] if guided else []), "paper's FID"]
+        lines += ["", f"## {table}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+        for row in rows:
+            found = scores[table, row.name]
+            cells = [row.name, summary([each["frechet_distance"] for each in found])]
+            cells.append(summary([100 * each["class_accuracy"] for each in found], 1) + "%")
+            cells += [", ".join(f"{each['guidance']:g}" for each in found)] if guided else []
+            cells.append("" if row.paper is None else f"{row.paper:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Claims", ""]
+    lines.append(
+        "Holds, or does not: the difference within each seed has one sign, and its mean is beyond two standard"
+    )
+    lines += ["errors.", "", *(verdict(claim, scores) for claim in CLAIMS)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Train and score what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=RECIPES, default="digits")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings beside each other, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    arguments = parser.parse_args()
+    work = Work(arguments.data, arguments.steps, arguments.samples, arguments.runs)
+    seeds = range(arguments.seeds)
+    spawn = multiprocessing.get_context("spawn")
+    judge, data = train_judge(work), load_data(work.data)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=spawn, initializer=one_thread) as pool:
+        list(pool.map(partial(train_flow, work), [(seed, name) for seed in seeds for name in FLOWS]))
+        list(pool.map(partial(score_training, work), [(seed, name) for seed in seeds for name in TRAININGS]))
+    scores = {
+        (table, row.name): [json.loads(score_path(work, seed, table, row).read_text()) for seed in seeds]
+        for table, rows in TABLES.items()
+        for row in rows
+    }
+    real = SampleJudge(judge, data.train)(data.test.images, data.test.labels)["frechet_distance"]
+    numbers: dict[str, Any] = {"machine": describe(torch.device("cpu")), "seeds": len(seeds), "real": real}
+    numbers |= {"steps": work.steps, "samples": work.samples, "data": work.data}
+    numbers["rows"] = [{"table": table, "row": row, "seeds": found} for (table, row), found in scores.items()]
+    page = render(scores, work, len(seeds), real)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out / "ablations.json", json.dumps(numbers, indent=1) + "\n")
+    write_text(arguments.out / "ablations.md", page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Pretrained vision networks through transformers, from the Hugging Face hub or a local folder, and their input."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from biflow.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load_from_hub(name: str, families: Collection[str]) -> Any:
+    """A network by its hub name or local folder, of one of these families (`model_type` in its config.json).
+
+    Only weights and sizes are read; code that a repository brings is never run.
+    """
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError:
+        raise InputError(
+            f"Expected the package transformers, which {name!r} needs; it is not installed. "
+            "Install it: pip install 'biflow[encoders]'."
+        ) from None
+    local = Path(name).is_dir()
+    try:
+        family = AutoConfig.from_pretrained(name, local_files_only=local).model_type
+    except Exception as error:  # of the hub, the disk or the file, of a dozen types
+        raise _not_found(name, error) from None
+    if family not in families:
+        raise InputError(f"Expected a network of type {' or '.join(sorted(families))}; {name!r} is of type {family!r}.")
+    try:
+        return AutoModel.from_pretrained(name, local_files_only=local)
+    except Exception as error:
+        raise _not_found(name, error) from None
+
+
+def _not_found(name: str, error: Exception) -> InputError:
+    if Path(name).is_dir():
+        return InputError(
+            f"Expected config.json and whole weights in {name}, as save_pretrained of transformers writes them; "
+            f"cannot read them ({type(error).__name__}). Copy the folder whole."
+        )
+    return InputError(
+        f"Expected {name!r} to be a local folder or a name on the Hugging Face hub that can be reached "
+        "(HF_HUB_OFFLINE=1 forbids it, or lets only downloaded ones be used). Download it, or give its folder."
+    )
+
+
+class ImageNetInput(nn.Module):
+    """Images in [-1, 1] as networks of ImageNet want them: three channels, less their mean, over their deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, H, W); grey ones are repeated."""
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        return ((images + 1) / 2 - self.mean) / self.std

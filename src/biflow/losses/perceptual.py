@@ -1,0 +1,42 @@
+"""How far apart two sets of images are, image by image: pure functions of their values or of their features."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def squared_distance(images: Tensor, target: Tensor) -> Tensor:
+    """Mean over all values of the squared difference: (B, ...) and (B, ...) -> (B,)."""
+    return (images - target).square().flatten(1).mean(dim=1)
+
+
+def absolute_distance(images: Tensor, target: Tensor) -> Tensor:
+    """Mean over all values of the absolute difference: (B, ...) and (B, ...) -> (B,)."""
+    return (images - target).abs().flatten(1).mean(dim=1)
+
+
+def direction_distance(
+    maps: Sequence[Tensor], target: Sequence[Tensor], calibration: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Squared distance between the directions of features, summed over channels and maps, averaged over places.
+
+    maps and target: one (B, F, H, W) for each layer.  calibration: a weight (F,) for every channel of each layer, as
+    LPIPS learned them (Zhang et al. 2018, arXiv 1801.03924, eq. 1); all 1 without.  Returns (B,).
+    """
+    total = torch.zeros(())
+    for layer, (a, b) in enumerate(zip(maps, target, strict=True)):
+        squares = (_direction(a) - _direction(b)).square()  # (B, F, H, W)
+        if calibration is not None:
+            squares = squares * calibration[layer][:, None, None]
+        total = total.to(squares) + squares.sum(dim=1).mean(dim=(1, 2))
+    return total
+
+
+def _direction(features: Tensor) -> Tensor:
+    return features / (features.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
+
+
+def adaptive(distance: Tensor, power: float, offset: float) -> Tensor:
+    """Distances D (...) times D's own weight (D + offset)^-power, which has no gradient (BiFlow, eq. 7)."""
+    return distance * (distance.detach() + offset).pow(-power) if power else distance

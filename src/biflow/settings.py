@@ -1,0 +1,128 @@
+"""Settings as text: frozen models, YAML in and out, `path=value` overrides, and every fault as one sentence."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
+from biflow.errors import InputError, nearest
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool) and wanted is not bool:
+            raise ValueError(f"Expected a number or a word; got {str(value).lower()}.")
+        return value
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
+    """Text (YAML or JSON) -> a config of this kind; every fault is one `InputError`."""
+    values = _load_yaml(text, origin)
+    if not isinstance(values, dict):
+        raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
+    for override in overrides:
+        _apply_override(kind, values, override)
+    return check_config(kind, values, origin=origin)
+
+
+def check_config(kind: type[C], values: Mapping[str, Any], *, origin: str) -> C:
+    """Plain values -> a config of this kind; every fault is one `InputError`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_explain(kind, error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML that `parse_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise InputError(f"Expected an override of the form key.sub=value; got {override!r}.")
+    *parents, last = path.split(".")
+    for i, key in enumerate(parents):
+        _check_key(kind, [*parents, last], i)
+        child = values.setdefault(key, {})
+        if not isinstance(child, dict):
+            child = values[key] = {}
+        values, kind = child, _field_config(kind, key)
+    _check_key(kind, [last], 0, prefix=parents)
+    values[last] = _load_yaml(value, f"the override {override!r}")
+
+
+def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
+    if path[i] not in kind.model_fields:
+        full = ".".join([*prefix, *path[: i + 1]])
+        raise InputError(f"Unknown key {full!r}; {nearest(path[i], kind.model_fields)}")
+
+
+def _field_config(kind: type[Config], key: str) -> type[Config]:
+    """The config class of a nested field, also when the field may be absent."""
+    for config in _nested_configs(kind, key):
+        return config
+    raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
+
+
+def _nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
+    annotation = kind.model_fields[key].annotation
+    for candidate in getattr(annotation, "__args__", ()) or (annotation,):
+        if isinstance(candidate, type) and issubclass(candidate, Config):
+            yield candidate
+
+
+def _explain(kind: type[Config], error: ValidationError) -> str:
+    explained: dict[str, str] = {}  # of each key the first fault: a field of several types has one for each type
+    for fault in error.errors():
+        path = ".".join(_keys(kind, fault["loc"], unknown=fault["type"] == "extra_forbidden"))
+        explained.setdefault(path, _explain_one(kind, path, fault))
+    return "; ".join(explained.values())
+
+
+def _keys(kind: type[Config] | None, location: Sequence[str | int], *, unknown: bool) -> Iterator[str]:
+    """The keys of a fault's place, without the names of types that pydantic puts between them."""
+    for place, key in enumerate(location):
+        if isinstance(key, int) or (unknown and place == len(location) - 1):
+            yield str(key)
+        elif kind and key in kind.model_fields:
+            yield key
+            kind = next(_nested_configs(kind, key), None)
+
+
+def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        *parents, last = path.split(".")
+        for key in parents:
+            kind = _field_config(kind, key)
+        return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
+    if fault["type"] == "missing":
+        return f"key {path!r} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "model_type":
+        return f"{path}: expected keys of its own; got {fault['input']!r}"
+    if fault["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
+
+
+def _load_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "text that cannot be read"
+        raise InputError(f"Expected valid YAML in {origin}; got a fault{where}: {problem}.") from None

@@ -1,0 +1,49 @@
+"""Files of named tensors: read without running anything in them, and compared with what is expected."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biflow.errors import InputError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save that holds tensors and nothing else; `what` names such files in errors."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"Expected {what}; cannot read {path} ({error.strerror}). Give the path of one.") from None
+    except Exception as error:  # a damaged file shows itself as any of a dozen types
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # as torch.save writes it
+            raise InputError(
+                f"Expected tensors and nothing else in {path}; its pickle needs more, which is refused. "
+                "Save model.state_dict() alone with torch.save."
+            ) from None
+        raise InputError(f"Expected a file of torch.save; cannot read {path} ({type(error).__name__}).") from None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
+        raise InputError(f"Expected names and tensors in {path}; got something else. Save model.state_dict() alone.")
+    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    """The shape of every tensor, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def describe_faults(expected: Shapes, found: Shapes) -> str:
+    """The first of the tensors that are missing, not expected or wrongly shaped; empty if there are none."""
+    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    faults += [f"{name} is not expected" for name in found.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {found[name]}, not {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return ", ".join(sorted(faults)[:3]) + more

@@ -1,0 +1,157 @@
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from biflow.checkpoint import load_model, save_model
+from biflow.config import DistanceConfig, ReverseConfig, ReverseFitConfig
+from biflow.data.perturb import draw_window
+from biflow.errors import InputError
+from biflow.training.hooks import read_history
+from biflow.training.loop import Batch
+from biflow.training.reverse_loss import ReverseLoss
+from biflow.training.run import open_run
+from biflow.training.stages import train_model
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective, tiny_run
+
+ELSEWHERE = f"{__name__}:Nothing"
+
+
+class Nothing(nn.Module):
+    """A network that has no numbers to give."""
+
+    def forward(self, images):
+        return images / 0
+
+
+def batch() -> Batch:
+    images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return Batch(images, images + 0.2, torch.arange(6) % 4, torch.zeros(6))
+
+
+def train_in(folder, **changes):
+    with open_run(tiny_run(**changes), tiny_images(), folder, resume=False, console=Console(quiet=True)) as run:
+        return train_model(run).model
+
+
+def fit_with(*distances: DistanceConfig, **changes) -> ReverseFitConfig:
+    return ReverseFitConfig(**{**tiny_run().fit_flow.model_dump(), "distances": distances, **changes})
+
+
+def test_distances_are_summed_by_their_weights_and_logged_without_them():
+    model = tiny_model()
+    terms = (DistanceConfig(kind="mse", weight=2.0), DistanceConfig(kind="l1", weight=0.5), DistanceConfig(kind="mse"))
+    loss = tiny_objective(model, distances=terms)(batch())
+    parts = loss.parts
+    assert set(parts) == {"mse", "l1", "mse_2", "alignment"}
+    assert parts["mse"] == parts["mse_2"]
+    torch.testing.assert_close(loss.total, parts["alignment"] + 3 * parts["mse"] + 0.5 * parts["l1"])
+
+
+def test_an_adaptive_weight_brings_every_term_near_its_weight():
+    """Three levels and the image: with p = 1 each is D / (D + c), just under 1."""
+    model = tiny_model()
+    plain, adapted = tiny_objective(model)(batch()), tiny_objective(model, adaptive_power=1.0)(batch())
+    assert 3.5 < adapted.total < 4
+    assert plain.parts == adapted.parts
+
+
+def test_a_window_is_a_part_of_the_image():
+    windows = torch.tensor([draw_window("test", i) for i in range(500)])
+    top, left, height, width = windows.unbind(1)
+    assert windows.min() >= 0
+    assert max((top + height).max(), (left + width).max()) <= 1 + 1e-6
+    area, aspect = height * width, width / height
+    assert area.min() >= 0.08 - 1e-6
+    assert 0.74 < aspect.min() < aspect.max() < 1.34
+    assert 0.45 < area.mean() < 0.6
+    assert draw_window("test", 1) == draw_window("test", 1)
+
+
+@pytest.mark.parametrize("stage", ["both", "joint"])
+def test_a_classifier_is_trained_first_for_the_distance_that_needs_it(stage, tmp_path, monkeypatch):
+    short = tiny_run().fit_flow.model_copy(update={"label_drop": 0.0})
+    monkeypatch.setattr("biflow.training.stages.CLASSIFIER_FIT", short)
+    fit = fit_with(DistanceConfig(kind="mse"), DistanceConfig(kind="classifier", weight=0.4))
+    model = train_in(tmp_path / "run", fit_reverse=fit, stage=stage)
+    assert read_history(tmp_path / "run" / "metrics.jsonl")[0]["stage"] == "classifier"
+    assert not any("classifier" in name for name in model.reverse.state_dict())
+
+
+def test_a_classifier_needs_classes(tmp_path):
+    fit = fit_with(DistanceConfig(kind="classifier"))
+    with pytest.raises(InputError, match="Choose another distance"):
+        train_in(tmp_path / "run", fit_reverse=fit, model=tiny_config(num_classes=0))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("distance", "message"),
+    [
+        ({"kind": "module", "network": "torch.nn:Linear"}, "without arguments"),
+        ({"kind": "module", "network": ELSEWHERE}, "finite number for each of two images"),
+        (
+            {"kind": "module", "network": f"{__name__}:wants_three_channels"},
+            "to take 1x4x4 images; it fails: .*Set inp",
+        ),
+    ],
+)
+def test_networks_that_cannot_see_the_images_are_refused_before_training(distance, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train_in(tmp_path / "run", fit_reverse=fit_with(DistanceConfig(**distance)))
+    assert not (tmp_path / "run").exists()
+
+
+def wants_three_channels() -> nn.Module:
+    return nn.Conv2d(3, 4, 3)
+
+
+def test_images_and_latents_are_compared_in_their_own_space():
+    model = tiny_model()
+    loss = ReverseLoss(
+        ReverseFitConfig(distances=(DistanceConfig(kind="l1"), DistanceConfig(kind="l1", space="images"))),
+        model.config,
+        image_shape=(1, 4, 4),
+        classifier=None,
+    )
+    seen = []
+    loss.codec.to_images = lambda latents: seen.append(latents) or 3 * latents
+    parts = loss(model.reverse, model.flow(torch.randn(6, 4, 4), torch.arange(6) % 4), batch()).parts
+    assert len(seen) == 2
+    torch.testing.assert_close(parts["l1_2"], 3 * parts["l1"])
+
+
+def test_a_reverse_model_is_fitted_to_a_flow_that_was_trained_before(tmp_path):
+    flow_only = train_in(tmp_path / "flow", stage="flow", model=tiny_config(reverse=None))
+    save_model(flow_only, tmp_path / "flow" / "model")
+    source = str(tmp_path / "flow" / "model")
+    model = train_in(tmp_path / "reverse", stage="reverse", flow_from=source)
+    for name, tensor in flow_only.flow.state_dict().items():
+        assert torch.equal(model.flow.state_dict()[name], tensor)
+    assert not torch.equal(model.reverse.state_rms, torch.ones(3))
+    save_model(model, tmp_path / "both")
+    assert load_model(tmp_path / "both").reverse.belongs_to(flow_only.flow)
+
+
+def test_a_flow_of_another_kind_is_refused_before_training(tmp_path):
+    save_model(tiny_model(tiny_config(noise_std=0.3)), tmp_path / "model")
+    with pytest.raises(InputError, match=r"model.noise_std as in .*, 0.3; got 0.2"):
+        train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "model"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reverse_model_of_another_flow_is_refused_at_load(tmp_path):
+    first, second = train_in(tmp_path / "a"), train_in(tmp_path / "b", seed=1)
+    save_model(first._replace(reverse=second.reverse), tmp_path / "mixed")
+    with pytest.raises(InputError, match="Expected the flow that the reverse model was fitted to"):
+        load_model(tmp_path / "mixed")
+    save_model(first, tmp_path / "right")
+    load_model(tmp_path / "right")
+
+
+@pytest.mark.parametrize("guidance", ["trained", "two_passes"])
+def test_guided_and_unguided_training_see_the_same_parts(guidance):
+    config = tiny_config(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance=guidance))
+    loss = tiny_objective(tiny_model(config), adaptive_power=1.0)(batch())
+    assert set(loss.parts) == {"mse", "alignment"}
+    assert loss.total.isfinite()
