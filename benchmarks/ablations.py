@@ -251,10 +251,10 @@ def render(scores: Scores, work: Work, seeds: int, real: float) -> str:
         "",
         f"FD: Frechet distance to the training images in the features of a judge (test images: {real:.2f}). No row has",
         "learned from the judge. Accuracy: samples that the judge reads as their class. Samples are drawn without",
-        "guidance, but for the last table, where each row has the strength w that gave it the lowest FD on other noise.",
+        "guidance, but in the last table each row has the strength w that gave it the lowest FD on other noise.",
         "",
-        "The last column is the paper's FID of BiFlow-B/2 on ImageNet 256x256 (arXiv 2512.10953): other data and another",
-        "measure, so only the order of rows can be compared.",
+        "The last column is the paper's FID of BiFlow-B/2 on ImageNet 256x256 (arXiv 2512.10953): other data and",
+        "another measure, so only the order of rows can be compared.",
     ]
     for table, rows in TABLES.items():
         guided = any(row.guided for row in rows)

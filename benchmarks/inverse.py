@@ -3,11 +3,13 @@
     python benchmarks/inverse.py                        # trains a small flow for each length first, about 20 minutes
     python benchmarks/inverse.py --lengths 16 64        # only these lengths
     python benchmarks/inverse.py --model MODEL          # a flow of one's own, at several strengths of guidance
+    python benchmarks/inverse.py --refine --lengths 16 64 256   # with a reverse model for each, another ten minutes
     python benchmarks/inverse.py --shape                # sequential against one forward pass, 8 blocks x 2 layers x 256
     python benchmarks/inverse.py --shape --recipe itarflow_b2 --device cuda
 
 How many rounds Jacobi takes depends on what the flow has learned, so its flows are trained: the digits' recipe on
-digits enlarged to the length, 400 steps of 8 images (kept in runs/inverse).  Batch 1; the fastest of three calls.
+digits enlarged to the length, 400 steps of 8 images, and a reverse model 1000 steps of 16 (kept in runs/inverse).
+Batch 1; the fastest of three calls.
 Writes docs/results/speed/inverse*.{md,json}.
 """
 
@@ -39,24 +41,36 @@ from biflow.training.stages import train_model
 
 LENGTHS = [16, 64, 144, 256, 576, 1024]
 STEPS, BATCH = 400, 8
+REVERSE_STEPS, REVERSE_BATCH = 1000, 16
 TOLERANCE = 1e-3
 MIB = 2**20
 
 
-def trained_model(length: int, runs: Path) -> Model:
-    """A model with a flow over this many patches, trained on digits enlarged to fit, or loaded if it was before."""
-    folder = runs / f"patches_{length}"
+def trained_flow(length: int, runs: Path) -> Path:
+    """The folder of a flow over this many patches, trained on digits enlarged to fit unless it was before."""
+    overrides = ["stage=flow", "model.reverse=null", f"fit_flow.steps={STEPS}", f"fit_flow.batch_size={BATCH}"]
+    return trained(length, runs / f"patches_{length}", overrides)
+
+
+def trained_reverse(length: int, runs: Path) -> Path:
+    """The folder of the same flow with a reverse model, trained unless it was before."""
+    overrides = ["stage=reverse", f"flow_from={trained_flow(length, runs)}"]
+    overrides += [f"fit_reverse.steps={REVERSE_STEPS}", f"fit_reverse.batch_size={REVERSE_BATCH}"]
+    return trained(length, runs / f"patches_{length}_reverse", overrides)
+
+
+def trained(length: int, folder: Path, overrides: list[str]) -> Path:
+    """The model folder of a run on digits enlarged to this many patches."""
     if not (folder / "model").exists():
         patch_size, side = (2, 8) if length == 16 else (1, round(length**0.5))
-        overrides = [f"model.image_size={side}", f"model.patch_size={patch_size}", "stage=flow", "model.reverse=null"]
-        overrides += [f"fit_flow.steps={STEPS}", f"fit_flow.batch_size={BATCH}", "fit_flow.save_every=1000"]
-        config = load_recipe("biflow_digits", overrides)
+        sizes = [f"model.image_size={side}", f"model.patch_size={patch_size}"]
+        config = load_recipe("biflow_digits", [*sizes, *overrides])
         digits = load_data("digits").train
         images = F.interpolate(digits.images.float(), size=(side, side), mode="bilinear").round().to(torch.uint8)
         data = ImageSet(images, digits.labels, digits.class_names)
         with open_run(config, data, folder, resume=False, console=Console()) as run:
             save_model(train_model(run).model, folder / "model")
-    return load_model(folder / "model")
+    return folder / "model"
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:
@@ -172,6 +186,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--model", type=Path, help="a model folder, instead of flows trained here")
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--refine", action="store_true", help="train a reverse model too, and start from its guess")
     parser.add_argument("--shape", action="store_true", help="sequential against forward, at a fixed shape")
     parser.add_argument("--recipe", help="with --shape: the flow of this recipe instead")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
@@ -188,16 +203,15 @@ def main() -> None:
         report(arguments.out / name, head, [shape_row(each) for each in numbers["shapes"]], numbers)
         return
     numbers |= {"tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
-    models = (
-        [load_model(arguments.model)]
-        if arguments.model
-        else [trained_model(length, arguments.runs) for length in arguments.lengths]
-    )
+    prepare = trained_reverse if arguments.refine else trained_flow
+    folders = [arguments.model] if arguments.model else [prepare(t, arguments.runs) for t in arguments.lengths]
+    models = [load_model(folder) for folder in folders]
     numbers["flows"] = [measure(model, Guidance(strength)) for model in models for strength in arguments.guidance]
+    name = f"_{arguments.model.parent.name}" if arguments.model else "_refine" if arguments.refine else ""
     head = ["T", "w", "inverse", "calls", "rounds", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
     lines = [line for each in numbers["flows"] for line in rows(each)]
     report(
-        arguments.out / (f"inverse_{arguments.model.parent.name}" if arguments.model else "inverse"),
+        arguments.out / f"inverse{name}",
         head,
         lines,
         numbers,

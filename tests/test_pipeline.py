@@ -1,9 +1,12 @@
 import pytest
 import torch
+from PIL import Image
 
 from biflow.checkpoint import new_model
 from biflow.config import FlowConfig, ReverseConfig
+from biflow.data.images import to_pil
 from biflow.errors import InputError
+from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.samplers import Jacobi, Sequential
 from biflow.sampling.denoise import score_denoise
@@ -53,7 +56,7 @@ def test_every_method_starts_from_the_same_noise_of_each_image():
     """A fresh flow is the identity, so the exact sample shows the noise that it started from."""
     config = tiny_config()
     pipe = Pipeline(new_model(config, tuple("abc")))
-    noise = pipe.to_images(pipe.noise([0, 1], seed=5))
+    noise = pipe.to_latents(pipe.noise([0, 1], seed=5))
     expected = pipe.codec.decode(noise * (1 - config.noise_std**2))
     assert torch.equal(pipe.sample_pixels([0, 1], method="sequential", seed=5), expected)
 
@@ -64,6 +67,45 @@ def test_images_that_are_not_finite_are_counted():
         pipe.model.reverse.project_out[1].bias.fill_(torch.nan)
     with pytest.warns(UserWarning, match="2 of 2 images"):
         pipe.sample([0, 1])
+
+
+def test_samples_are_certified_by_how_far_the_flow_carries_them_from_their_noise():
+    """A flow of fresh weights is the identity: the distance is that of the pixels from the noise."""
+    model = new_model(tiny_config(), tuple("abc"))
+    pipe, labels = Pipeline(model), [0, 1, 2, 0, 1]
+    z = pipe.noise(range(5), seed=7)
+    pixels = pipe.codec.decode(pipe.to_latents(z / 4))
+    found = pipe.certify(pixels, labels, seed=7)
+    landed = patchify(pipe.codec.encode(pixels), 2)
+    torch.testing.assert_close(found, (landed - z).square().mean(dim=(1, 2)).sqrt())
+    torch.testing.assert_close(pipe.certify([to_pil(each) for each in pixels], labels, seed=7), found)
+    assert not torch.allclose(pipe.certify(pixels, labels, seed=8), found)
+
+
+def test_an_exact_inverse_without_noise_is_certified_near_zero():
+    """Only the rounding to grey levels is left."""
+    pipe = Pipeline(tiny_model(tiny_config(noise_std=0.0)))
+    pipe.model.flow.prior_variance.mul_(1e-2)  # keeps the samples within the range of pixels
+    pixels = pipe.sample_pixels([0, 1, 2], method="sequential", seed=3)
+    exact, other = pipe.certify(pixels, [0, 1, 2], seed=3), pipe.certify(pixels, [0, 1, 2], seed=4)
+    assert exact.max() < 0.02
+    assert exact.max() < other.min() / 3
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 4, 4), r"uint8 images \(N, P, H, W\); got \(2, 1, 4, 4\) torch.float32"),
+        (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "one label for each of 3 images; got 2"),
+        (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), r"whose codec gives \(1, 4, 4\); got \(1, 5, 5\)"),
+        ([Image.new("L", (4, 4)), Image.new("L", (5, 4))], r"of 2 kinds \(L 4x4, L 5x4\)"),
+        ([Image.new("RGBA", (4, 4))] * 2, r"of 1 kinds \(RGBA 4x4\)"),
+        ([], "got 0 of 0 kinds"),
+    ],
+)
+def test_images_that_are_no_samples_of_the_model_are_refused(pipe, images, message):
+    with pytest.raises(InputError, match=message):
+        pipe.certify(images, [0, 1])
 
 
 def test_the_null_label_is_allowed(pipe):
@@ -186,9 +228,23 @@ def test_an_unconditional_model_takes_no_labels_and_no_guidance_by_class():
         pipe.sample([0], guidance=1.0)
 
 
-def test_a_model_of_latents_says_that_it_cannot_be_decoded():
-    with pytest.raises(InputError, match="'vae:some' latents"):
-        Pipeline(tiny_model(tiny_config(codec="vae:some")))
+def test_an_autoencoder_that_is_not_there_is_one_sentence():
+    pytest.importorskip("diffusers")
+    with pytest.raises(InputError, match="autoencoder 'nobody/nothing' of the codec"):
+        Pipeline(tiny_model(tiny_config(codec="vae:nobody/nothing")))
+
+
+def test_a_model_of_latents_samples_images_of_pixels(autoencoder):
+    config = tiny_config(codec=f"vae:{autoencoder}", channels=4)
+    model = tiny_model(config)
+    pipe = Pipeline(model)
+    pixels = pipe.sample_pixels([0, 1, 2], batch_size=2)
+    assert pixels.shape == (3, 3, 8, 8)
+    z, labels = pipe.noise([0, 1, 2], seed=0), torch.tensor([0, 1, 2])
+    latents = pipe.to_latents(model.reverse(z, labels).image)
+    assert (pipe.codec.decode(latents).int() - pixels.int()).abs().max() <= 1
+    with pytest.raises(InputError, match="density is not that of images"):
+        pipe.log_prob(torch.zeros(1, 4, 4, 4, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("denoising", ["learned", "score", "none"])
@@ -199,7 +255,7 @@ def test_the_reverse_model_ends_as_its_denoising_says(denoising):
     expected = pipe.model.reverse(z, labels).image
     if denoising == "score":
         expected = score_denoise(pipe.model.flow, expected, labels)
-    assert torch.equal(pipe.sample_pixels([0, 1]), pipe.codec.decode(pipe.to_images(expected)))
+    assert torch.equal(pipe.sample_pixels([0, 1]), pipe.codec.decode(pipe.to_latents(expected)))
 
 
 def test_refine_needs_a_reverse_model_that_knows_the_states():

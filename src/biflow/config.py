@@ -135,6 +135,12 @@ class ModelConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _only_pixels_have_grey_levels(self) -> Self:
+        if self.dequantise and self.codec != "pixels":
+            raise ValueError(f"Expected codec pixels with dequantise; got {self.codec!r}. Set dequantise=false.")
+        return self
+
     @property
     def num_patches(self) -> int:
         """T, the length of the sequence."""

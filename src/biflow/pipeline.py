@@ -11,10 +11,10 @@ from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, save_model
 from biflow.config import Average, ModelConfig, ScoreNoise
-from biflow.data.images import to_pil
+from biflow.data.images import to_pil, to_pixels
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError
-from biflow.evaluation.score import Scores, score_images
+from biflow.evaluation.score import Scores, distance_from_noise, score_images
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
@@ -62,6 +62,7 @@ class Pipeline:
     def to(self, device: str | torch.device) -> Self:
         """Move the networks to a device."""
         self.device = torch.device(device)
+        self.codec.to(self.device)
         self.model.flow.to(self.device)
         if self.model.reverse:
             self.model.reverse.to(self.device)
@@ -113,15 +114,15 @@ class Pipeline:
             raise InputError(f"Expected a whole number as seed; got {seed!r}.")
         if batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
-        chunks = []
+        chunks, broken = [], 0
         for places in torch.arange(len(labels)).split(batch_size):
             z = self.noise(places.tolist(), seed)
-            chunks.append(sampler(self.model, z, labels[places].to(self.device), guidance).x.cpu())
-        images = self.to_images(torch.cat(chunks))
-        broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+            latents = self.to_latents(sampler(self.model, z, labels[places].to(self.device), guidance).x)
+            broken += int((~latents.isfinite()).flatten(1).any(dim=1).sum())
+            chunks.append(self.codec.decode(latents).cpu())
         if broken:
-            warnings.warn(f"{broken} of {len(images)} images hold values that are not finite numbers.", stacklevel=2)
-        return self.codec.decode(images)
+            warnings.warn(f"{broken} of {len(labels)} images hold values that are not finite numbers.", stacklevel=2)
+        return torch.cat(chunks)
 
     def log_prob(
         self,
@@ -148,13 +149,34 @@ class Pipeline:
             raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
         return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
 
+    def certify(self, images: Sequence[Image.Image] | Tensor, labels: Labels, *, seed: int = 0) -> Tensor:
+        """How far sampled images lie from what the flow makes of their noise: (N,), the less the better.
+
+        images: all that `sample(labels, seed=seed)` gave, in its order, or uint8 (N, P, H, W).  Each goes through the
+        flow once, and is measured by the root mean square distance of where it lands from the noise it was sampled
+        from.  A sample that lands far off is likelier to be a bad one: docs/one-pass.md.
+        """
+        pixels, labels = to_pixels(images), self.check_labels(labels)
+        if len(labels) != len(pixels):
+            raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
+        found, wanted = self.codec.latent_shape(tuple(pixels.shape[1:])), self.latent_shape
+        if found != wanted:
+            raise InputError(f"Expected images whose codec gives {wanted}; got {found}. Give the model's own samples.")
+        z = self.noise(range(len(pixels)), seed)
+        return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what the flow models."""
+        return self.config.channels, self.config.image_size, self.config.image_size
+
     def noise(self, places: Sequence[int], seed: int) -> Tensor:
         """The noise that images at these places start from: (len(places), T, D), on the pipeline's device."""
         shape = (self.config.num_patches, self.config.patch_dim)
         return self.model.flow.scale_noise(normal_for(places, shape, "sample", seed).to(self.device))
 
-    def to_images(self, patches: Tensor) -> Tensor:
-        """Patches (B, T, D) -> images (B, P, H, W) in the codec's units."""
+    def to_latents(self, patches: Tensor) -> Tensor:
+        """Patches (B, T, D) -> what the codec decodes, (B, P, H, W)."""
         return unpatchify(patches, self.config.patch_size, self.config.channels)
 
     def check_labels(self, labels: Labels) -> Tensor:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -7,6 +9,7 @@ from biflow.checkpoint import load_model, save_model
 from biflow.config import DistanceConfig, ReverseConfig, ReverseFitConfig
 from biflow.data.perturb import draw_window
 from biflow.errors import InputError
+from biflow.pipeline import Pipeline
 from biflow.training.hooks import read_history
 from biflow.training.loop import Batch
 from biflow.training.reverse_loss import ReverseLoss
@@ -119,6 +122,18 @@ def test_images_and_latents_are_compared_in_their_own_space():
     parts = loss(model.reverse, model.flow(torch.randn(6, 4, 4), torch.arange(6) % 4), batch()).parts
     assert len(seen) == 2
     torch.testing.assert_close(parts["l1_2"], 3 * parts["l1"])
+
+
+def test_a_model_of_latents_trains_and_is_compared_after_the_decoder(autoencoder, tmp_path):
+    images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = replace(tiny_images(), images=images)
+    fit = fit_with(DistanceConfig(kind="mse"), DistanceConfig(kind="l1", space="images"))
+    config = tiny_run(model=tiny_config(codec=f"vae:{autoencoder}", channels=4), fit_reverse=fit)
+    with open_run(config, data, tmp_path / "run", resume=False, console=Console(quiet=True)) as run:
+        model = train_model(run).model
+    assert {"mse", "l1", "alignment"} <= read_history(tmp_path / "run" / "metrics.jsonl")[-1].keys()
+    save_model(model, tmp_path / "model")
+    assert Pipeline.from_pretrained(tmp_path / "model").sample_pixels([0]).shape == (1, 3, 8, 8)
 
 
 def test_a_reverse_model_is_fitted_to_a_flow_that_was_trained_before(tmp_path):

@@ -1,5 +1,6 @@
 """Images on disk: reading a folder of them; writing the ADM sample file, a grid, a folder of PNGs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +69,22 @@ def enlarge(image: Tensor, least: int = GRID_WIDTH) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """uint8 (P, H, W) with one or three channels -> a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def to_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
+    """PIL images of one size, grey or RGB, or uint8 (N, P, H, W) -> uint8 (N, P, H, W)."""
+    if isinstance(images, Tensor):
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise InputError(f"Expected uint8 images (N, P, H, W); got {tuple(images.shape)} {images.dtype}.")
+        return images
+    kinds = {(image.mode, image.size) for image in images}
+    if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:
+        raise InputError(
+            f"Expected images of one size, all grey or all RGB; got {len(images)} of {len(kinds)} kinds "
+            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])}). Convert them alike."
+        )
+    arrays = np.stack([np.array(image).reshape(image.height, image.width, -1) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}

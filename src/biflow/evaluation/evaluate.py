@@ -24,8 +24,7 @@ CODEC = PixelCodec()  # of what judges see
 def measure_flow(model: Model, test: ImageSet) -> dict[str, float]:
     """Likelihood of noisy test images, and how far the exact inverse lands from where it started."""
     patches, labels = _noisy_patches(model, test)
-    bin_width = make_codec(model.config.codec).bin_width
-    bits = bits_per_dim(model.flow.log_prob(patches, labels), patches[0].numel(), bin_width)
+    bits = bits_per_dim(model.flow.log_prob(patches, labels), patches[0].numel(), PixelCodec.bin_width)
     return {
         "test_bits_per_dim_of_noisy_data": bits.mean().item(),
         "round_trip_error_float32": _round_trip_error(model, patches, labels),

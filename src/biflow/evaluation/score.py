@@ -16,7 +16,7 @@ from biflow.data.perturb import add_noise
 from biflow.errors import InputError, choose
 from biflow.files import write_text
 from biflow.losses.likelihood import bits_per_dim
-from biflow.models.codec import make_codec, training_noise
+from biflow.models.codec import Codec, PixelCodec, training_noise
 from biflow.models.patches import patchify
 
 BATCH_SIZE = 128
@@ -75,7 +75,12 @@ def score_images(
     """
     if draws < 1:
         raise InputError(f"Expected 1 or more draws; got {draws}.")
-    codec = make_codec(model.config.codec)
+    if model.config.codec != "pixels":
+        raise InputError(
+            f"Expected a model of pixels; got one of {model.config.codec!r} latents, whose density is not that of "
+            "images. Score with a model of pixels."
+        )
+    codec = PixelCodec()
     noises = {"uniform": (0.0, codec.bin_width), "training": training_noise(model.config)}
     std, bin_width = choose(noises, noise, "noise")
     combine = choose(AVERAGES, average, "average")
@@ -91,6 +96,21 @@ def score_images(
         chunks.append(combine(torch.stack(log_probs)))
     nats = torch.cat(chunks)
     return Scores(nats, bits_per_dim(nats, pixels[0].numel(), codec.bin_width))
+
+
+@torch.no_grad()
+def distance_from_noise(model: Model, pixels: Tensor, labels: Tensor, *, z: Tensor, codec: Codec) -> Tensor:
+    """How far the flow carries images from the noise they were sampled from: (N,), 0 for what inverts it exactly.
+
+    The root mean square of F(x) - z over the values of z (N, T, D), in units of the noise's standard deviation, for
+    uint8 images x (N, P, H, W) with labels (N,).  Images without the flow's training noise keep some distance.
+    """
+    chunks, device = [], model.flow.prior_variance.device
+    for places in torch.arange(len(pixels)).split(BATCH_SIZE):
+        patches = patchify(codec.encode(pixels[places]), model.config.patch_size).to(device)
+        landed = model.flow(patches, labels[places].to(device)).z
+        chunks.append((landed - z[places].to(device)).square().mean(dim=(1, 2)).sqrt().cpu())
+    return torch.cat(chunks)
 
 
 def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:

@@ -50,12 +50,8 @@ class Trained(NamedTuple):
 def check_fits(config: RunConfig, data: ImageSet) -> None:
     """Raise unless the model is made for images and classes like those of the data."""
     model = config.model
-    make_codec(model.codec)
-    found = {
-        "image_size": data.images.shape[-1],
-        "channels": data.images.shape[1],
-        "num_classes": len(data.class_names),
-    }
+    channels, _, image_size = make_codec(model.codec).latent_shape(tuple(data.images.shape[1:]))
+    found = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
     for key, value in found.items():
         if getattr(model, key) != value:
             raise InputError(
@@ -151,7 +147,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, null_label = make_codec(run.config.model.codec), run.config.model.null_label
+    codec, null_label = make_codec(run.config.model.codec).to(run.world.device), run.config.model.null_label
 
     def make_batch(step: int) -> Batch:
         keys = (run.config.seed, stage)
@@ -171,7 +167,7 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 @torch.no_grad()
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
-    codec, (noise_std, bin_width) = make_codec(flow.config.codec), training_noise(flow.config)
+    codec, (noise_std, bin_width) = make_codec(flow.config.codec).to(run.world.device), training_noise(flow.config)
     everyone = torch.arange(min(len(run.data), CALIBRATION_IMAGES))
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
     for chosen in everyone.split(CALIBRATION_BATCH):
