@@ -17,13 +17,29 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def training_step(monkeypatch):
+def load(monkeypatch):
+    """A function that imports a benchmark by its name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("training_step", BENCHMARKS / "training_step.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("machine", None)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in ("machine", "training_step", "ablations"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def training_step(load):
+    return load("training_step")
+
+
+@pytest.fixture
+def ablations(load):
+    return load("ablations")
 
 
 @pytest.mark.parametrize(
@@ -38,3 +54,30 @@ def test_operations_are_those_that_torch_counts_with_half_of_attention(training_
     attention = sum(count for name, count in counts.items() if "bmm" in str(name))
     expected = counter.get_total_flops() - attention / 2
     assert training_step.forward_operations(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "outcome"),
+    [
+        ([5.0, 6.0, 5.5], [8.0, 8.5, 9.0], "holds"),
+        ([8.0, 8.5, 9.0], [5.0, 6.0, 5.5], "does not hold"),
+        ([5.0, 6.0, 7.0], [6.0, 5.0, 8.0], "too close to tell"),  # not in every seed
+        ([5.0, 5.0, 5.0], [5.1, 5.1, 9.0], "too close to tell"),  # one seed carries it
+        ([5.0], [9.0], "too close to tell"),  # one seed says nothing of the spread
+    ],
+)
+def test_a_claim_holds_if_every_seed_agrees_beyond_the_spread(ablations, better, worse, outcome):
+    claim = ablations.Claim("Table", "a", "b", "A beats b")
+    scores = {("Table", name): [{"frechet_distance": x} for x in xs] for name, xs in (("a", better), ("b", worse))}
+    assert f"**{outcome}**" in ablations.verdict(claim, scores)
+
+
+def test_every_row_of_the_ablations_can_be_trained_and_every_claim_names_rows(ablations):
+    work = ablations.Work("digits", 10, 10, Path("runs"))
+    rows = {(table, row.name): row for table, rows in ablations.TABLES.items() for row in rows}
+    for row in rows.values():
+        flow, overrides = ablations.TRAININGS[row.training]
+        config = ablations.settings(work, 0, ["stage=reverse", "flow_from=x", *ablations.FLOWS[flow], *overrides])
+        assert config.model.reverse.model_copy(update=dict(row.sampled_as))
+    for claim in ablations.CLAIMS:
+        assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()

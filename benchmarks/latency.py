@@ -1,0 +1,94 @@
+"""Milliseconds an image of every way of sampling, at the sizes of a recipe, with random weights.
+
+    python benchmarks/latency.py                                       # the digits' model, here
+    python benchmarks/latency.py --recipe biflow_b2 --device cuda --batch 128 --compile
+
+From noise to what the flow models, without a codec.  One pass: without guidance, with guidance that was trained in
+(the strength is one more input), and by two passes.  The exact inverse patch by patch, guided, with and without its
+score step; Jacobi's rounds depend on what a flow has learned, so benchmarks/inverse.py measures them.  On a GPU in
+bfloat16 autocast.  Writes docs/results/speed/latency_RECIPE.{md,json}.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe, report, seconds
+
+from biflow.checkpoint import new_model
+from biflow.config import ModelConfig, load_recipe
+from biflow.data.randomness import normal_for
+from biflow.evaluation.evaluate import count_parameters
+from biflow.models.reverse_model import ReverseModel
+from biflow.sampling.denoise import score_denoise
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.sequential import invert_sequentially
+
+GUIDANCE = 1.0
+REPEATS = 5
+
+
+def reverse_model(config: ModelConfig, guidance: str, device: torch.device, *, compiled: bool) -> ReverseModel:
+    """The reverse model of a config, with another kind of guidance."""
+    assert config.reverse is not None
+    changed = config.model_copy(update={"reverse": config.reverse.model_copy(update={"guidance": guidance})})
+    model = ReverseModel(changed).to(device).eval().requires_grad_(False)
+    if compiled:
+        model.compile()
+    return model
+
+
+def samplers(
+    config: ModelConfig, batch: int, device: torch.device, *, compiled: bool
+) -> dict[str, Callable[[], object]]:
+    """Every way of sampling, ready to be called."""
+    trained, two_passes = (reverse_model(config, kind, device, compiled=compiled) for kind in ("trained", "two_passes"))
+    flow = new_model(config, ()).flow.to(device).eval().requires_grad_(False)
+    z = normal_for(range(batch), (config.num_patches, config.patch_dim), "latency").to(device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    guidance = Guidance(GUIDANCE)
+    return {
+        "one pass": lambda: two_passes(z, labels),
+        "one pass, guidance trained in": lambda: trained(z, labels, GUIDANCE),
+        "two passes of guidance": lambda: two_passes(z, labels, GUIDANCE),
+        "exact inverse": lambda: invert_sequentially(flow, z, labels),
+        "exact inverse, guided": lambda: invert_sequentially(flow, z, labels, guidance=guidance),
+        "its score step alone": lambda: score_denoise(flow, z, labels),
+    }
+
+
+def main() -> None:
+    """Time every sampler and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="biflow_digits")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the reverse model")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
+    arguments = parser.parse_args()
+    config, device = load_recipe(arguments.recipe).model, arguments.device
+    assert config.reverse is not None, "a recipe with a reverse model"
+    found: dict[str, dict[str, float]] = {}
+    for batch in arguments.batch:
+        ways = samplers(config, batch, device, compiled=arguments.compile)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            for name, sampler in ways.items():
+                time = seconds(sampler, device, 1 if "exact" in name and device.type == "cuda" else REPEATS)
+                found.setdefault(name, {})[str(batch)] = 1e3 * time / batch
+    head = ["", *(f"ms an image, batch {batch}" for batch in arguments.batch)]
+    rows = [[name, *(f"{time:.3f}" for time in times.values())] for name, times in found.items()]
+    numbers: dict[str, Any] = {
+        "machine": describe(device),
+        "recipe": arguments.recipe,
+        "reverse_parameters": count_parameters(ReverseModel(config)),
+        "precision": "bfloat16" if device.type == "cuda" else "float32",
+        "compiled": arguments.compile,
+        "milliseconds_per_image_by_batch_size": found,
+    }
+    report(arguments.out / f"latency_{arguments.recipe}", head, rows, numbers)
+
+
+if __name__ == "__main__":
+    main()
