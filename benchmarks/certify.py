@@ -11,25 +11,40 @@ docs/results/certify.{md,json}.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import describe, report
+from runs import trained_judge
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from biflow.config import RunConfig
+from biflow.config_base import parse_config
+from biflow.data.datasets import load_data
 from biflow.features.judge import Judge
 from biflow.pipeline import Pipeline
+from biflow.training.run import CONFIG_FILE
 
 SAMPLES, SEED = 8000, 0
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
-def load_judge(run: Path, pipe: Pipeline) -> Judge:
-    """The judge that a quickstart trained, with its averaged weights."""
-    judge = Judge(pipe.config.channels, pipe.config.num_classes)
-    state = torch.load(run / "states" / "judge.pt", weights_only=True)
-    judge.load_state_dict(state["ema"])
-    return judge.eval()
+def load_judge(run: Path) -> Judge:
+    """The judge that a quickstart trained."""
+    config = parse_config(RunConfig, (run / CONFIG_FILE).read_text(encoding="utf-8"), origin=str(run))
+    return trained_judge(config, load_data(config.data).train, run)
+
+
+def area(score: Tensor, rejected: Tensor) -> tuple[float, float]:
+    """Area under the ROC curve of a score that should be high for what is rejected, and its standard error.
+
+    The error is that of Hanley and McNeil (1982).
+    """
+    a, bad, good = float(roc_auc_score(rejected, score)), int(rejected.sum()), int((~rejected).sum())
+    q1, q2 = a / (2 - a), 2 * a**2 / (1 + a)
+    variance = (a * (1 - a) + (bad - 1) * (q1 - a**2) + (good - 1) * (q2 - a**2)) / (bad * good)
+    return a, variance**0.5
 
 
 @torch.no_grad()
@@ -42,7 +57,7 @@ def distance_of_noisy_reading(pipe: Pipeline, labels: Tensor, strength: float) -
 
 
 @torch.no_grad()
-def measure(pipe: Pipeline, judge: Judge, strength: float) -> dict[str, float]:
+def measure(pipe: Pipeline, judge: Judge, strength: float) -> dict[str, Any]:
     """Areas and rejections for one strength of guidance."""
     labels = torch.arange(SAMPLES) % pipe.config.num_classes
     pixels = pipe.sample_pixels(labels, guidance=strength, seed=SEED)
@@ -52,18 +67,12 @@ def measure(pipe: Pipeline, judge: Judge, strength: float) -> dict[str, float]:
     nats = pipe.log_prob(pixels, labels, noise="training").nats
     noisy = distance_of_noisy_reading(pipe, labels, strength)
     kept = distance.argsort()[: SAMPLES // 2]
-
-    def area(score: Tensor) -> float:
-        return float(roc_auc_score(rejected, score))
-
+    scores = {"certify": distance, "with other noise": other, "-log p": -nats, "of the noisy reading": noisy}
     return {
         "guidance": strength,
-        "area_certify": area(distance),
-        "area_certify_with_other_noise": area(other),
-        "area_negative_likelihood": area(-nats),
-        "area_noisy_reading": area(noisy),
-        "rejected": rejected.double().mean().item(),
-        "rejected_of_the_better_half": rejected[kept].double().mean().item(),
+        "areas": {name: area(score, rejected) for name, score in scores.items()},
+        "rejected": int(rejected.sum()),
+        "rejected_of_the_better_half": int(rejected[kept].sum()),
     }
 
 
@@ -74,20 +83,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     pipe = Pipeline.from_pretrained(arguments.run / "model")
-    judge = load_judge(arguments.run, pipe)
+    judge = load_judge(arguments.run)
     found = [measure(pipe, judge, strength) for strength in STRENGTHS]
-    head = [
-        "w",
-        "area of certify",
-        "with other noise",
-        "of -log p",
-        "of the noisy reading",
-        "rejected",
-        "of the better half",
-    ]
+    head = ["w", *found[0]["areas"], f"rejected of {SAMPLES:,}", f"of the better {SAMPLES // 2:,}"]
     rows = [
-        [f"{each['guidance']:g}", *(f"{value:.3f}" for name, value in each.items() if name.startswith("area"))]
-        + [f"{100 * each[name]:.2f}%" for name in ("rejected", "rejected_of_the_better_half")]
+        [f"{each['guidance']:g}", *(f"{a:.2f} ± {error:.2f}" for a, error in each["areas"].values())]
+        + [str(each[name]) for name in ("rejected", "rejected_of_the_better_half")]
         for each in found
     ]
     numbers = {"machine": describe(pipe.device), "samples": SAMPLES, "strengths": found}

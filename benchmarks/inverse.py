@@ -17,17 +17,19 @@ import argparse
 import ctypes
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import runs
 import torch
 import torch.nn.functional as F
 from machine import describe, report, seconds
 from rich.console import Console
 
-from biflow.checkpoint import Model, load_model, save_model
+from biflow.checkpoint import Model, load_model
 from biflow.config import FlowConfig, ModelConfig, load_recipe
-from biflow.data.datasets import ImageSet, load_data
+from biflow.data.datasets import load_data
 from biflow.data.randomness import normal_for, seeded_weights
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import Guidance
@@ -36,8 +38,6 @@ from biflow.sampling.one_pass import guess_states
 from biflow.sampling.refine import refine
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
-from biflow.training.run import open_run
-from biflow.training.stages import train_model
 
 LENGTHS = [16, 64, 144, 256, 576, 1024]
 STEPS, BATCH = 400, 8
@@ -46,31 +46,26 @@ TOLERANCE = 1e-3
 MIB = 2**20
 
 
-def trained_flow(length: int, runs: Path) -> Path:
+def trained_flow(length: int, folder: Path) -> Path:
     """The folder of a flow over this many patches, trained on digits enlarged to fit unless it was before."""
     overrides = ["stage=flow", "model.reverse=null", f"fit_flow.steps={STEPS}", f"fit_flow.batch_size={BATCH}"]
-    return trained(length, runs / f"patches_{length}", overrides)
+    return trained(length, folder / f"patches_{length}", overrides)
 
 
-def trained_reverse(length: int, runs: Path) -> Path:
+def trained_reverse(length: int, folder: Path) -> Path:
     """The folder of the same flow with a reverse model, trained unless it was before."""
-    overrides = ["stage=reverse", f"flow_from={trained_flow(length, runs)}"]
+    overrides = ["stage=reverse", f"flow_from={trained_flow(length, folder)}"]
     overrides += [f"fit_reverse.steps={REVERSE_STEPS}", f"fit_reverse.batch_size={REVERSE_BATCH}"]
-    return trained(length, runs / f"patches_{length}_reverse", overrides)
+    return trained(length, folder / f"patches_{length}_reverse", overrides)
 
 
 def trained(length: int, folder: Path, overrides: list[str]) -> Path:
     """The model folder of a run on digits enlarged to this many patches."""
-    if not (folder / "model").exists():
-        patch_size, side = (2, 8) if length == 16 else (1, round(length**0.5))
-        sizes = [f"model.image_size={side}", f"model.patch_size={patch_size}"]
-        config = load_recipe("biflow_digits", [*sizes, *overrides])
-        digits = load_data("digits").train
-        images = F.interpolate(digits.images.float(), size=(side, side), mode="bilinear").round().to(torch.uint8)
-        data = ImageSet(images, digits.labels, digits.class_names)
-        with open_run(config, data, folder, resume=False, console=Console()) as run:
-            save_model(train_model(run).model, folder / "model")
-    return folder / "model"
+    patch_size, side = (2, 8) if length == 16 else (1, round(length**0.5))
+    config = load_recipe("biflow_digits", [f"model.image_size={side}", f"model.patch_size={patch_size}", *overrides])
+    digits = load_data("digits").train
+    images = F.interpolate(digits.images.float(), size=(side, side), mode="bilinear").round().to(torch.uint8)
+    return runs.trained(config, replace(digits, images=images), folder, console=Console())
 
 
 def peak_memory(call: Callable[[], object]) -> float | None:

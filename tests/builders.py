@@ -6,6 +6,7 @@ from torch import nn
 from biflow.checkpoint import Model, new_model
 from biflow.config import FitConfig, FlowConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.datasets import ImageSet
+from biflow.models.codec import make_codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.objectives import FitReverse
@@ -70,7 +71,8 @@ def tiny_objective(model: Model, **changes: object) -> FitReverse:
     """What fits the model's reverse model to its flow, by the mean squared error unless changed."""
     assert model.reverse is not None
     fit = ReverseFitConfig(**changes)
-    loss = ReverseLoss(fit, model.config, image_shape=(model.config.channels, 4, 4), classifier=None)
+    codec = make_codec(model.config.codec)
+    loss = ReverseLoss(fit, model.config, codec=codec, image_shape=(model.config.channels, 4, 4))
     return FitReverse(model.reverse, model.flow, loss)
 
 

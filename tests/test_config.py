@@ -3,9 +3,9 @@ import torch
 import yaml
 
 from biflow.config import RunConfig, load_recipe, recipe_names, recipe_text, smoke
+from biflow.config_base import parse_config, to_yaml
 from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
-from biflow.settings import parse_config, to_yaml
 
 MILLIONS = {  # as the papers say, or counted in their code
     "tarflow_imagenet64_likelihood": 460.1,
@@ -83,6 +83,12 @@ def test_rotary_positions_need_heads_of_pairs():
         ("fit_flow.steps=0", r"fit_flow.steps: input should be greater than 0; got 0"),
         ("model.flow.width=50", r"multiple of head_width 32; got 50. Nearest valid width: 64"),
         ("model.patch_size=3", r"multiple of patch_size 3; got 8. Nearest valid size: 9"),
+        (
+            "fit_reverse.distances=[{kind: mse, weigth: 2}]",
+            r"unknown key 'fit_reverse.distances.0.weigth'; did you mean weight\?",
+        ),
+        ("fit_reverse.distances.0.weight=3", r"an item of one. Set the list: fit_reverse.distances=\[...\]"),
+        ("fit_reverse.distances=[]", "Expected one distance or more; got none"),
         ("stage=reverze", r"stage: input should be 'both', 'joint', 'flow' or 'reverse'; got 'reverze'"),
         ("seed.value=3", r"Expected a key that has sub-keys; got 'seed'"),
         ("seed=true", r"seed: Expected a number or a word; got true"),

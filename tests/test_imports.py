@@ -7,7 +7,7 @@ import biflow
 
 ROOT = Path(biflow.__file__).parent
 ROWS = [
-    {"errors", "settings", "config", "files", "memory", "shorthand", "tensors"},
+    {"errors", "config_base", "config", "files", "memory", "shorthand", "tensors"},
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
@@ -18,9 +18,9 @@ ROWS = [
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 SAME_ROW_ALLOWED = {
-    ("settings", "errors"),
+    ("config_base", "errors"),
     ("config", "errors"),
-    ("config", "settings"),
+    ("config", "config_base"),
     ("files", "errors"),
     ("shorthand", "errors"),
     ("tensors", "errors"),

@@ -88,7 +88,7 @@ def test_an_exact_inverse_without_noise_is_certified_near_zero():
     pipe.model.flow.prior_variance.mul_(1e-2)  # keeps the samples within the range of pixels
     pixels = pipe.sample_pixels([0, 1, 2], method="sequential", seed=3)
     exact, other = pipe.certify(pixels, [0, 1, 2], seed=3), pipe.certify(pixels, [0, 1, 2], seed=4)
-    assert exact.max() < 0.02
+    assert exact.max() < 0.05  # half a grey level is 0.039 of this noise
     assert exact.max() < other.min() / 3
 
 
@@ -101,11 +101,19 @@ def test_an_exact_inverse_without_noise_is_certified_near_zero():
         ([Image.new("L", (4, 4)), Image.new("L", (5, 4))], r"of 2 kinds \(L 4x4, L 5x4\)"),
         ([Image.new("RGBA", (4, 4))] * 2, r"of 1 kinds \(RGBA 4x4\)"),
         ([], "got 0 of 0 kinds"),
+        ([[[0]]] * 2, "list of PIL images"),
+        (Image.new("L", (4, 4)), "list of PIL images"),
     ],
 )
 def test_images_that_are_no_samples_of_the_model_are_refused(pipe, images, message):
     with pytest.raises(InputError, match=message):
         pipe.certify(images, [0, 1])
+
+
+@pytest.mark.parametrize("seed", [0.0, "x", None])
+def test_certify_checks_its_seed_as_sample_does(pipe, seed):
+    with pytest.raises(InputError, match="whole number as seed"):
+        pipe.certify(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [0], seed=seed)
 
 
 def test_the_null_label_is_allowed(pipe):

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig
+from biflow.config_base import parse_config
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.files import replace_folder
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
-from biflow.settings import parse_config
 from biflow.tensors import describe_faults, shapes
 
 FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to

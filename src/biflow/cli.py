@@ -170,16 +170,18 @@ def tarflow(
     noise_std: Annotated[float, typer.Option(min=0, help="Noise it was trained with: the last number of its name.")],
     image_size: Annotated[int | None, typer.Option(min=1, help="Needed where the tensors leave it open.")] = None,
     class_names: Annotated[str | None, typer.Option(help="Names of the classes, between commas.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Of latents: vae:NAME, their autoencoder.")] = None,
 ) -> None:
     """Read an ml-tarflow checkpoint, such as afhq_model_8_768_8_8_0.07.pth."""
+    from biflow.checkpoint import save_model
     from biflow.files import check_new_folder
-    from biflow.pipeline import Pipeline
+    from biflow.tarflow import load_tarflow
 
     check_new_folder(out)
     names = class_names.split(",") if class_names is not None else None
-    pipe = Pipeline.from_tarflow(file, noise_std=noise_std, image_size=image_size, class_names=names)
-    pipe.save_pretrained(out)
-    config, flow = pipe.config, pipe.config.flow
+    model = load_tarflow(file, noise_std=noise_std, image_size=image_size, class_names=names, codec=codec)
+    save_model(model, out)
+    config, flow = model.config, model.config.flow
     size, patch = config.image_size, config.patch_size
     _tell(
         f"Saved {out}: {size}x{size} images of {config.channels} channels in patches of {patch}x{patch}, "

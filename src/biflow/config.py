@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from biflow.config_base import Config, parse_config, to_yaml
 from biflow.errors import InputError, nearest
-from biflow.settings import Config, parse_config, to_yaml
 
 ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
@@ -184,6 +184,13 @@ class FitConfig(Config):
 
 
 Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
+READ_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by kind: the keys that it needs, and may have
+    "vgg": (("network",), ("input_size",)),
+    "lpips": (("network", "calibration"), ("input_size",)),
+    "convnextv2": (("network",), ("input_size",)),
+    "dinov2": (("network",), ("input_size",)),
+    "module": (("network",), ("input_size",)),
+}
 PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2": "facebook/dinov2-base"}
 
 
@@ -192,11 +199,11 @@ class DistanceConfig(Config):
 
     kind: "mse" and "l1" compare values.  The others compare what a frozen network makes of both: "convnextv2" and
     "dinov2" (network: a name on the Hugging Face hub or a local folder), "vgg" (network: torchvision's file of VGG-16
-    weights), "lpips" (the same with LPIPS' file of linear layers as calibration), "classifier" (a small one that is
-    trained beforehand on the run's own images), and "module" (network: "package.module:name", a class or function
-    that gives a torch module).
+    weights), "lpips" (the same with LPIPS' file of linear layers as calibration), "classifier" (a small one, trained
+    beforehand on what the flow models of the run's own images), and "module" (network: "package.module:name", a torch
+    module, or a class or function that gives one).
     input_size: of the square that the network is given, a random part of both images; none is the network's own size,
-    or the whole images for "classifier" and "module".
+    or the whole images for "module".
     space: "latents" are what the flow models, "images" what the codec decodes them to.
     """
 
@@ -213,17 +220,27 @@ class DistanceConfig(Config):
         if not isinstance(values, dict):
             return values
         kind = str(values.get("kind"))
-        usual = {"space": "latents" if kind in {"mse", "l1"} else "images", "network": PUBLISHED_NETWORKS.get(kind)}
+        own = {"mse", "l1", "classifier"}  # in the space that the flow models
+        usual = {"space": "latents" if kind in own else "images", "network": PUBLISHED_NETWORKS.get(kind)}
         return usual | {key: value for key, value in values.items() if value is not None}
 
     @model_validator(mode="after")
-    def _network_is_named(self) -> Self:
-        needed = {"vgg": ("network",), "lpips": ("network", "calibration"), "module": ("network",)}
-        missing = [key for key in needed.get(self.kind, ()) if getattr(self, key) is None]
-        if missing:
+    def _kind_has_what_it_reads_and_nothing_else(self) -> Self:
+        needs, takes = READ_BY.get(self.kind, ((), ()))
+        if missing := [key for key in needs if getattr(self, key) is None]:
             raise ValueError(
                 f"Expected {' and '.join(missing)} for the distance {self.kind!r}; got none. "
                 "Set it to a path, or for a module to 'package.module:name'."
+            )
+        given = {key for key in ("network", "calibration", "input_size") if getattr(self, key) is not None}
+        if ignored := sorted(given - {*needs, *takes}):
+            raise ValueError(
+                f"Expected no {' or '.join(ignored)} for the distance {self.kind!r}, which does not use it. Leave it "
+                "out, or choose another kind."
+            )
+        if self.kind == "classifier" and self.space == "images":
+            raise ValueError(
+                "Expected space=latents for the distance 'classifier', which is trained on what the flow models."
             )
         return self
 
@@ -236,7 +253,8 @@ class ReverseFitConfig(FitConfig):
 
     distances: between its image and the wanted one; their weighted sum is added to the alignment of its hidden states.
     adaptive_power: p of the adaptive weight 1 / (D + c)^p that every term D of every image gets, without a gradient
-    (BiFlow, arXiv 2512.10953, eq. 7); 0 for none.  adaptive_offset: c.
+    (BiFlow, arXiv 2512.10953, eq. 7); 0 for none.  adaptive_offset: c, in units of D, a mean: where a paper sums D over
+    N values, its c is N times ours.
     """
 
     distances: tuple[DistanceConfig, ...] = (DistanceConfig(kind="mse"),)

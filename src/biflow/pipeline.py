@@ -50,10 +50,12 @@ class Pipeline:
         noise_std: float,
         image_size: int | None = None,
         class_names: Sequence[str] | None = None,
+        codec: str | None = None,
     ) -> Self:
         """Load a published ml-tarflow checkpoint; `biflow.tarflow.load_tarflow` says what the arguments are for."""
-        model = load_tarflow(Path(file), noise_std=noise_std, image_size=image_size, class_names=class_names)
-        return cls(model)
+        return cls(
+            load_tarflow(Path(file), noise_std=noise_std, image_size=image_size, class_names=class_names, codec=codec)
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder that `from_pretrained` reads."""
@@ -110,8 +112,6 @@ class Pipeline:
         labels = self.check_labels(labels)
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         sampler = self._prepare(find_sampler(method), guidance)
-        if not isinstance(seed, int):
-            raise InputError(f"Expected a whole number as seed; got {seed!r}.")
         if batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
         chunks, broken = [], 0
@@ -159,19 +159,17 @@ class Pipeline:
         pixels, labels = to_pixels(images), self.check_labels(labels)
         if len(labels) != len(pixels):
             raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
-        found, wanted = self.codec.latent_shape(tuple(pixels.shape[1:])), self.latent_shape
+        found = self.codec.latent_shape(tuple(pixels.shape[1:]))
+        wanted = (self.config.channels, self.config.image_size, self.config.image_size)
         if found != wanted:
             raise InputError(f"Expected images whose codec gives {wanted}; got {found}. Give the model's own samples.")
         z = self.noise(range(len(pixels)), seed)
         return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the flow models."""
-        return self.config.channels, self.config.image_size, self.config.image_size
-
     def noise(self, places: Sequence[int], seed: int) -> Tensor:
         """The noise that images at these places start from: (len(places), T, D), on the pipeline's device."""
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise InputError(f"Expected a whole number as seed; got {seed!r}.")
         shape = (self.config.num_patches, self.config.patch_dim)
         return self.model.flow.scale_noise(normal_for(places, shape, "sample", seed).to(self.device))
 

@@ -4,7 +4,6 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,8 @@ from torch import Tensor, nn
 from biflow import __version__
 from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
-from biflow.data.datasets import ImageSet, load_data, with_shifts
+from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import write_npz
-from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.evaluation import evaluate
 from biflow.evaluation.report import Pictures, check_report, render_report, side_by_side
@@ -26,9 +24,8 @@ from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
-from biflow.training.objectives import FitClassifier
 from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, open_run
-from biflow.training.stages import CLASSIFIER_FIT, fit, train_model
+from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
@@ -91,10 +88,7 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         if run.world.size > 1:
             raise InputError("Expected one process for the quickstart; got several. Use biflow train with torchrun.")
         model, seconds = train_model(run)
-        with seeded_weights(plan.run.seed):
-            judge = Judge(plan.run.model.channels, plan.run.model.num_classes)
-        on_shifts = replace(run, data=with_shifts(run.data))
-        seconds["judge"] = fit(on_shifts, "judge", FitClassifier(judge), plan.judge)
+        judge, seconds["judge"] = fit_judge(run, plan.judge)
     save_model(model, out / MODEL_FOLDER)
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 

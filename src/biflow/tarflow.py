@@ -10,8 +10,8 @@ from torch import Tensor
 
 from biflow.checkpoint import Model, new_model
 from biflow.config import ModelConfig
+from biflow.config_base import check_config
 from biflow.errors import InputError
-from biflow.settings import check_config
 from biflow.tensors import describe_faults, read_state_dict
 
 HEAD_WIDTH = 64  # of every published model; no tensor shows it
@@ -30,17 +30,23 @@ LAYER |= {"mlp_norm": "mlp.norm", "mlp.0": "mlp.main.0", "mlp.2": "mlp.main.2"}
 
 
 def load_tarflow(
-    path: Path, *, noise_std: float, image_size: int | None = None, class_names: Sequence[str] | None = None
+    path: Path,
+    *,
+    noise_std: float,
+    image_size: int | None = None,
+    class_names: Sequence[str] | None = None,
+    codec: str | None = None,
 ) -> Model:
     """A state dict of ml-tarflow, with what the file cannot tell, as a model with a flow and no reverse model.
 
     noise_std: of the Gaussian noise that the flow was trained with; 0 for one trained on dequantised images (ml-tarflow
     spaces their grey levels 2/256 apart, we 2/255, which moves their bits per dimension by 0.006).  image_size: needed
-    where the tensors leave open whether they are of large grey images or of small latents of four channels, which can
-    be loaded but not decoded.  The null label gets the mean of the class table, ml-tarflow's "no label".
+    where the tensors leave open whether they are of large grey images or of small latents of four channels.
+    codec: the autoencoder of such latents, "vae:NAME"; without it they cannot be decoded.  The null label gets the mean
+    of the class table, ml-tarflow's "no label".
     """
     tensors = read_state_dict(path, "an ml-tarflow file")
-    config = infer_config(tensors, noise_std=noise_std, image_size=image_size)
+    config = infer_config(tensors, noise_std=noise_std, image_size=image_size, codec=codec)
     expected = expected_shapes(config)
     masks = {name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn_mask", name)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in masks}
@@ -55,7 +61,9 @@ def load_tarflow(
     return model
 
 
-def infer_config(tensors: Mapping[str, Tensor], *, noise_std: float, image_size: int | None) -> ModelConfig:
+def infer_config(
+    tensors: Mapping[str, Tensor], *, noise_std: float, image_size: int | None, codec: str | None = None
+) -> ModelConfig:
     """All sizes that the tensors show."""
     blocks = _count(tensors, "blocks.")
     layers = tuple(_count(tensors, f"blocks.{i}.attn_blocks.") for i in range(blocks))
@@ -76,7 +84,7 @@ def infer_config(tensors: Mapping[str, Tensor], *, noise_std: float, image_size:
         "volume_preserving": outputs == patch_dim,
     }
     values = {
-        "codec": "vae:unknown" if channels == 4 else "pixels",
+        "codec": codec or ("vae:unknown" if channels == 4 else "pixels"),
         "image_size": math.isqrt(length) * patch_size,
         "channels": channels,
         "patch_size": patch_size,

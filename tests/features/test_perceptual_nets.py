@@ -1,5 +1,7 @@
 """Distances through networks: small checkpoints of the real architectures, saved and loaded as real ones are."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch import nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.perceptual_nets import VGG16, WHOLE, make_distance, see_through
+from biflow.features.perceptual_nets import VGG16, make_distance, see_through
+from biflow.losses.perceptual import WHOLE
 
 MIDDLE = (0.25, 0.25, 0.5, 0.5)
 
@@ -161,3 +164,37 @@ def test_files_of_another_kind_are_refused(files, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="Copy the folder whole"):
         make_distance(DistanceConfig(kind="convnextv2", network=str(tmp_path)))
+
+
+def test_a_checkpoint_with_a_layer_missing_is_refused(files, tmp_path):
+    """transformers would draw the missing weights at random, others each time."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(files / "dinov2", tmp_path / "dinov2")
+    weights = load_file(tmp_path / "dinov2" / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
+    save_file(kept, tmp_path / "dinov2" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"are missing or of another shape, the first of them .*layer\.1\."):
+        make_distance(DistanceConfig(kind="dinov2", network=str(tmp_path / "dinov2")))
+
+
+def test_weights_are_float32_whatever_the_file_holds(files, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.AutoModel.from_pretrained(files / "convnextv2").half().save_pretrained(tmp_path)
+    distance = make_distance(DistanceConfig(kind="convnextv2", network=str(tmp_path)))
+    assert {parameter.dtype for parameter in distance.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"kind": "vgg", "network": "a", "calibration": "b"}, "no calibration for the distance 'vgg'"),
+        ({"kind": "mse", "network": "a", "input_size": 8}, "no input_size or network for the distance 'mse'"),
+        ({"kind": "lpips", "network": "a"}, "Expected calibration for the distance 'lpips'"),
+        ({"kind": "module"}, "Expected network for the distance 'module'"),
+        ({"kind": "classifier", "space": "images"}, "Expected space=latents"),
+    ],
+)
+def test_what_a_kind_does_not_read_is_refused_and_what_it_needs_is_asked_for(config, message):
+    with pytest.raises(ValueError, match=message):
+        DistanceConfig(**config)

@@ -8,7 +8,9 @@ from torch import nn
 from biflow.checkpoint import load_model, save_model
 from biflow.config import DistanceConfig, ReverseConfig, ReverseFitConfig
 from biflow.data.perturb import draw_window
-from biflow.errors import InputError
+from biflow.errors import InputError, Interrupted
+from biflow.models.codec import PixelCodec
+from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.training.hooks import read_history
 from biflow.training.loop import Batch
@@ -29,7 +31,7 @@ class Nothing(nn.Module):
 
 def batch() -> Batch:
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    return Batch(images, images + 0.2, torch.arange(6) % 4, torch.zeros(6))
+    return Batch(images, images + 0.2, torch.arange(6) % 4, torch.tensor([0.0, 0.5, 1.0, 0.0, 2.0, 0.0]))
 
 
 def train_in(folder, **changes):
@@ -72,9 +74,7 @@ def test_a_window_is_a_part_of_the_image():
 
 
 @pytest.mark.parametrize("stage", ["both", "joint"])
-def test_a_classifier_is_trained_first_for_the_distance_that_needs_it(stage, tmp_path, monkeypatch):
-    short = tiny_run().fit_flow.model_copy(update={"label_drop": 0.0})
-    monkeypatch.setattr("biflow.training.stages.CLASSIFIER_FIT", short)
+def test_a_classifier_is_trained_first_for_the_distance_that_needs_it(stage, tmp_path):
     fit = fit_with(DistanceConfig(kind="mse"), DistanceConfig(kind="classifier", weight=0.4))
     model = train_in(tmp_path / "run", fit_reverse=fit, stage=stage)
     assert read_history(tmp_path / "run" / "metrics.jsonl")[0]["stage"] == "classifier"
@@ -92,6 +92,7 @@ def test_a_classifier_needs_classes(tmp_path):
     ("distance", "message"),
     [
         ({"kind": "module", "network": "torch.nn:Linear"}, "without arguments"),
+        ({"kind": "module", "network": f"{__name__}:Cut"}, "its network cuts it"),
         ({"kind": "module", "network": ELSEWHERE}, "finite number for each of two images"),
         (
             {"kind": "module", "network": f"{__name__}:wants_three_channels"},
@@ -105,6 +106,14 @@ def test_networks_that_cannot_see_the_images_are_refused_before_training(distanc
     assert not (tmp_path / "run").exists()
 
 
+class Cut(nn.Module):
+    """A network that lets no gradient through."""
+
+    @torch.no_grad()
+    def forward(self, images):
+        return images.mean(dim=1)
+
+
 def wants_three_channels() -> nn.Module:
     return nn.Conv2d(3, 4, 3)
 
@@ -114,8 +123,8 @@ def test_images_and_latents_are_compared_in_their_own_space():
     loss = ReverseLoss(
         ReverseFitConfig(distances=(DistanceConfig(kind="l1"), DistanceConfig(kind="l1", space="images"))),
         model.config,
+        codec=PixelCodec(),
         image_shape=(1, 4, 4),
-        classifier=None,
     )
     seen = []
     loss.codec.to_images = lambda latents: seen.append(latents) or 3 * latents
@@ -164,9 +173,77 @@ def test_a_reverse_model_of_another_flow_is_refused_at_load(tmp_path):
     load_model(tmp_path / "right")
 
 
-@pytest.mark.parametrize("guidance", ["trained", "two_passes"])
-def test_guided_and_unguided_training_see_the_same_parts(guidance):
-    config = tiny_config(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance=guidance))
-    loss = tiny_objective(tiny_model(config), adaptive_power=1.0)(batch())
-    assert set(loss.parts) == {"mse", "alignment"}
-    assert loss.total.isfinite()
+def test_trained_guidance_is_compared_in_the_recovered_state():
+    config = tiny_config(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance="trained"))
+    model, given = tiny_model(config), batch()
+    z = model.flow(patchify(given.noisy, 2), given.labels).z
+    recovered = model.reverse.forward_recovered(z, given.labels, given.guidance).image
+    found = tiny_objective(model)(given).parts["mse"]
+    torch.testing.assert_close(found, (recovered - patchify(given.clean, 2)).square().mean())
+    plain = model.reverse(z, given.labels).image
+    assert not torch.allclose(found, (plain - patchify(given.clean, 2)).square().mean())
+
+
+def test_networks_with_an_input_size_see_the_window_of_the_batch():
+    network = DistanceConfig(kind="module", network="torch.nn:Identity", input_size=2)
+    objective = tiny_objective(tiny_model(), distances=[network])
+    first, second = (objective(batch()._replace(window=each)).parts for each in ((0, 0, 0.5, 0.5), (0.5, 0, 0.5, 0.5)))
+    assert first["module"] != second["module"]
+    assert first["alignment"] == second["alignment"]
+
+
+def test_half_precision_compares_in_full():
+    """Differences that bfloat16 cannot hold are still seen: the networks' outputs are taken apart in float32."""
+    objective = tiny_objective(tiny_model(), distances=[DistanceConfig(kind="l1")], precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        half = objective(batch())
+    full = objective(batch())
+    assert half.total.dtype == torch.float32
+    torch.testing.assert_close(half.total, full.total, rtol=0.05, atol=0)
+
+
+def test_a_flow_that_was_exchanged_is_noticed_on_resume(tmp_path):
+    def flow(seed: int) -> None:
+        save_model(train_in(tmp_path / f"flow{seed}", stage="flow", seed=seed), tmp_path / "model")
+
+    def fit(*, resume: bool, stop_at: int) -> None:
+        config = tiny_run(stage="reverse", flow_from=str(tmp_path / "model"))
+        steps = iter(range(1, 100))
+        with open_run(config, tiny_images(), tmp_path / "run", resume=resume, console=Console(quiet=True)) as run:
+            train_model(replace(run, should_stop=lambda: next(steps) == stop_at))
+
+    flow(0)
+    with pytest.raises(Interrupted):
+        fit(resume=False, stop_at=3)
+    flow(1)
+    with pytest.raises(InputError, match="the one that is there now is another"):
+        fit(resume=True, stop_at=99)
+    flow_again = tmp_path / "flow0"
+    assert flow_again.exists()
+
+
+@pytest.mark.parametrize("stage", ["classifier", "reverse"])
+def test_a_run_resumes_exactly_with_distances_of_every_stage(stage, tmp_path):
+    fit = fit_with(DistanceConfig(kind="mse"), DistanceConfig(kind="classifier"), adaptive_power=1.0)
+
+    def run_in(folder, *, resume: bool = False, stop_at: int = 99):
+        steps = iter(range(1, 100))
+        config = tiny_run(fit_reverse=fit)
+        with open_run(config, tiny_images(), folder, resume=resume, console=Console(quiet=True)) as run:
+            return train_model(replace(run, should_stop=lambda: next(steps) == stop_at)).model
+
+    unbroken, stop_at = run_in(tmp_path / "unbroken"), {"classifier": 3, "reverse": 15}[stage]
+    with pytest.raises(Interrupted, match=stage):
+        run_in(tmp_path / "broken", stop_at=stop_at)
+    resumed = run_in(tmp_path / "broken", resume=True)
+    for ours, theirs in zip(resumed.reverse.state_dict().values(), unbroken.reverse.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_classes_in_another_order_are_refused(tmp_path):
+    model = tiny_model()
+    save_model(model._replace(class_names=("c", "b", "a")), tmp_path / "named")
+    with pytest.raises(InputError, match="classes of the flow"):
+        train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "named"))
+    save_model(model._replace(class_names=("0", "1", "2")), tmp_path / "unnamed")
+    train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "unnamed"))

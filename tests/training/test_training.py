@@ -238,7 +238,7 @@ def test_state_rms_is_that_of_the_flows_states():
 
 
 def make_run(images, **changes) -> Run:
-    return Run(tiny_run(**changes), images, ALONE, None, lambda *_: [])
+    return Run(tiny_run(**changes), images, PixelCodec(), ALONE, None, lambda *_: [])
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7, 10, 11])

@@ -77,6 +77,8 @@ def to_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(f"Expected uint8 images (N, P, H, W); got {tuple(images.shape)} {images.dtype}.")
         return images
+    if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+        raise InputError(f"Expected a list of PIL images, or uint8 (N, P, H, W); got {type(images).__name__}.")
     kinds = {(image.mode, image.size) for image in images}
     if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:
         raise InputError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from biflow.data.randomness import Key, normal_for, stream, uniform_for
+from biflow.losses.perceptual import WHOLE, Window
 
 GUIDED_SHARE = 0.5
 WINDOW_AREA, WINDOW_ASPECT, WINDOW_TRIES = (0.08, 1.0), 4 / 3, 10  # the aspect is at most this, or 1 over this
@@ -45,8 +46,8 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
     return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)
 
 
-def draw_window(*keys: Key) -> tuple[float, float, float, float]:
-    """A random part of an image, drawn for the keys: top, left, height and width as shares of its sides.
+def draw_window(*keys: Key) -> Window:
+    """A random part of an image, drawn for the keys.
 
     Its area is uniform, its aspect log-uniform, as in the random resized crops that classifiers are trained with.
     """
@@ -57,4 +58,4 @@ def draw_window(*keys: Key) -> tuple[float, float, float, float]:
         height, width = (area / aspect) ** 0.5, (area * aspect) ** 0.5
         if height <= 1 and width <= 1:
             return generator.uniform(0, 1 - height), generator.uniform(0, 1 - width), height, width
-    return 0.0, 0.0, 1.0, 1.0
+    return WHOLE

@@ -109,7 +109,8 @@ def distance_from_noise(model: Model, pixels: Tensor, labels: Tensor, *, z: Tens
     for places in torch.arange(len(pixels)).split(BATCH_SIZE):
         patches = patchify(codec.encode(pixels[places]), model.config.patch_size).to(device)
         landed = model.flow(patches, labels[places].to(device)).z
-        chunks.append((landed - z[places].to(device)).square().mean(dim=(1, 2)).sqrt().cpu())
+        missed = (landed - z[places].to(device)) / model.flow.prior_variance.sqrt()
+        chunks.append(missed.square().mean(dim=(1, 2)).sqrt().cpu())
     return torch.cat(chunks)
 
 

@@ -1,4 +1,4 @@
-"""A small convolutional classifier that is trained on a run's own images; what it sees on the way compares images."""
+"""A small convolutional classifier that is trained on a run's own images; what it sees on the way compares them."""
 
 from torch import Tensor, nn
 
@@ -18,11 +18,11 @@ class Classifier(nn.Module):
         self.readout = nn.Linear(2 * self.WIDTH, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, P, H, W) in [-1, 1] -> logits (B, num_classes)."""
+        """what the flow models (B, P, H, W) -> logits (B, num_classes)."""
         return self.readout(self.maps(images)[-1].mean(dim=(2, 3)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """images (B, P, H, W) in [-1, 1] -> features of both stages, (B, F, H, W) and (B, 2F, H / 2, W / 2)."""
+        """what the flow models (B, P, H, W) -> features of both stages, (B, F, H, W) and (B, 2F, H / 2, W / 2)."""
         fine = self.fine(images)
         return [fine, self.coarse(fine)]
 

@@ -15,7 +15,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def load_from_hub(name: str, families: Collection[str]) -> Any:
     """A network by its hub name or local folder, of one of these families (`model_type` in its config.json).
 
-    Only weights and sizes are read; code that a repository brings is never run.
+    Only weights and sizes are read, the weights in float32; code that a repository brings is never run.
     """
     try:
         from transformers import AutoConfig, AutoModel
@@ -26,15 +26,23 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
         ) from None
     local = Path(name).is_dir()
     try:
-        family = AutoConfig.from_pretrained(name, local_files_only=local).model_type
+        family = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False).model_type
     except Exception as error:  # of the hub, the disk or the file, of a dozen types
         raise _not_found(name, error) from None
     if family not in families:
         raise InputError(f"Expected a network of type {' or '.join(sorted(families))}; {name!r} is of type {family!r}.")
     try:
-        return AutoModel.from_pretrained(name, local_files_only=local)
+        network, found = AutoModel.from_pretrained(
+            name, local_files_only=local, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
         raise _not_found(name, error) from None
+    if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
+        raise InputError(
+            f"Expected whole weights in {name!r}; {len(missing)} are missing or of another shape, the first of them "
+            f"{missing[0]}. Download or copy it again."
+        )
+    return network
 
 
 def _not_found(name: str, error: Exception) -> InputError:

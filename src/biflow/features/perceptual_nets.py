@@ -12,15 +12,10 @@ from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
 from biflow.features.hub import ImageNetInput, load_from_hub
-from biflow.losses.perceptual import absolute_distance, direction_distance, squared_distance
+from biflow.losses.perceptual import Window, absolute_distance, direction_distance, full, squared_distance
 from biflow.tensors import describe_faults, read_state_dict, shapes
 
 USUAL_INPUT = 224  # the side of the square that networks of ImageNet are mostly given
-
-Window = tuple[float, float, float, float]
-"""A part of an image: its top, left, height and width, as shares of the image's."""
-
-WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 Compare = Callable[[Tensor, Tensor], Tensor]
 """(images, target), each (B, P, H, W) in [-1, 1] -> (B,)."""
@@ -51,7 +46,7 @@ def see_through(images: Tensor, window: Window, size: int) -> Tensor:
     rows, columns = max(1, round(window[2] * height)), max(1, round(window[3] * width))
     top, left = min(round(window[0] * height), height - rows), min(round(window[1] * width), width - columns)
     part = images[..., top : top + rows, left : left + columns]
-    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
+    return F.interpolate(full(part), (size, size), mode="bicubic", antialias=True)
 
 
 def make_distance(config: DistanceConfig, *, classifier: Classifier | None = None) -> ImageDistance:
@@ -63,7 +58,7 @@ def make_distance(config: DistanceConfig, *, classifier: Classifier | None = Non
             return ImageDistance(absolute_distance)
         case "classifier":
             assert classifier is not None
-            distance = ImageDistance(MapDistance(classifier.maps, holds=classifier), config.input_size)
+            distance = ImageDistance(MapDistance(classifier.maps, holds=classifier))
         case "vgg" | "lpips":
             distance = ImageDistance(load_vgg_distance(config), config.input_size or USUAL_INPUT)
         case "convnextv2" | "dinov2":

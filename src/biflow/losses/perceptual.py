@@ -1,19 +1,27 @@
-"""How far apart two sets of images are, image by image: pure functions of their values or of their features."""
+"""How far apart two sets of images are, image by image: pure functions of their values or of their features.
+
+Differences are taken in float32 or better, whatever precision the networks ran in: small ones drown in bfloat16.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+Window = tuple[float, float, float, float]
+"""A part of an image: its top, left, height and width, as shares of the image's."""
+
+WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
 
 def squared_distance(images: Tensor, target: Tensor) -> Tensor:
     """Mean over all values of the squared difference: (B, ...) and (B, ...) -> (B,)."""
-    return (images - target).square().flatten(1).mean(dim=1)
+    return (full(images) - full(target)).square().flatten(1).mean(dim=1)
 
 
 def absolute_distance(images: Tensor, target: Tensor) -> Tensor:
     """Mean over all values of the absolute difference: (B, ...) and (B, ...) -> (B,)."""
-    return (images - target).abs().flatten(1).mean(dim=1)
+    return (full(images) - full(target)).abs().flatten(1).mean(dim=1)
 
 
 def direction_distance(
@@ -33,7 +41,13 @@ def direction_distance(
     return total
 
 
+def full(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _direction(features: Tensor) -> Tensor:
+    features = full(features)
     return features / (features.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
 
 

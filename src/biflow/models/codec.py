@@ -14,6 +14,10 @@ from biflow.errors import InputError
 class Codec(nn.Module):
     """A frozen way from pixels to what the flow models, and back."""
 
+    def train(self, mode: bool = True) -> "Codec":  # noqa: ARG002
+        """A codec stays in eval mode."""
+        return super().train(mode=False)
+
     @abstractmethod
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (P, H, W) of images of pixels -> that of what the flow models."""

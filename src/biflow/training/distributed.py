@@ -45,11 +45,7 @@ class World:
 
     def mean(self, value: Tensor) -> Tensor:
         """A scalar averaged over all processes."""
-        if self.size > 1:
-            value = value.clone()
-            dist.all_reduce(value)
-            value /= self.size
-        return value
+        return mean_over_processes(value)
 
     def any(self, flag: bool) -> bool:
         """True if the flag is set in any process."""
@@ -69,6 +65,15 @@ class World:
             dist.broadcast_object_list(fault)
         if fault[0]:
             raise fault[0]
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """A tensor averaged over all processes that train together; all must call."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
 
 
 @contextmanager

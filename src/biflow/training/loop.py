@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from biflow.config import FitConfig
 from biflow.errors import InputError, Interrupted
-from biflow.features.perceptual_nets import WHOLE, Window
 from biflow.files import replace_file
+from biflow.losses.perceptual import WHOLE, Window
 from biflow.training.distributed import World
 from biflow.training.optim import EMA, make_optimizer, make_schedule
 
@@ -55,6 +55,9 @@ class Objective(nn.Module):
     def parts(self) -> list[nn.Module]:
         """Parts of the model that learn independently: the gradient of each is clipped alone."""
         return [self.model]
+
+    def check_resumed(self) -> None:
+        """Raise unless the model, whose saved state was just taken up, belongs to all else that the loss reads."""
 
 
 @dataclass(frozen=True)

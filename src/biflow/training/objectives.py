@@ -4,10 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from biflow.errors import InputError
 from biflow.models.codec import training_noise
 from biflow.models.forward_flow import FlowPass, ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
+from biflow.training.distributed import mean_over_processes
 from biflow.training.loop import Batch, LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
 
@@ -48,6 +50,14 @@ class FitReverse(Objective):
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
+    def check_resumed(self) -> None:
+        """Raise unless the flow is the one that the reverse model was being fitted to."""
+        if not self.reverse.belongs_to(self.flow):
+            raise InputError(
+                "Expected the flow that this run began to fit its reverse model to; the one that is there now is "
+                "another. Put it back, or start in another folder."
+            )
+
     def forward(self, batch: Batch) -> LossParts:
         """The distance of all levels plus the distances of the image."""
         with torch.no_grad():
@@ -77,7 +87,7 @@ class FitJoint(Objective):
         trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels)
         if self.training and self.reverse.config.normalise:
             rms = torch.stack([state.detach().square().mean().sqrt() for state in trajectory.states[:-1]])
-            self.reverse.state_rms.lerp_(rms, RMS_RATE)
+            self.reverse.state_rms.lerp_(mean_over_processes(rms), RMS_RATE)
         forward, back = flow_loss(self.flow, trajectory), self.loss(self.reverse, trajectory, batch)
         return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
 

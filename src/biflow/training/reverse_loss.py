@@ -1,17 +1,19 @@
 """What a reverse model is held to: the flow's states, and the image by every distance that the config lists."""
 
+import math
 from collections import Counter
 
 import torch
 from torch import Tensor, nn
 
 from biflow.config import DistanceConfig, ModelConfig, ReverseFitConfig
+from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.perceptual_nets import WHOLE, ImageDistance, make_distance
-from biflow.losses.perceptual import adaptive
+from biflow.features.perceptual_nets import ImageDistance, make_distance
+from biflow.losses.perceptual import WHOLE, adaptive
 from biflow.losses.trajectory import hidden_alignment
-from biflow.models.codec import make_codec
+from biflow.models.codec import Codec
 from biflow.models.forward_flow import FlowPass
 from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
@@ -25,17 +27,24 @@ class ReverseLoss(nn.Module):
     """
 
     def __init__(
-        self, fit: ReverseFitConfig, model: ModelConfig, *, image_shape: tuple[int, ...], classifier: Classifier | None
+        self,
+        fit: ReverseFitConfig,
+        model: ModelConfig,
+        *,
+        codec: Codec,
+        image_shape: tuple[int, ...],
+        classifier: Classifier | None = None,
     ) -> None:
         super().__init__()
-        self.fit, self.model = fit, model
-        self.codec = make_codec(model.codec)
+        self.fit, self.model, self.codec = fit, model, codec
         self.distances = nn.ModuleDict()
         seen: Counter[str] = Counter()
         latent_shape = (model.channels, model.image_size, model.image_size)
         for config in fit.distances:
-            distance = make_distance(config, classifier=classifier)
-            try_distance(config, distance, latent_shape if config.space == "latents" else image_shape)
+            with seeded_weights(0):  # a module of the user's may draw its weights
+                distance = make_distance(config, classifier=classifier)
+            shape = latent_shape if config.space == "latents" else image_shape
+            try_distance(config, distance, shape, half=fit.precision == "bfloat16")
             seen[config.kind] += 1
             self.distances[config.kind if seen[config.kind] == 1 else f"{config.kind}_{seen[config.kind]}"] = distance
 
@@ -81,21 +90,27 @@ def _over_levels(term: Tensor) -> Tensor:
     return term.sum(dim=0) if term.ndim == 2 else term
 
 
-@torch.no_grad()
-def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[int, ...]) -> None:
-    """Raise unless the distance takes images of this shape (P, H, W) and gives one number for each."""
-    images = torch.zeros(2, *shape)
+def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[int, ...], *, half: bool) -> None:
+    """Raise unless the distance takes images of this shape (P, H, W), and gives each a number that has a gradient."""
+    device = next((each.device for each in distance.parameters()), torch.device("cpu"))
+    images = torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape).requires_grad_()
     try:
-        found = distance(images, images, WHOLE)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            found = distance(images, torch.zeros_like(images), WHOLE)
     except Exception as error:  # of somebody's network
         size = distance.input_size or shape[-1]
-        reason = str(error).partition("\n")[0]
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
             f"Expected the network of the distance {config.kind!r} to take {shape[0]}x{size}x{size} images; it fails: "
-            f"{reason} Set input_size to a size that it takes, or space."
+            f"{reason.removesuffix('.')}. Set input_size to a size that it takes, or space."
         ) from None
     if tuple(found.shape) != (2,) or not found.isfinite().all():
         raise InputError(
             f"Expected the distance {config.kind!r} to give a finite number for each of two images; "
             f"got {found.flatten().tolist()}. Choose another network."
+        )
+    if not found.requires_grad:
+        raise InputError(
+            f"Expected the distance {config.kind!r} to have a gradient; its network cuts it. Take torch.no_grad and "
+            "detach out of its forward pass."
         )

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow.config import RunConfig
+from biflow.config_base import Config, parse_config, to_yaml
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
-from biflow.settings import Config, parse_config, to_yaml
+from biflow.models.codec import make_codec
 from biflow.training.distributed import join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal
@@ -32,9 +33,10 @@ def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, c
     """
     if not config.model.num_classes:
         data = data.without_classes()
+    codec = make_codec(config.model.codec)
 
     def prepare() -> None:
-        check_fits(config, data)
+        check_fits(config, data, codec)
         check_run_folder(folder, config, resume=resume)
         (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, to_yaml(config))
@@ -51,7 +53,7 @@ def open_run(config: RunConfig, data: ImageSet, folder: Path, *, resume: bool, c
                 )
                 return [history, progress]
 
-            yield Run(config, data, world, folder / STATES_FOLDER, listen, should_stop)
+            yield Run(config, data, codec, world, folder / STATES_FOLDER, listen, should_stop)
         if should_stop():
             raise Interrupted("all training is done and saved")
 

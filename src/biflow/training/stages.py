@@ -1,7 +1,7 @@
 """The stages of a run: fit the flow, then fit the reverse model to the frozen flow."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +10,16 @@ from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, ModelConfig, ReverseFitConfig, RunConfig
-from biflow.data.datasets import ImageSet, indices_at
+from biflow.data.datasets import ImageSet, indices_at, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
-from biflow.models.codec import make_codec, training_noise
+from biflow.features.judge import Judge
+from biflow.models.codec import Codec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
+from biflow.models.reverse_model import ReverseModel
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
@@ -34,6 +36,7 @@ class Run:
 
     config: RunConfig
     data: ImageSet
+    codec: Codec
     world: World
     states: Path  # a folder; a state found in it is taken up
     listen: Callable[[str, Trainer], Sequence[Hook]]  # (stage, trainer) -> hooks
@@ -47,10 +50,10 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def check_fits(config: RunConfig, data: ImageSet) -> None:
-    """Raise unless the model is made for images and classes like those of the data."""
+def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
+    """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
     model = config.model
-    channels, _, image_size = make_codec(model.codec).latent_shape(tuple(data.images.shape[1:]))
+    channels, _, image_size = codec.latent_shape(tuple(data.images.shape[1:]))
     found = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
     for key, value in found.items():
         if getattr(model, key) != value:
@@ -59,35 +62,46 @@ def check_fits(config: RunConfig, data: ImageSet) -> None:
                 f"Set model.{key}={value}."
             )
     if config.flow_from:
-        load_flow(config)
+        load_flow(config, data)
     if config.stage != "flow":
-        make_reverse_loss(config, data, Classifier(model.channels, max(1, model.num_classes)))
+        make_reverse_loss(config, data, codec, Classifier(model.channels, max(1, model.num_classes)))
 
 
-def load_flow(config: RunConfig) -> ForwardFlow:
-    """The flow of the model folder `flow_from`; raise unless it is the one that the config describes."""
+def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
+    """The flow of the model folder `flow_from`; raise unless it is the one that the config and the data describe."""
     assert config.flow_from is not None
     source, model = load_model(Path(config.flow_from)), config.model
-    for key in ModelConfig.model_fields.keys() - {"reverse"}:
+    for key in ModelConfig.model_fields:
         found, wanted = getattr(source.config, key), getattr(model, key)
-        if found != wanted:
+        if key != "reverse" and found != wanted:
             raise InputError(
                 f"Expected a flow with model.{key} as in {config.flow_from}, {found}; got {wanted}. "
                 "Describe the flow that is there."
             )
+    unnamed = tuple(str(i) for i in range(model.num_classes))
+    if source.class_names not in {unnamed, data.class_names}:
+        raise InputError(
+            f"Expected the classes of the flow in {config.flow_from}, {', '.join(source.class_names[:3])} ...; the "
+            f"data has {', '.join(data.class_names[:3])} .... Give data with the same classes in the same order."
+        )
     return source.flow
 
 
-def make_reverse_loss(config: RunConfig, data: ImageSet, classifier: Classifier | None) -> ReverseLoss:
+def make_reverse_loss(config: RunConfig, data: ImageSet, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
     """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
     assert config.fit_reverse is not None
-    if any(each.kind == "classifier" for each in config.fit_reverse.distances) and not config.model.num_classes:
+    if uses_classifier(config.fit_reverse) and not config.model.num_classes:
         raise InputError(
             "Expected classes for the distance 'classifier', which is trained to tell them apart; this model is "
             "unconditional. Choose another distance."
         )
     shape = tuple(data.images.shape[1:])
-    return ReverseLoss(config.fit_reverse, config.model, image_shape=shape, classifier=classifier)
+    return ReverseLoss(config.fit_reverse, config.model, codec=codec, image_shape=shape, classifier=classifier)
+
+
+def uses_classifier(config: ReverseFitConfig) -> bool:
+    """Whether a distance looks through the classifier that is trained for it."""
+    return any(each.kind == "classifier" for each in config.distances)
 
 
 def train_model(run: Run) -> Trained:
@@ -97,34 +111,57 @@ def train_model(run: Run) -> Trained:
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds: dict[str, float] = {}
-    loss = make_reverse_loss(run.config, run.data, fit_classifier(run, seconds)) if model.reverse else None
-    if stage == "reverse":
-        model.flow.load_state_dict(load_flow(run.config).state_dict())
-        model.flow.to(run.world.device).eval()
-    elif stage != "joint":
+    loss = prepare_reverse_loss(run, seconds) if model.reverse else None
+    if stage in {"flow", "both"}:
         seconds["flow"] = fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)
-    elif model.reverse and loss:
+    elif stage == "joint":
+        assert model.reverse
+        assert loss
         seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, model.flow, loss), run.config.fit_flow)
+    else:
+        model.flow.load_state_dict(load_flow(run.config, run.data).state_dict())
+        model.flow.to(run.world.device).eval()
     if config.flow.volume_preserving and stage != "reverse":  # the likeliest prior for what the flow makes of the data
         model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
-    if stage in {"both", "reverse"} and model.reverse and loss and run.config.fit_reverse:
-        if model.reverse.config.normalise:
-            levels = measure_mean_squares(run, model.flow)[:-1]
-            model.reverse.state_rms.copy_(torch.stack([level.mean().sqrt() for level in levels]))
-        seconds["reverse"] = fit(run, "reverse", FitReverse(model.reverse, model.flow, loss), run.config.fit_reverse)
+    if stage in {"both", "reverse"}:
+        assert model.reverse
+        assert loss
+        seconds["reverse"] = fit_reverse(run, model.reverse, model.flow, loss)
     if model.reverse:
         model.reverse.belong_to(model.flow)
     return Trained(model, seconds)
 
 
-def fit_classifier(run: Run, seconds: dict[str, float]) -> Classifier | None:
-    """The network of the distance "classifier", trained on the run's own images, if a distance asks for it."""
-    if not any(each.kind == "classifier" for each in (run.config.fit_reverse or ReverseFitConfig()).distances):
-        return None
+def prepare_reverse_loss(run: Run, seconds: dict[str, float]) -> ReverseLoss:
+    """The loss of the reverse model; the classifier that a distance may look through is trained first."""
+    assert run.config.fit_reverse is not None
+    classifier = None
+    if uses_classifier(run.config.fit_reverse):
+        with seeded_weights(run.config.seed):
+            classifier = Classifier(run.config.model.channels, run.config.model.num_classes)
+        like = run.config.fit_reverse
+        short = {key: getattr(like, key) for key in ("batch_size", "log_every", "save_every")}
+        short["steps"] = min(CLASSIFIER_FIT.steps, like.steps)
+        fit_config = CLASSIFIER_FIT.model_copy(update=short)
+        seconds["classifier"] = fit(run, "classifier", FitClassifier(classifier), fit_config)
+    return make_reverse_loss(run.config, run.data, run.codec, classifier)
+
+
+def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> float:
+    """Fit the reverse model to the frozen flow; returns the seconds it took in all."""
+    assert run.config.fit_reverse is not None
+    if reverse.config.normalise:
+        levels = measure_mean_squares(run, flow)[:-1]
+        reverse.state_rms.copy_(torch.stack([level.mean().sqrt() for level in levels]))
+    reverse.belong_to(flow)
+    return fit(run, "reverse", FitReverse(reverse, flow, loss), run.config.fit_reverse)
+
+
+def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
+    """A judge of the run's images, trained on them and their one-pixel shifts, and the seconds that took."""
     with seeded_weights(run.config.seed):
-        classifier = Classifier(run.config.model.channels, run.config.model.num_classes)
-    seconds["classifier"] = fit(run, "classifier", FitClassifier(classifier), CLASSIFIER_FIT)
-    return classifier
+        judge = Judge(run.config.model.channels, run.config.model.num_classes)
+    return judge, fit(replace(run, data=with_shifts(run.data)), "judge", FitClassifier(judge), config)
 
 
 def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
@@ -133,6 +170,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     trainer = Trainer(objective, config, run.world)
     if path.exists():
         trainer.load(path)
+        objective.check_resumed()
     try:
         trainer.train(
             training_batches(run, stage, objective, config),
@@ -147,7 +185,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, null_label = make_codec(run.config.model.codec).to(run.world.device), run.config.model.null_label
+    codec, null_label = run.codec.to(run.world.device), run.config.model.null_label
 
     def make_batch(step: int) -> Batch:
         keys = (run.config.seed, stage)
@@ -167,7 +205,7 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 @torch.no_grad()
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
-    codec, (noise_std, bin_width) = make_codec(flow.config.codec).to(run.world.device), training_noise(flow.config)
+    codec, (noise_std, bin_width) = run.codec.to(run.world.device), training_noise(flow.config)
     everyone = torch.arange(min(len(run.data), CALIBRATION_IMAGES))
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
     for chosen in everyone.split(CALIBRATION_BATCH):

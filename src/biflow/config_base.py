@@ -65,6 +65,11 @@ def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -
 
 
 def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
+    if path[i].isdigit():
+        raise InputError(
+            f"Expected the key of a whole list; got {'.'.join([*prefix, *path])!r}, an item of one. Set the list: "
+            f"{'.'.join([*prefix, *path[:i]])}=[...]."
+        )
     if path[i] not in kind.model_fields:
         full = ".".join([*prefix, *path[: i + 1]])
         raise InputError(f"Unknown key {full!r}; {nearest(path[i], kind.model_fields)}")
@@ -106,7 +111,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
     if fault["type"] == "extra_forbidden":
         *parents, last = path.split(".")
         for key in parents:
-            kind = _field_config(kind, key)
+            kind = kind if key.isdigit() else _field_config(kind, key)
         return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
     if fault["type"] == "missing":
         return f"key {path!r} is missing"

@@ -1,0 +1,38 @@
+"""Trainings that benchmarks share: taken up where they were stopped, and never taken for others."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from biflow.checkpoint import save_model
+from biflow.config import RunConfig
+from biflow.config_base import parse_config
+from biflow.data.datasets import ImageSet
+from biflow.errors import InputError
+from biflow.features.judge import Judge
+from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
+from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
+
+
+def trained(config: RunConfig, data: ImageSet, folder: Path, *, console: Console) -> Path:
+    """The model folder of a run, trained now, or further, unless it was before with the same settings."""
+    recorded, model = folder / CONFIG_FILE, folder / MODEL_FOLDER
+    if model.exists():
+        if parse_config(RunConfig, recorded.read_text(encoding="utf-8"), origin=str(recorded)) != config:
+            raise InputError(
+                f"Expected a run of other settings in {folder}. Delete it, or choose another folder of runs."
+            )
+        return model
+    start = time.perf_counter()
+    with open_run(config, data, folder, resume=recorded.exists(), console=console) as run:
+        save_model(train_model(run).model, model)
+    print(f"trained {folder} in {time.perf_counter() - start:.0f} s", flush=True)
+    return model
+
+
+def trained_judge(config: RunConfig, data: ImageSet, folder: Path) -> Judge:
+    """The judge of a run's images, from its saved state if it was trained before."""
+    resume = (folder / CONFIG_FILE).exists()
+    with open_run(config, data, folder, resume=resume, console=Console(quiet=True)) as run:
+        return fit_judge(run, CLASSIFIER_FIT)[0]
