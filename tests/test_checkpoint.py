@@ -29,10 +29,15 @@ def test_a_flow_without_a_reverse_model_is_a_model_too(tmp_path):
     assert load_model(tmp_path / "flow").reverse is None
 
 
-def test_saving_again_replaces_the_folder_whole(folder):
-    (folder / "left_over.txt").write_text("old")
-    save_model(tiny_model(seed=1), folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+def test_saving_again_replaces_the_model_and_keeps_the_users_files(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "samples").mkdir()
+    (folder / "samples" / "grid.png").write_text("grid")
+    model = tiny_model(seed=1)
+    save_model(model, folder)
+    assert torch.equal(load_model(folder).flow.blocks[0].project_in.weight, model.flow.blocks[0].project_in.weight)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "samples" / "grid.png").read_text() == "grid"
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
@@ -76,6 +81,18 @@ def test_a_newer_format_asks_for_an_update(folder):
     edit_config(folder, format_version=99)
     with pytest.raises(InputError, match=r"has 99\. Update biflow"):
         load_model(folder)
+
+
+def test_saving_touches_nothing_but_a_model(folder, tmp_path):
+    model = load_model(folder)
+    save_model(model, folder)  # another model's place
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("kept")
+    with pytest.raises(InputError, match=r"has other files\. Choose another output path"):
+        save_model(model, tmp_path / "precious")
+    assert [each.name for each in (tmp_path / "precious").iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        save_model(model, tmp_path / "precious" / "thesis.txt" / "model")
 
 
 def test_json_that_is_no_model_is_refused(folder):

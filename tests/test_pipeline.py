@@ -100,9 +100,9 @@ def test_an_exact_inverse_without_noise_is_certified_near_zero():
         (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), r"whose codec gives \(1, 4, 4\); got \(1, 5, 5\)"),
         ([Image.new("L", (4, 4)), Image.new("L", (5, 4))], r"of 2 kinds \(L 4x4, L 5x4\)"),
         ([Image.new("RGBA", (4, 4))] * 2, r"of 1 kinds \(RGBA 4x4\)"),
-        ([], "got 0 of 0 kinds"),
-        ([[[0]]] * 2, "list of PIL images"),
-        (Image.new("L", (4, 4)), "list of PIL images"),
+        ([], r"PIL images in a list, or a uint8 tensor \(N, P, H, W\); got an empty list"),
+        ([[[0]]] * 2, "PIL images in a list"),
+        (Image.new("L", (4, 4)), "got a Image"),
     ],
 )
 def test_images_that_are_no_samples_of_the_model_are_refused(pipe, images, message):
@@ -149,6 +149,7 @@ def test_bad_labels_are_refused(pipe, labels, message):
         ({"seed": 1.5}, "whole number as seed"),
         ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse or refine\?"),
         ({"batch_size": 0}, "batch size of 1"),
+        ({"batch_size": 2.5}, "batch size of 1"),
     ],
 )
 def test_bad_options_are_refused(pipe, options, message):

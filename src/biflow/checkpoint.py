@@ -5,6 +5,7 @@ of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from biflow.config import ModelConfig
 from biflow.config_base import parse_config
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
-from biflow.files import replace_folder
+from biflow.files import check_writable, replace_folder
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.tensors import describe_faults, shapes
@@ -43,7 +44,8 @@ def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """Write a model folder; a folder that stood there is replaced whole."""
+    """Write a model folder, whole or not at all; of another model that stood there, files of one's own are kept."""
+    check_model_output(folder)
     description = {
         "format_version": FORMAT_VERSION,
         "class_names": list(model.class_names),
@@ -53,6 +55,23 @@ def save_model(model: Model, folder: Path) -> None:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         save_file(_tensors(model), temporary / WEIGHTS_FILE)
         (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
+        for other in folder.iterdir() if folder.is_dir() else ():
+            if other.is_dir():
+                shutil.copytree(other, temporary / other.name, symlinks=True)
+            elif not (temporary / other.name).exists():
+                shutil.copy2(other, temporary / other.name, follow_symlinks=False)
+
+
+def check_model_output(folder: Path) -> None:
+    """Raise unless a model folder can be written here: in a new or empty folder, or in the place of another model."""
+    check_writable(folder.parent)
+    if folder.is_dir() and any(folder.iterdir()):
+        try:
+            _read_description(folder / CONFIG_FILE)
+        except InputError:
+            raise InputError(
+                f"Expected a new or empty folder, or a model's; {folder} has other files. Choose another output path."
+            ) from None
 
 
 def load_model(folder: Path) -> Model:

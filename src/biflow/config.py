@@ -230,7 +230,7 @@ class DistanceConfig(Config):
         if missing := [key for key in needs if getattr(self, key) is None]:
             raise ValueError(
                 f"Expected {' and '.join(missing)} for the distance {self.kind!r}; got none. "
-                "Set it to a path, or for a module to 'package.module:name'."
+                f"Set {'network to package.module:name' if self.kind == 'module' else 'the path of the file'}."
             )
         given = {key for key in ("network", "calibration", "input_size") if getattr(self, key) is not None}
         if ignored := sorted(given - {*needs, *takes}):
@@ -271,9 +271,9 @@ class ReverseFitConfig(FitConfig):
 class RunConfig(Config):
     """A whole training run; what a recipe holds and what a run folder records.
 
-    stage: "both" fits the flow, then the reverse model to the frozen flow; "joint" fits both at once with the settings
-    of fit_flow, the reverse model to the flow as it is at each step; "flow" fits the flow alone; "reverse" fits a
-    reverse model to the flow of the model folder `flow_from`.
+    stage: "both" fits the flow, then the reverse model to the frozen flow; "joint" fits both at once, the reverse model
+    to the flow as it is at each step, with the settings of fit_flow and of fit_reverse only its loss; "flow" fits the
+    flow alone; "reverse" fits a reverse model to the flow of the model folder `flow_from`.
     """
 
     stage: Literal["both", "joint", "flow", "reverse"] = "both"

@@ -49,6 +49,17 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def first_difference(one: Config, other: Config, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first key whose values differ, with both; none if the configs are equal."""
+    for key in type(one).model_fields:
+        a, b = getattr(one, key), getattr(other, key)
+        if isinstance(a, Config) and isinstance(b, Config) and a != b:
+            return first_difference(a, b, f"{path}{key}.")
+        if a != b:
+            return f"{path}{key}", a, b
+    return None
+
+
 def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals:
@@ -115,7 +126,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
         return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
     if fault["type"] == "model_type":
         return f"{path}: expected keys of its own; got {fault['input']!r}"
     if fault["type"] == "value_error":

@@ -112,7 +112,7 @@ class Pipeline:
         labels = self.check_labels(labels)
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         sampler = self._prepare(find_sampler(method), guidance)
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
         chunks, broken = [], 0
         for places in torch.arange(len(labels)).split(batch_size):

@@ -25,7 +25,9 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
                 f"Expected tensors and nothing else in {path}; its pickle needs more, which is refused. "
                 "Save model.state_dict() alone with torch.save."
             ) from None
-        raise InputError(f"Expected a file of torch.save; cannot read {path} ({type(error).__name__}).") from None
+        raise InputError(
+            f"Expected {what}, a file of torch.save; cannot read {path} ({type(error).__name__}). Copy it again."
+        ) from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
         raise InputError(f"Expected names and tensors in {path}; got something else. Save model.state_dict() alone.")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}

@@ -92,11 +92,12 @@ def test_a_classifier_needs_classes(tmp_path):
     ("distance", "message"),
     [
         ({"kind": "module", "network": "torch.nn:Linear"}, "without arguments"),
+        ({"kind": "module", "network": f"{__name__}:broken"}, "without arguments; FileNotFoundError: weights.pth"),
         ({"kind": "module", "network": f"{__name__}:Cut"}, "its network cuts it"),
         ({"kind": "module", "network": ELSEWHERE}, "finite number for each of two images"),
         (
             {"kind": "module", "network": f"{__name__}:wants_three_channels"},
-            "to take 1x4x4 images; it fails: .*Set inp",
+            "to take 1x4x4 images; it fails: .*\\. Set inp",
         ),
     ],
 )
@@ -104,6 +105,10 @@ def test_networks_that_cannot_see_the_images_are_refused_before_training(distanc
     with pytest.raises(InputError, match=message):
         train_in(tmp_path / "run", fit_reverse=fit_with(DistanceConfig(**distance)))
     assert not (tmp_path / "run").exists()
+
+
+def broken() -> nn.Module:
+    raise FileNotFoundError("weights.pth")
 
 
 class Cut(nn.Module):
@@ -159,7 +164,9 @@ def test_a_reverse_model_is_fitted_to_a_flow_that_was_trained_before(tmp_path):
 
 def test_a_flow_of_another_kind_is_refused_before_training(tmp_path):
     save_model(tiny_model(tiny_config(noise_std=0.3)), tmp_path / "model")
-    with pytest.raises(InputError, match=r"model.noise_std as in .*, 0.3; got 0.2"):
+    with pytest.raises(
+        InputError, match=r"with model.noise_std=0.3; got model.noise_std=0.2. Set model.noise_std=0.3."
+    ):
         train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "model"))
     assert not (tmp_path / "run").exists()
 

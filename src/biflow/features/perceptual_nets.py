@@ -192,15 +192,19 @@ def load_module(name: str) -> nn.Module:
     place, colon, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(place), attribute) if colon else None
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"Expected {name!r} to be importable as 'package.module:name'; {error}.") from None
+    except Exception as error:  # of somebody's code
+        raise InputError(f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}.") from None
     try:
         module = found if isinstance(found, nn.Module) or not callable(found) else found()
-    except TypeError as error:
-        raise InputError(f"Expected {name!r} to make a torch module without arguments; {error}.") from None
+    except Exception as error:  # of somebody's code
+        raise InputError(f"Expected {name!r} to make a torch module without arguments; {_one_line(error)}.") from None
     if not isinstance(module, nn.Module):
         raise InputError(f"Expected 'package.module:name' of a torch module, or of what makes one; got {name!r}.")
     return module
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".: ")
 
 
 def _several(features: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

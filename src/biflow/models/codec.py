@@ -103,7 +103,10 @@ def make_codec(name: str) -> Codec:
             "Install it: pip install 'biflow[vae]'."
         ) from None
     try:
-        return VaeCodec(AutoencoderKL.from_pretrained(source, local_files_only=Path(source).is_dir()))
+        local = Path(source).is_dir()
+        return VaeCodec(
+            AutoencoderKL.from_pretrained(source, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
+        )
     except Exception as error:  # of the hub, the disk or the file, of a dozen types
         raise InputError(
             f"Expected the autoencoder {source!r} of the codec to be a folder that save_pretrained of diffusers wrote, "

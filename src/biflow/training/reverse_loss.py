@@ -102,7 +102,8 @@ def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[i
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
             f"Expected the network of the distance {config.kind!r} to take {shape[0]}x{size}x{size} images; it fails: "
-            f"{reason.removesuffix('.')}. Set input_size to a size that it takes, or space."
+            f"{reason.removesuffix('.')}. Set input_size to a size that it takes; it must give floating-point tensors, "
+            "one or several, with the images first."
         ) from None
     if tuple(found.shape) != (2,) or not found.isfinite().all():
         raise InputError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow.config import RunConfig
-from biflow.config_base import Config, parse_config, to_yaml
+from biflow.config_base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
@@ -69,9 +69,11 @@ def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
             ) from None
         recorded = parse_config(RunConfig, text, origin=str(folder / CONFIG_FILE))
         if recorded != config:
-            difference = _first_difference(recorded, config)
+            difference = first_difference(recorded, config)
+            assert difference
+            key, old, new = difference
             raise InputError(
-                f"Expected the settings that {folder / CONFIG_FILE} records; got {difference}. "
+                f"Expected the settings that {folder / CONFIG_FILE} records; got {key}={new} instead of {old}. "
                 "Resume with the same recipe and overrides, or start in another folder."
             )
     elif folder.is_dir() and any(folder.iterdir()):
@@ -79,13 +81,3 @@ def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
             f"Expected a new or empty folder; {folder} has files. Choose another, or continue with --resume."
         )
     check_writable(folder)
-
-
-def _first_difference(recorded: Config, asked: Config, path: str = "") -> str:
-    for key in type(recorded).model_fields:
-        old, new = getattr(recorded, key), getattr(asked, key)
-        if isinstance(old, Config) and isinstance(new, Config) and old != new:
-            return _first_difference(old, new, f"{path}{key}.")
-        if old != new:
-            return f"{path}{key}={new} instead of {old}"
-    raise AssertionError("the configs are equal")

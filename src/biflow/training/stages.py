@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, new_model
-from biflow.config import FitConfig, ModelConfig, ReverseFitConfig, RunConfig
+from biflow.config import FitConfig, ReverseFitConfig, RunConfig
+from biflow.config_base import first_difference
 from biflow.data.datasets import ImageSet, indices_at, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels
 from biflow.data.randomness import seeded_weights
@@ -53,14 +54,17 @@ class Trained(NamedTuple):
 def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
     """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
     model = config.model
-    channels, _, image_size = codec.latent_shape(tuple(data.images.shape[1:]))
-    found = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
-    for key, value in found.items():
-        if getattr(model, key) != value:
-            raise InputError(
-                f"Expected model.{key} to be {value}, as in the data set {config.data!r}; got {getattr(model, key)}. "
-                f"Set model.{key}={value}."
-            )
+    shape = tuple(data.images.shape[1:])
+    channels, _, image_size = codec.latent_shape(shape)
+    wanted = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
+    faults = {key: value for key, value in wanted.items() if getattr(model, key) != value}
+    if faults:
+        asked = " and ".join(f"model.{key} to be {value}" for key, value in faults.items())
+        what = f"the data set {config.data!r}" if model.codec == "pixels" else f"the codec's latents of {config.data!r}"
+        raise InputError(
+            f"Expected {asked}, as in {what}; got {' and '.join(str(getattr(model, key)) for key in faults)}. "
+            f"Set {' '.join(f'model.{key}={value}' for key, value in faults.items())}."
+        )
     if config.flow_from:
         load_flow(config, data)
     if config.stage != "flow":
@@ -71,13 +75,12 @@ def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
     """The flow of the model folder `flow_from`; raise unless it is the one that the config and the data describe."""
     assert config.flow_from is not None
     source, model = load_model(Path(config.flow_from)), config.model
-    for key in ModelConfig.model_fields:
-        found, wanted = getattr(source.config, key), getattr(model, key)
-        if key != "reverse" and found != wanted:
-            raise InputError(
-                f"Expected a flow with model.{key} as in {config.flow_from}, {found}; got {wanted}. "
-                "Describe the flow that is there."
-            )
+    if difference := first_difference(source.config, model.model_copy(update={"reverse": source.config.reverse})):
+        key, found, asked = difference
+        raise InputError(
+            f"Expected the flow that is in {config.flow_from}, with model.{key}={found}; got model.{key}={asked}. "
+            f"Set model.{key}={'null' if found is None else found}."
+        )
     unnamed = tuple(str(i) for i in range(model.num_classes))
     if source.class_names not in {unnamed, data.class_names}:
         raise InputError(
