@@ -6,6 +6,7 @@ from biflow.config import RunConfig, load_recipe, recipe_names, recipe_text, smo
 from biflow.config_base import parse_config, to_yaml
 from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.reverse_model import ReverseModel
 
 MILLIONS = {  # as the papers say, or counted in their code
     "tarflow_imagenet64_likelihood": 460.1,
@@ -26,6 +27,19 @@ def test_recipes_have_the_published_number_of_parameters(name, millions):
     with torch.device("meta"):
         flow = ForwardFlow(load_recipe(name).model)
     assert sum(p.numel() for p in flow.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_the_reverse_model_of_biflow_b2_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        reverse = ReverseModel(load_recipe("biflow_b2").model)
+    assert sum(p.numel() for p in reverse.parameters()) / 1e6 == pytest.approx(133, rel=0.02)
+
+
+def test_biflow_inverts_the_flows_that_have_recipes_of_their_own():
+    for size in ("b2", "xl2"):
+        whole, flow = load_recipe(f"biflow_{size}"), load_recipe(f"itarflow_{size}")
+        assert whole.model.model_copy(update={"reverse": None}) == flow.model
+        assert whole.fit_flow == flow.fit_flow
 
 
 @pytest.mark.parametrize("name", recipe_names())
