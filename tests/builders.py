@@ -1,5 +1,8 @@
 """Tiny real models and configs; nothing is mocked."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,3 +92,9 @@ def _randomise(network: nn.Module) -> None:
             # smaller in front of the exponential: three random blocks in a row must not overflow
             parameter.add_((0.03 if "project_out" in name else 0.15) * torch.randn_like(parameter))
     network.eval()
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, which is closed again: one left open is an error in whichever test runs next."""
+    with np.load(path) as file:
+        return dict(file)

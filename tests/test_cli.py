@@ -16,7 +16,7 @@ from biflow import cli
 from biflow.checkpoint import save_model
 from biflow.config import load_recipe, recipe_text
 from biflow.training.hooks import read_history
-from tests.builders import tiny_model
+from tests.builders import read_npz, tiny_model
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -61,7 +61,7 @@ def test_recipes_are_listed_and_printed_whole(biflow):
 def test_sample_writes_the_adm_format(biflow, model, tmp_path):
     code, out, _ = biflow("sample", model, "--num", 7, "--out", tmp_path / "new" / "images.npz")
     assert (code, "7 images" in out) == (0, True)
-    saved = np.load(tmp_path / "new" / "images.npz")
+    saved = read_npz(tmp_path / "new" / "images.npz")
     assert saved["arr_0"].dtype == np.uint8
     assert saved["arr_0"].shape == (7, 4, 4, 1)
     assert saved["arr_1"].dtype == np.int64
@@ -72,7 +72,7 @@ def test_sample_writes_a_grid_that_shows_every_image(biflow, model, tmp_path):
     biflow("sample", model, "--num", 6, "--out", tmp_path / "grid.png")
     biflow("sample", model, "--num", 6, "--out", tmp_path / "images.npz")
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
-    images = np.load(tmp_path / "images.npz")["arr_0"]
+    images = read_npz(tmp_path / "images.npz")["arr_0"]
     assert grid.shape[1] >= 512
     times = grid.shape[1] // (2 * 5 - 1)
     grid = grid[::times, ::times]
@@ -111,7 +111,7 @@ def test_every_exact_method_draws_the_same_images(biflow, model, tmp_path, metho
             tmp_path / f"{name}.npz",
         ]
         assert biflow("sample", model, *options)[0] == 0
-    drawn = [np.load(tmp_path / name)["arr_0"].astype(int) for name in ("a.npz", "b.npz")]
+    drawn = [read_npz(tmp_path / name)["arr_0"].astype(int) for name in ("a.npz", "b.npz")]
     assert abs(drawn[0] - drawn[1]).max() <= 1
 
 
@@ -155,7 +155,7 @@ def test_sample_takes_every_option(biflow, model, tmp_path):
     code, _, _ = biflow(*arguments, "--seed", 4, "--batch-size", 2, "--out", tmp_path / "a.npz")
     assert code == 0
     biflow(*arguments, "--seed", 5, "--out", tmp_path / "b.npz")
-    drawn = [np.load(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")]
+    drawn = [read_npz(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")]
     assert not (drawn[0] == drawn[1]).all()
 
 

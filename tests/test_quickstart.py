@@ -9,6 +9,7 @@ from rich.console import Console
 from biflow.cli import summary_tables
 from biflow.pipeline import Pipeline
 from biflow.quickstart import make_plan, run_quickstart
+from tests.builders import read_npz
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_exact_samples_are_tried_with_annealed_guidance_too(finished):
 
 
 def test_samples_are_in_the_adm_format_with_the_same_labels(finished):
-    exact, reverse = (np.load(finished[0] / f"samples_{name}.npz") for name in ("exact", "reverse"))
+    exact, reverse = (read_npz(finished[0] / f"samples_{name}.npz") for name in ("exact", "reverse"))
     assert exact["arr_0"].shape == reverse["arr_0"].shape == (100, 8, 8, 1)
     assert exact["arr_0"].dtype == np.uint8
     assert (exact["arr_1"] == reverse["arr_1"]).all()
@@ -62,7 +63,7 @@ def test_samples_are_in_the_adm_format_with_the_same_labels(finished):
 def test_the_model_folder_needs_nothing_else_and_gives_the_same_samples(finished):
     out, report, _ = finished
     pipe = Pipeline.from_pretrained(out / "model")
-    saved = np.load(out / "samples_reverse.npz")
+    saved = read_npz(out / "samples_reverse.npz")
     guidance = report["samples"]["reverse"]["guidance"]
     drawn = pipe.sample_pixels(saved["arr_1"][:20].tolist(), guidance=guidance)
     assert (drawn.permute(0, 2, 3, 1).numpy() == saved["arr_0"][:20]).all()

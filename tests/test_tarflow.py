@@ -21,6 +21,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi
 from biflow.sampling.sequential import invert_sequentially
 from biflow.tarflow import load_tarflow
+from tests.builders import read_npz
 from tests.reference_tarflow import ReferenceTARFlow
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -60,7 +61,7 @@ class Golden:
 def load(name: str) -> Golden:
     path = GOLDEN / f"{name}.pth"
     flow = load_tarflow(path, noise_std=0.1, image_size=8).flow
-    return Golden(path, dict(np.load(GOLDEN / f"{name}.npz")), flow)
+    return Golden(path, read_npz(GOLDEN / f"{name}.npz"), flow)
 
 
 @pytest.fixture(params=FILES)
