@@ -87,23 +87,23 @@ def _kib(status: str, name: str) -> int:
     return int(found[1])
 
 
-def measure(model: Model, guidance: Guidance) -> dict[str, Any]:
+def measure(model: Model, guidance: Guidance, tolerance: float) -> dict[str, Any]:
     """Every exact inverse of a trained flow, from the same noise; with a reverse model, also from its guess."""
     flow, reverse, device = model.flow, model.reverse, torch.device("cpu")
     shape = tuple(flow.prior_variance.shape)
     z, labels = normal_for([0], shape, "inverse"), torch.tensor([3])
     several, classes = normal_for(range(8), shape, "groups"), torch.arange(8)
-    groups = measure_groups(flow, several, classes, guidance=guidance, tolerance=TOLERANCE)
+    groups = measure_groups(flow, several, classes, guidance=guidance, tolerance=tolerance)
     samplers: dict[str, Callable[[], Sample]] = {
         "sequential": lambda: invert_sequentially(flow, z, labels, guidance=guidance),
-        "jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE),
-        "gs_jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=TOLERANCE, groups=groups),
+        "jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=tolerance),
+        "gs_jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=tolerance, groups=groups),
     }
     if reverse:
 
         def refined() -> Sample:
             start = guess_states(reverse, z, labels, guidance)
-            return refine(flow, z, labels, start=start, guidance=guidance, tolerance=TOLERANCE)
+            return refine(flow, z, labels, start=start, guidance=guidance, tolerance=tolerance)
 
         samplers["refine"] = refined
     exact = samplers["sequential"]().x
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--model", type=Path, help="a model folder, instead of flows trained here")
     parser.add_argument("--guidance", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--refine", action="store_true", help="train a reverse model too, and start from its guess")
     parser.add_argument("--shape", action="store_true", help="sequential against forward, at a fixed shape")
     parser.add_argument("--recipe", help="with --shape: the flow of this recipe instead")
@@ -197,11 +198,13 @@ def main() -> None:
         name = "_".join(["inverse_shape", *([arguments.recipe] if arguments.recipe else [])])
         report(arguments.out / name, head, [shape_row(each) for each in numbers["shapes"]], numbers)
         return
-    numbers |= {"tolerance": TOLERANCE, "steps": STEPS, "batch_size": BATCH}
+    numbers |= {"tolerance": arguments.tolerance, "steps": STEPS, "batch_size": BATCH}
     prepare = trained_reverse if arguments.refine else trained_flow
     folders = [arguments.model] if arguments.model else [prepare(t, arguments.runs) for t in arguments.lengths]
     models = [load_model(folder) for folder in folders]
-    numbers["flows"] = [measure(model, Guidance(strength)) for model in models for strength in arguments.guidance]
+    numbers["flows"] = [
+        measure(model, Guidance(strength), arguments.tolerance) for model in models for strength in arguments.guidance
+    ]
     name = f"_{arguments.model.parent.name}" if arguments.model else "_refine" if arguments.refine else ""
     head = ["T", "w", "inverse", "calls", "rounds", "of sequential", "ms", "of sequential", "MiB", "error", "groups"]
     lines = [line for each in numbers["flows"] for line in rows(each)]

@@ -35,7 +35,7 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
         network, found = AutoModel.from_pretrained(
             name, local_files_only=local, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-    except Exception as error:
+    except Exception as error:  # the same
         raise _not_found(name, error) from None
     if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
         raise InputError(
