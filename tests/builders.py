@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from biflow.checkpoint import Model, new_model
-from biflow.config import FitConfig, FlowConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
+from biflow.config import FitConfig, FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.datasets import ImageSet
 from biflow.models.codec import make_codec
 from biflow.models.forward_flow import ForwardFlow
@@ -66,8 +66,8 @@ def tiny_images(count: int = 12, seed: int = 0) -> ImageSet:
 def tiny_run(**changes: object) -> RunConfig:
     """A run of a few steps."""
     fit = FitConfig(steps=6, batch_size=4, warmup_steps=2, log_every=1, save_every=2, ema_decay=0.9)
-    fit_reverse = ReverseFitConfig(**fit.model_dump())
-    return RunConfig(**{"model": tiny_config(), "fit_flow": fit, "fit_reverse": fit_reverse, **changes})
+    fits = {"fit_flow": FlowFitConfig(**fit.model_dump()), "fit_reverse": ReverseFitConfig(**fit.model_dump())}
+    return RunConfig(**{"model": tiny_config(), **fits, **changes})
 
 
 def tiny_objective(model: Model, **changes: object) -> FitReverse:

@@ -183,6 +183,51 @@ class FitConfig(Config):
     save_every: PositiveInt = 500
 
 
+Place = tuple[PositiveInt, PositiveInt]
+
+
+class AlignConfig(Config):
+    """Alignment of the flow's features with those of a frozen vision encoder (FlowBack, arXiv 2511.22345).
+
+    encoder: "dinov2", "dinov3", "clip" or "mae" (network: a name on the Hugging Face hub or a local folder),
+    "classifier" (a small one, trained beforehand on what the flow models of the run's own images), or "module"
+    (network: "package.module:name").  input_size: of the images it is given; none is the network's own, or the images'.
+    strategy: which blocks learn from it; the ways of `models/feature_ways.py`, with that many sweeps of `reverse`.
+    places: pairs of a block and a layer of it, both counted from 1, block 1 at the data.
+    distance: between the features, projected by three layers of hidden_width, and the encoder's, patch by patch; its
+    mean over places has this weight beside the nats per dimension.
+    """
+
+    encoder: Literal["dinov2", "dinov3", "clip", "mae", "classifier", "module"] = "classifier"
+    network: str | None = None
+    input_size: PositiveInt | None = None
+    strategy: Literal["forward", "detach", "reverse", "reverse_literal", "reverse_sequential"] = "reverse"
+    sweeps: PositiveInt = 1
+    places: tuple[Place, ...]
+    distance: Literal["cosine", "mse", "l1"] = "cosine"
+    hidden_width: PositiveInt = 1024
+    weight: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _something_is_aligned_with_an_encoder(self) -> Self:
+        if not self.places or len(set(self.places)) != len(self.places):
+            raise ValueError(
+                f"Expected one or more different places, each [block, layer]; got {[list(p) for p in self.places]}."
+            )
+        if (self.encoder == "classifier") != (self.network is None):
+            raise ValueError(
+                f"Expected network for every encoder but 'classifier'; got {self.network!r} for {self.encoder!r}. "
+                "Set it to a hub name, a folder, or for a module to package.module:name."
+            )
+        return self
+
+
+class FlowFitConfig(FitConfig):
+    """How a flow is trained; align: its features with an encoder's, none for by likelihood alone."""
+
+    align: AlignConfig | None = None
+
+
 Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
 READ_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by kind: the keys that it needs, and may have
     "vgg": (("network",), ("input_size",)),
@@ -281,8 +326,20 @@ class RunConfig(Config):
     seed: NonNegativeInt = 0
     data: str = "digits"
     model: ModelConfig
-    fit_flow: FitConfig = FitConfig()
+    fit_flow: FlowFitConfig = FlowFitConfig()
     fit_reverse: ReverseFitConfig | None = ReverseFitConfig()
+
+    @model_validator(mode="after")
+    def _aligned_places_exist(self) -> Self:
+        layers = self.model.flow.block_layers
+        for block, layer in self.fit_flow.align.places if self.fit_flow.align else ():
+            if block > len(layers) or layer > layers[block - 1]:
+                depth = f"of block {block} from 1 to {layers[block - 1]}, " if block <= len(layers) else ""
+                raise ValueError(
+                    f"Expected blocks from 1, at the data, to {len(layers)}, and layers {depth}counted from 1; "
+                    f"got block {block}, layer {layer}. Change fit_flow.align.places."
+                )
+        return self
 
     @model_validator(mode="after")
     def _stage_has_what_it_trains(self) -> Self:

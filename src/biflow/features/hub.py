@@ -1,5 +1,6 @@
-"""Pretrained vision networks through transformers, from the Hugging Face hub or a local folder, and their input."""
+"""Networks of others: pretrained vision networks through transformers, modules by import path, and their input."""
 
+import importlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from biflow.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_from_hub(name: str, families: Collection[str]) -> Any:
@@ -55,6 +57,26 @@ def _not_found(name: str, error: Exception) -> InputError:
         f"Expected {name!r} to be a local folder or a name on the Hugging Face hub that can be reached "
         "(HF_HUB_OFFLINE=1 forbids it, or lets only downloaded ones be used). Download it, or give its folder."
     )
+
+
+def load_module(name: str) -> nn.Module:
+    """The module that "package.module:name" gives: itself a module, or a class or function that makes one."""
+    place, colon, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(place), attribute) if colon else None
+    except Exception as error:  # of somebody's code
+        raise InputError(f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}.") from None
+    try:
+        module = found if isinstance(found, nn.Module) or not callable(found) else found()
+    except Exception as error:  # of somebody's code
+        raise InputError(f"Expected {name!r} to make a torch module without arguments; {_one_line(error)}.") from None
+    if not isinstance(module, nn.Module):
+        raise InputError(f"Expected 'package.module:name' of a torch module, or of what makes one; got {name!r}.")
+    return module
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".: ")
 
 
 class ImageNetInput(nn.Module):

@@ -1,6 +1,5 @@
 """Frozen networks that say how far apart two images look: VGG-16 and LPIPS, ConvNeXt V2, DINOv2, any module."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.hub import ImageNetInput, load_from_hub
+from biflow.features.hub import ImageNetInput, load_from_hub, load_module
 from biflow.losses.perceptual import Window, absolute_distance, direction_distance, full, squared_distance
 from biflow.tensors import describe_faults, read_state_dict, shapes
 
@@ -185,26 +184,6 @@ def load_hub_distance(config: DistanceConfig) -> ImageDistance:
     network = load_from_hub(config.network, families)
     compare = FeatureDistance(HubFeatures(network, pooled=convolutional))
     return ImageDistance(compare, config.input_size or min(network.config.image_size, USUAL_INPUT))
-
-
-def load_module(name: str) -> nn.Module:
-    """The module that "package.module:name" gives: itself a module, or a class or function that makes one."""
-    place, colon, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(place), attribute) if colon else None
-    except Exception as error:  # of somebody's code
-        raise InputError(f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}.") from None
-    try:
-        module = found if isinstance(found, nn.Module) or not callable(found) else found()
-    except Exception as error:  # of somebody's code
-        raise InputError(f"Expected {name!r} to make a torch module without arguments; {_one_line(error)}.") from None
-    if not isinstance(module, nn.Module):
-        raise InputError(f"Expected 'package.module:name' of a torch module, or of what makes one; got {name!r}.")
-    return module
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".: ")
 
 
 def _several(features: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:

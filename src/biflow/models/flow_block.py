@@ -3,7 +3,7 @@
 TARFlow (arXiv 2412.06329), section 2: z_t = (x_t - shift(x_<t)) * exp(-log_scale(x_<t)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig
 from biflow.nn.attention import KVCache
-from biflow.nn.embeddings import ClassEmbedding, PositionEmbedding, RotaryPositions
+from biflow.nn.embeddings import ClassEmbedding, PositionEmbedding, RotaryPositions, RotaryTable
 from biflow.nn.transformer import Transformer
 
 
@@ -21,6 +21,14 @@ class Affine(NamedTuple):
 
     shift: Tensor
     log_scale: Tensor
+
+
+class BlockPass(NamedTuple):
+    """One pass through a block, from the data's side to the noise's."""
+
+    z: Tensor  # (B, T, D)
+    log_det: Tensor  # (B,), in nats
+    features: dict[int, Tensor]  # (B, T, C) of each layer asked for, in the image's order
 
 
 def standardise(x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
@@ -60,11 +68,29 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), labels (B,) -> z (B, T, D) and log_det (B,), in nats."""
-        x = self.reading_order(x)
-        z, log_det = standardise(x, _after_first_patch(self.predict(x, self.classes(labels))))
-        return self.reading_order(z), log_det
+    def forward(self, x: Tensor, condition: Tensor, layers: Collection[int] = ()) -> BlockPass:
+        """x (B, T, D) and condition (B, 1, C) from `classes` -> `BlockPass`, with the features of these layers.
+
+        Layers count from 1.
+        """
+        x, last = self.reading_order(x), len(self.transformer.layers)
+        outputs = self._outputs(x, condition, {*layers, last})
+        z, log_det = standardise(x, after_first_patch(self._affine(outputs[last])))
+        features = {layer: self.reading_order(outputs[layer]) for layer in layers}
+        return BlockPass(self.reading_order(z), log_det, features)
+
+    def features(self, x: Tensor, condition: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        """What these layers, counted from 1, give for x (B, T, D): each (B, T, C), in the image's order.
+
+        The feature of a patch has seen it and the patches read before it.  Later layers are not evaluated.
+        """
+        outputs = self._outputs(self.reading_order(x), condition, layers)
+        return {layer: self.reading_order(output) for layer, output in outputs.items()}
+
+    def undo_once(self, x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
+        """One step of the fixed point that undoes the block, from a guess of its input x and its output z (B, T, D)."""
+        x, z = self.reading_order(x), self.reading_order(z)
+        return self.reading_order(restore(z, after_first_patch(self.predict(x, condition))))
 
     def predict(
         self,
@@ -81,11 +107,20 @@ class FlowBlock(nn.Module):
         (B, t, D), within the clip if there is one.
         """
         start = caches[0].length if caches else 0
+        hidden, rotary = self._embed(x, condition, start)
+        return self._affine(self.transformer(hidden, caches, rotary=rotary, temperature=temperature))
+
+    def _outputs(self, x: Tensor, condition: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+        hidden, rotary = self._embed(x, condition)
+        return self.transformer.outputs(hidden, layers, rotary=rotary)
+
+    def _embed(self, x: Tensor, condition: Tensor, start: int = 0) -> tuple[Tensor, RotaryTable | None]:
         hidden = self.project_in(x) + condition  # (B, t, C)
         if self.positions is not None:
             hidden = self.positions(hidden, start)
-        rotary = self.rotary(start, x.shape[1]) if self.rotary is not None else None
-        hidden = self.transformer(hidden, caches, rotary=rotary, temperature=temperature)
+        return hidden, self.rotary(start, x.shape[1]) if self.rotary is not None else None
+
+    def _affine(self, hidden: Tensor) -> Affine:
         outputs = self.project_out(hidden)  # (B, t, 2D), or (B, t, D) if volume preserving
         if self.config.clip is not None:
             outputs = outputs.clamp(-self.config.clip, self.config.clip)
@@ -99,7 +134,7 @@ class FlowBlock(nn.Module):
         return patches.flip(1) if self.reads_backwards else patches
 
 
-def _after_first_patch(following: Affine) -> Affine:
+def after_first_patch(following: Affine) -> Affine:
     """Move each prediction to the patch it is about; nothing comes before the first, so it gets zeros."""
     return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in following))
 

@@ -1,6 +1,6 @@
 """A pre-norm transformer: the MLP, one layer, and the stack that fills a block."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,6 +84,18 @@ class Transformer(nn.Module):
         for place, layer in enumerate(self.layers):
             x = layer(x, caches[place] if caches else None, rotary=rotary, temperature=temperature)
         return x
+
+    def outputs(self, x: Tensor, layers: Collection[int], *, rotary: RotaryTable | None = None) -> dict[int, Tensor]:
+        """x (B, T, C) -> what these layers give, each (B, T, C), by layer, counted from 1.
+
+        Nothing after the last of them is evaluated.
+        """
+        found = {}
+        for place, layer in zip(range(1, max(layers, default=0) + 1), self.layers, strict=False):
+            x = layer(x, rotary=rotary)
+            if place in layers:
+                found[place] = x
+        return found
 
     def new_caches(self, batch: int, length: int) -> list[KVCache]:
         """One empty cache a layer."""

@@ -26,6 +26,7 @@ class Batch(NamedTuple):
     noisy: Tensor  # (B, P, H, W)
     labels: Tensor  # (B,), some of them null
     guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
+    images: Tensor | None = None  # (B, P, H, W) in [-1, 1], where an encoder sees other images than the flow
     window: Window = WHOLE  # the part of all images that the networks of distances see
 
 
@@ -40,12 +41,13 @@ class Objective(nn.Module):
     """A loss and the model it trains; forward takes a `Batch` and returns `LossParts`.
 
     It says what it needs done to its batches: Gaussian noise of this standard deviation, uniform noise in bins of
-    this width, strengths of guidance up to this.
+    this width, strengths of guidance up to this, and whether it must see the images where the flow sees latents.
     """
 
     noise_std = 0.0
     bin_width = 0.0
     max_guidance = 0.0
+    sees_images = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

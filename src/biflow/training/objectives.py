@@ -9,6 +9,7 @@ from biflow.models.codec import training_noise
 from biflow.models.forward_flow import FlowPass, ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
+from biflow.training.alignment import Alignment
 from biflow.training.distributed import mean_over_processes
 from biflow.training.loop import Batch, LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
@@ -17,17 +18,34 @@ RMS_RATE = 0.01  # of the running mean, a step
 
 
 class FitFlow(Objective):
-    """Maximum likelihood of noisy images (TARFlow, arXiv 2412.06329), in nats per dimension."""
+    """Maximum likelihood of noisy images (TARFlow, arXiv 2412.06329), in nats per dimension.
 
-    def __init__(self, flow: ForwardFlow) -> None:
-        super().__init__(flow)
-        self.flow = flow
+    With an alignment, its weighted distance is added (FlowBack, arXiv 2511.22345, eq. 5), and its projector is trained
+    too.
+    """
+
+    def __init__(self, flow: ForwardFlow, alignment: Alignment | None = None) -> None:
+        trained = nn.ModuleDict({"flow": flow, "projector": alignment.projector}) if alignment else flow
+        super().__init__(trained)
+        self.flow, self.alignment = flow, alignment
+        self.sees_images = alignment is not None and alignment.sees_images
         self.noise_std, self.bin_width = training_noise(flow.config)
 
     def forward(self, batch: Batch) -> LossParts:
-        """The mean negative log-likelihood."""
-        patches = patchify(batch.noisy, self.flow.config.patch_size)
-        return flow_loss(self.flow, self.flow(patches, batch.labels))
+        """The mean negative log-likelihood, and the distance from the encoder if the flow is aligned."""
+        return self.evaluate(batch)[1]
+
+    def evaluate(self, batch: Batch) -> tuple[FlowPass, LossParts]:
+        """The flow's pass over a batch, and its loss."""
+        places = self.alignment.forward_places if self.alignment else ()
+        trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels, places)
+        loss = flow_loss(self.flow, trajectory)
+        if self.alignment is None:
+            return trajectory, loss
+        images = batch.clean if batch.images is None else batch.images
+        distance = self.alignment(self.flow, trajectory, batch.labels, images)
+        total = loss.total + self.alignment.config.weight * distance
+        return trajectory, LossParts(total, {**loss.parts, "representation": distance.detach()})
 
 
 def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
@@ -71,24 +89,24 @@ class FitJoint(Objective):
     The sizes of the flow's states, which change while it learns, are followed by a running mean.
     """
 
-    def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
-        super().__init__(nn.ModuleDict({"flow": flow, "reverse": reverse}))
-        self.reverse, self.flow, self.loss = reverse, flow, loss
-        self.noise_std, self.bin_width = training_noise(flow.config)
+    def __init__(self, reverse: ReverseModel, forward: FitFlow, loss: ReverseLoss) -> None:
+        super().__init__(nn.ModuleDict({"flow": forward.model, "reverse": reverse}))
+        self.reverse, self.fit_flow, self.loss = reverse, forward, loss
+        self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     @property
     def parts(self) -> list[nn.Module]:
         """The flow and the reverse model."""
-        return [self.flow, self.reverse]
+        return [self.fit_flow.model, self.reverse]
 
     def forward(self, batch: Batch) -> LossParts:
         """The sum of both losses."""
-        trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels)
+        trajectory, forward = self.fit_flow.evaluate(batch)
         if self.training and self.reverse.config.normalise:
             rms = torch.stack([state.detach().square().mean().sqrt() for state in trajectory.states[:-1]])
             self.reverse.state_rms.lerp_(mean_over_processes(rms), RMS_RATE)
-        forward, back = flow_loss(self.flow, trajectory), self.loss(self.reverse, trajectory, batch)
+        back = self.loss(self.reverse, trajectory, batch)
         return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
 
 

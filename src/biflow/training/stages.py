@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, new_model
-from biflow.config import FitConfig, ReverseFitConfig, RunConfig
+from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
 from biflow.data.datasets import ImageSet, indices_at, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
+from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
-from biflow.models.codec import Codec, training_noise
+from biflow.models.codec import Codec, PixelCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
+from biflow.training.alignment import Alignment
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
@@ -67,8 +69,16 @@ def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
         )
     if config.flow_from:
         load_flow(config, data)
+    if needs_classifier(config) and not model.num_classes:
+        raise InputError(
+            "Expected classes for the encoder or distance 'classifier', which is trained to tell them apart; this "
+            "model is unconditional. Choose another."
+        )
+    classifier = Classifier(model.channels, max(1, model.num_classes))
     if config.stage != "flow":
-        make_reverse_loss(config, data, codec, Classifier(model.channels, max(1, model.num_classes)))
+        make_reverse_loss(config, data, codec, classifier)
+    if config.stage != "reverse":
+        make_alignment(config, data, classifier)
 
 
 def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
@@ -93,18 +103,26 @@ def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
 def make_reverse_loss(config: RunConfig, data: ImageSet, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
     """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
     assert config.fit_reverse is not None
-    if uses_classifier(config.fit_reverse) and not config.model.num_classes:
-        raise InputError(
-            "Expected classes for the distance 'classifier', which is trained to tell them apart; this model is "
-            "unconditional. Choose another distance."
-        )
     shape = tuple(data.images.shape[1:])
     return ReverseLoss(config.fit_reverse, config.model, codec=codec, image_shape=shape, classifier=classifier)
 
 
-def uses_classifier(config: ReverseFitConfig) -> bool:
-    """Whether a distance looks through the classifier that is trained for it."""
-    return any(each.kind == "classifier" for each in config.distances)
+def make_alignment(config: RunConfig, data: ImageSet, classifier: Classifier | None) -> Alignment | None:
+    """The alignment of the flow's features with the encoder that the config names, if it names one."""
+    align = config.fit_flow.align
+    if align is None:
+        return None
+    with seeded_weights(config.seed):
+        encoder = make_encoder(align, classifier=classifier)
+        return Alignment(align, config.model, encoder, image_shape=tuple(data.images.shape[1:]))
+
+
+def needs_classifier(config: RunConfig) -> bool:
+    """Whether the alignment or a distance looks through the classifier that is trained for them."""
+    align, fit_reverse = config.fit_flow.align, config.fit_reverse
+    for_flow = align is not None and align.encoder == "classifier" and config.stage != "reverse"
+    kinds = [each.kind for each in fit_reverse.distances] if fit_reverse and config.stage != "flow" else []
+    return for_flow or "classifier" in kinds
 
 
 def train_model(run: Run) -> Trained:
@@ -114,13 +132,16 @@ def train_model(run: Run) -> Trained:
         config = config.model_copy(update={"reverse": None})
     model = new_model(config, run.data.class_names, seed=run.config.seed)
     seconds: dict[str, float] = {}
-    loss = prepare_reverse_loss(run, seconds) if model.reverse else None
+    classifier = fit_classifier(run, seconds) if needs_classifier(run.config) else None
+    loss = make_reverse_loss(run.config, run.data, run.codec, classifier) if model.reverse else None
+    alignment = make_alignment(run.config, run.data, classifier) if stage != "reverse" else None
+    fit_flow = FitFlow(model.flow, alignment)
     if stage in {"flow", "both"}:
-        seconds["flow"] = fit(run, "flow", FitFlow(model.flow), run.config.fit_flow)
+        seconds["flow"] = fit(run, "flow", fit_flow, run.config.fit_flow)
     elif stage == "joint":
         assert model.reverse
         assert loss
-        seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, model.flow, loss), run.config.fit_flow)
+        seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, fit_flow, loss), run.config.fit_flow)
     else:
         model.flow.load_state_dict(load_flow(run.config, run.data).state_dict())
         model.flow.to(run.world.device).eval()
@@ -135,19 +156,16 @@ def train_model(run: Run) -> Trained:
     return Trained(model, seconds)
 
 
-def prepare_reverse_loss(run: Run, seconds: dict[str, float]) -> ReverseLoss:
-    """The loss of the reverse model; the classifier that a distance may look through is trained first."""
-    assert run.config.fit_reverse is not None
-    classifier = None
-    if uses_classifier(run.config.fit_reverse):
-        with seeded_weights(run.config.seed):
-            classifier = Classifier(run.config.model.channels, run.config.model.num_classes)
-        like = run.config.fit_reverse
-        short = {key: getattr(like, key) for key in ("batch_size", "log_every", "save_every")}
-        short["steps"] = min(CLASSIFIER_FIT.steps, like.steps)
-        fit_config = CLASSIFIER_FIT.model_copy(update=short)
-        seconds["classifier"] = fit(run, "classifier", FitClassifier(classifier), fit_config)
-    return make_reverse_loss(run.config, run.data, run.codec, classifier)
+def fit_classifier(run: Run, seconds: dict[str, float]) -> Classifier:
+    """A small classifier of what the flow models of the run's images, for alignments and distances to look through."""
+    with seeded_weights(run.config.seed):
+        classifier = Classifier(run.config.model.channels, run.config.model.num_classes)
+    like = run.config.fit_flow if run.config.stage == "flow" else run.config.fit_reverse or run.config.fit_flow
+    short = {key: getattr(like, key) for key in ("batch_size", "log_every", "save_every")}
+    short["steps"] = min(CLASSIFIER_FIT.steps, like.steps)
+    config = CLASSIFIER_FIT.model_copy(update=short)
+    seconds["classifier"] = fit(run, "classifier", FitClassifier(classifier), config)
+    return classifier
 
 
 def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> float:
@@ -200,7 +218,10 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
         labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         clean, noisy, labels, guidance = (part.to(run.world.device) for part in (clean, noisy, labels, guidance))
-        return Batch(clean, noisy, labels, guidance, draw_window(*keys, step))
+        images = None
+        if objective.sees_images:
+            images = PixelCodec().encode(run.data.images[chosen]).to(run.world.device)
+        return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
 
     return make_batch
 

@@ -1,0 +1,126 @@
+"""Which class an image is of, by the likelihood of the flow alone (FlowBack, arXiv 2511.22345, algorithm 1)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from biflow.checkpoint import Model
+from biflow.config import ScoreNoise
+from biflow.data.perturb import add_noise
+from biflow.errors import InputError, choose
+from biflow.models.codec import Codec, PixelCodec, training_noise
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
+
+BATCH_SIZE = 128
+STEPS = 10
+
+ClassifyNoise = ScoreNoise | Literal["none"]
+
+
+class Classification(NamedTuple):
+    """How well each class suits each image; on the CPU, float64."""
+
+    logits: Tensor  # (N, K): log p(image | class) up to a number that is the same for all classes, or an estimate of it
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, K): of the classes given the image, all classes alike beforehand."""
+        return self.logits.softmax(dim=1)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,): the class that suits best."""
+        return self.logits.argmax(dim=1)
+
+
+def by_gradient(flow: ForwardFlow, patches: Tensor) -> Tensor:
+    """One gradient of the log-likelihood at the mean of all classes: patches (B, T, D) -> logits (B, K).
+
+    With e_b the mean over classes of block b's vectors E_b[k], the logits are sum_b <E_b[k] - e_b, d log p / d e_b>:
+    the first term of log p(x | k) around e, and K times the gradient that algorithm 1 takes the largest of.
+    """
+    tables = class_tables(flow)
+    means = [table.mean(dim=0).expand(len(patches), 1, -1).clone().requires_grad_() for table in tables]
+    gradients = gradient_of_log_prob(flow, patches, means)
+    terms = [gradient[:, 0] @ (table - table.mean(dim=0)).T for gradient, table in zip(gradients, tables, strict=True)]
+    return torch.stack(terms).sum(dim=0)
+
+
+def by_steps(flow: ForwardFlow, patches: Tensor) -> Tensor:
+    """The same in ten smaller steps: each moves the mixture of classes, softmax of the logits (B, K), uphill."""
+    tables = class_tables(flow)
+    count = len(tables[0])
+    logits = patches.new_zeros(len(patches), count)
+    for _ in range(STEPS):
+        shares = logits.softmax(dim=1)  # (B, K)
+        mixtures = [(shares @ table)[:, None].requires_grad_() for table in tables]
+        gradients = gradient_of_log_prob(flow, patches, mixtures)
+        pulls = [gradient[:, 0] @ table.T for gradient, table in zip(gradients, tables, strict=True)]
+        pull = torch.stack(pulls).sum(dim=0)  # (B, K), d log p / d share
+        logits = logits + count / STEPS * shares * (pull - (shares * pull).sum(dim=1, keepdim=True))
+    return logits
+
+
+@torch.no_grad()
+def by_bayes(flow: ForwardFlow, patches: Tensor) -> Tensor:
+    """Bayes' rule with every class tried, one pass for each: patches (B, T, D) -> log p(x | k), (B, K) nats."""
+    classes = torch.arange(flow.config.num_classes, device=patches.device)
+    return torch.stack([flow.log_prob(patches, label.expand(len(patches))) for label in classes], dim=1)
+
+
+METHODS: Mapping[str, Callable[[ForwardFlow, Tensor], Tensor]] = {
+    "gradient": by_gradient,
+    "steps": by_steps,
+    "bayes": by_bayes,
+}
+
+
+def classify_images(
+    model: Model,
+    pixels: Tensor,
+    *,
+    codec: Codec,
+    method: str = "gradient",
+    noise: ClassifyNoise = "training",
+    draws: int = 1,
+    seed: int = 0,
+) -> Classification:
+    """Classify uint8 images (N, P, H, W).
+
+    noise: "training" adds what the flow was trained with, "uniform" spreads grey levels over their bins, "none" adds
+    nothing; logits are averaged over this many draws.
+    """
+    if not model.config.num_classes:
+        raise InputError(
+            "Expected a model with classes to classify with; this one is unconditional. Train one with classes."
+        )
+    if not isinstance(draws, int) or draws < 1:
+        raise InputError(f"Expected 1 or more draws; got {draws!r}.")
+    logits_of = choose(METHODS, method, "method")
+    noises = {"training": training_noise(model.config), "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}
+    std, bin_width = choose(noises, noise, "noise")
+    device = model.flow.prior_variance.device
+    chunks = []
+    for places in torch.arange(len(pixels)).split(BATCH_SIZE):
+        clean = codec.encode(pixels[places])
+        drawn = []
+        for k in range(draws):
+            noisy = add_noise(clean, places.tolist(), std, "classify", seed, k, bin_width=bin_width)
+            patches = patchify(noisy, model.config.patch_size).to(device)
+            drawn.append(logits_of(model.flow, patches).detach().double().cpu())
+        chunks.append(torch.stack(drawn).mean(dim=0))
+    return Classification(torch.cat(chunks))
+
+
+def class_tables(flow: ForwardFlow) -> list[Tensor]:
+    """Each block's vectors of the classes, (K, C), without that of the null label."""
+    return [block.classes.weight.detach()[: flow.config.num_classes] for block in flow.flow_blocks]
+
+
+@torch.enable_grad()
+def gradient_of_log_prob(flow: ForwardFlow, patches: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """d log p(patches) / d each block's vector (B, 1, C)."""
+    return torch.autograd.grad(flow.log_prob_of(flow.forward_given(patches, conditions)).sum(), conditions)

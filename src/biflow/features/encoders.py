@@ -1,0 +1,104 @@
+"""Frozen vision encoders that the flow's features are aligned with: images -> features on a grid of patches."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from biflow.config import AlignConfig
+from biflow.errors import InputError
+from biflow.features.classifier import Classifier
+from biflow.features.hub import CLIP_MEAN, CLIP_STD, ImageNetInput, load_from_hub, load_module
+
+FAMILIES = {
+    "dinov2": {"dinov2", "dinov2_with_registers"},
+    "dinov3": {"dinov3_vit"},
+    "clip": {"clip", "clip_vision_model"},
+    "mae": {"vit_mae"},
+}
+USUAL_INPUT = 224
+
+
+class Encoder(nn.Module):
+    """A network whose features lie on a grid of patches; images are scaled to what it takes."""
+
+    def __init__(self, network: nn.Module, input_size: int | None = None) -> None:
+        super().__init__()
+        self.network, self.input_size = network, input_size
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, P, H, W) in [-1, 1] -> features (B, F, h, w)."""
+        if self.input_size and images.shape[-1] != self.input_size:
+            size = (self.input_size, self.input_size)
+            images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+        features = self.network(images)
+        return on_grid(features) if features.ndim == 3 else features
+
+    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
+        """A frozen network stays in eval mode."""
+        return super().train(mode=False)
+
+
+def on_grid(tokens: Tensor) -> Tensor:
+    """Tokens in raster order (B, h * h, F) -> a square grid (B, F, h, h)."""
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise InputError(
+            f"Expected an encoder whose patches form a square; got {tokens.shape[1]} of them. Set input_size to a "
+            "multiple of its patch size, or give features (B, F, h, w)."
+        )
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+class HubTokens(nn.Module):
+    """The patch tokens of a vision transformer of transformers, without those of class and registers."""
+
+    def __init__(self, network: Any, kind: str) -> None:
+        super().__init__()
+        self.normalise = ImageNetInput(CLIP_MEAN, CLIP_STD) if kind == "clip" else ImageNetInput()
+        self.network = network.vision_model if hasattr(network, "vision_model") else network
+        self.kind = kind
+        self.leading = 1 + int(getattr(network.config, "num_register_tokens", 0) or 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 1 or 3, H, W) in [-1, 1] -> tokens (B, patches, F), in raster order."""
+        seen = self.network(pixel_values=self.normalise(images))
+        tokens = seen.last_hidden_state[:, self.leading :]
+        if self.kind == "mae":  # it shuffles its patches, to drop the last of them
+            order = seen.ids_restore[:, :, None].expand(-1, -1, tokens.shape[2])
+            tokens = tokens.gather(1, order)
+        return tokens
+
+
+def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -> Encoder:
+    """The encoder that a config names, with its weights loaded and frozen."""
+    if config.encoder == "classifier":
+        assert classifier is not None
+        encoder = Encoder(LastMap(classifier))
+    elif config.encoder == "module":
+        assert config.network is not None
+        encoder = Encoder(load_module(config.network), config.input_size)
+    else:
+        assert config.network is not None
+        network = load_from_hub(config.network, FAMILIES[config.encoder])
+        if config.encoder == "mae":
+            network.config.mask_ratio = 0.0
+        sizes = getattr(network.config, "vision_config", network.config)
+        own = min(int(sizes.image_size), USUAL_INPUT)
+        encoder = Encoder(HubTokens(network, config.encoder), config.input_size or own)
+    return encoder.eval().requires_grad_(False)
+
+
+class LastMap(nn.Module):
+    """The coarse feature map of a classifier of the run's own images."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, P, H, W) -> (B, F, H / 2, W / 2)."""
+        return self.classifier.maps(images)[-1]

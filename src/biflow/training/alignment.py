@@ -1,0 +1,71 @@
+"""Alignment of the flow's features with a frozen encoder's (FlowBack, arXiv 2511.22345, eq. 4 and 5)."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from biflow.config import AlignConfig, ModelConfig
+from biflow.errors import InputError
+from biflow.features.encoders import Encoder
+from biflow.losses.representation import FEATURE_DISTANCES, resample
+from biflow.models.feature_ways import WAYS, reversed_
+from biflow.models.forward_flow import FlowPass, ForwardFlow, Place
+
+
+class Alignment(nn.Module):
+    """How far the flow's features, projected, are from the encoder's; one projector serves all places."""
+
+    def __init__(
+        self, config: AlignConfig, model: ModelConfig, encoder: Encoder, *, image_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.side = model.image_size // model.patch_size
+        self.sees_images = model.codec != "pixels" and config.encoder != "classifier"
+        if not self.sees_images:
+            image_shape = (model.channels, model.image_size, model.image_size)
+        width, hidden = try_encoder(config, encoder, image_shape), config.hidden_width
+        self.projector = nn.Sequential(
+            *(nn.Linear(model.flow.width, hidden), nn.SiLU()),
+            *(nn.Linear(hidden, hidden), nn.SiLU()),
+            nn.Linear(hidden, width),
+        )
+        self.way = partial(reversed_, sweeps=config.sweeps) if config.strategy == "reverse" else WAYS[config.strategy]
+        self.distance = FEATURE_DISTANCES[config.distance]
+
+    @property
+    def forward_places(self) -> tuple[Place, ...]:
+        """The places whose features the flow's own pass must give out."""
+        return self.config.places if self.config.strategy == "forward" else ()
+
+    def forward(self, flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, images: Tensor) -> Tensor:
+        """The mean distance over places and images, a scalar; images (B, P, H, W) as the encoder takes them."""
+        target = resample(self.encoder(images), self.side)  # (B, T, F)
+        features = self.way(flow, trajectory, labels, self.config.places)
+        distances = [self.distance(self.projector(features[place]), target).mean() for place in self.config.places]
+        return torch.stack(distances).mean()
+
+
+@torch.no_grad()
+def try_encoder(config: AlignConfig, encoder: Encoder, image_shape: tuple[int, ...]) -> int:
+    """The width of the encoder's features; raise unless it takes images of this shape (P, H, W) and gives a grid."""
+    device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
+    try:
+        found = encoder(torch.zeros(2, *image_shape, device=device))
+    except InputError:
+        raise
+    except Exception as error:  # of somebody's network
+        size = encoder.input_size or image_shape[-1]
+        reason = (str(error) or type(error).__name__).partition("\n")[0].removesuffix(".")
+        raise InputError(
+            f"Expected the encoder {config.encoder!r} to take {image_shape[0]}x{size}x{size} images; it fails: "
+            f"{reason}. Set fit_flow.align.input_size to a size that it takes."
+        ) from None
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2:
+        raise InputError(
+            f"Expected the encoder {config.encoder!r} to give features (B, F, h, w), or tokens (B, patches, F); got "
+            f"{tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__} for two images. "
+            "Choose another encoder."
+        )
+    return found.shape[1]
