@@ -65,12 +65,12 @@ class HubTokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 1 or 3, H, W) in [-1, 1] -> tokens (B, patches, F), in raster order."""
-        seen = self.network(pixel_values=self.normalise(images))
-        tokens = seen.last_hidden_state[:, self.leading :]
-        if self.kind == "mae":  # it shuffles its patches, to drop the last of them
-            order = seen.ids_restore[:, :, None].expand(-1, -1, tokens.shape[2])
-            tokens = tokens.gather(1, order)
-        return tokens
+        options = {}
+        if self.kind == "mae":  # it sorts its patches by random numbers, to drop the last of them: these keep them
+            patches = (images.shape[-1] // self.network.config.patch_size) ** 2
+            options["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
+        seen = self.network(pixel_values=self.normalise(images), **options)
+        return seen.last_hidden_state[:, self.leading :]
 
 
 def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -> Encoder:
