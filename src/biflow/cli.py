@@ -15,7 +15,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
-from biflow.config import Average, ScoreNoise, load_recipe, recipe_names, recipe_text
+from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import InputError, Interrupted
 from biflow.memory import keep_freed_memory
 
@@ -126,8 +126,8 @@ def score(
 ) -> None:
     """How likely images are, the least likely first: nats, and bits per dimension."""
     from biflow.data.images import read_pictures
-    from biflow.evaluation.score import write_ranking
-    from biflow.files import check_file_output
+    from biflow.evaluation.score import Ranked
+    from biflow.files import check_file_output, write_csv
     from biflow.pipeline import Pipeline
 
     if out:
@@ -155,7 +155,41 @@ def score(
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
     _tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
-        write_ranking(out, ranking)
+        write_csv(out, Ranked._fields, ranking)
+        _tell(f"Wrote {out}.")
+
+
+@app.command()
+def classify(
+    model: ModelFolder,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
+    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
+    method: Annotated[ClassifyMethod, typer.Option(help="One gradient; ten; or every class tried.")] = "gradient",
+    noise: Annotated[ClassifyNoise, typer.Option(help="Added to the images: as trained, or less.")] = "training",
+    draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
+    show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,
+    out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+) -> None:
+    """Which class images are of, by the likelihood of the flow itself."""
+    from biflow.data.images import read_pictures
+    from biflow.evaluation.classify import Guess, best_guesses
+    from biflow.files import check_file_output, write_csv
+    from biflow.pipeline import Pipeline
+
+    if out:
+        check_file_output(out)
+    pipe = Pipeline.from_pretrained(model)
+    pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
+    for name, reason in pictures.rejected.items():
+        _say(f"Warning: skipped {name}: {reason}")
+    found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
+    guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
+    if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:
+        rows = [[g.image if g.rank == 1 else "", g.name, f"{g.probability:.4f}"] for g in shown]
+        title = f"{min(show, len(pictures.names))} of {len(pictures.names)} images"
+        console.print(_table(title, [["image", "class", "probability"], *rows]))
+    if out:
+        write_csv(out, Guess._fields, guesses)
         _tell(f"Wrote {out}.")
 
 

@@ -15,6 +15,8 @@ from biflow.errors import InputError, nearest
 
 ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
+ClassifyMethod = Literal["gradient", "steps", "bayes"]
+ClassifyNoise = Literal["training", "uniform", "none"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

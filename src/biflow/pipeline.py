@@ -10,10 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.checkpoint import Model, load_model, save_model
-from biflow.config import Average, ModelConfig, ScoreNoise
+from biflow.config import Average, ClassifyMethod, ClassifyNoise, ModelConfig, ScoreNoise
 from biflow.data.images import to_pil, to_pixels
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError
+from biflow.evaluation.classify import Classification, classify_images
 from biflow.evaluation.score import Scores, distance_from_noise, score_images
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
@@ -149,6 +150,24 @@ class Pipeline:
             raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
         return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
 
+    def classify(
+        self,
+        images: Sequence[Image.Image] | Tensor,
+        *,
+        method: ClassifyMethod = "gradient",
+        noise: ClassifyNoise = "training",
+        draws: int = 1,
+        seed: int = 0,
+    ) -> Classification:
+        """Which class each image is of, by the likelihood of the flow: logits and probabilities (N, K), labels (N,).
+
+        images: PIL, or uint8 (N, P, H, W), of the model's size.  method "gradient" is one forward and one backward pass
+        for any number of classes (FlowBack, arXiv 2511.22345, algorithm 1); "steps" follows the gradient in ten steps;
+        "bayes" tries every class, one pass for each.  `biflow.evaluation.classify` says what noise and draws mean.
+        """
+        pixels = self._of_the_models_size(images)
+        return classify_images(self.model, pixels, codec=self.codec, method=method, noise=noise, draws=draws, seed=seed)
+
     def certify(self, images: Sequence[Image.Image] | Tensor, labels: Labels, *, seed: int = 0) -> Tensor:
         """How far sampled images lie from what the flow makes of their noise: (N,), the less the better.
 
@@ -156,13 +175,9 @@ class Pipeline:
         flow once, and is measured by the root mean square distance of where it lands from the noise it was sampled
         from.  A sample that lands far off is likelier to be a bad one: docs/one-pass.md.
         """
-        pixels, labels = to_pixels(images), self.check_labels(labels)
+        pixels, labels = self._of_the_models_size(images), self.check_labels(labels)
         if len(labels) != len(pixels):
             raise InputError(f"Expected one label for each of {len(pixels)} images; got {len(labels)}.")
-        found = self.codec.latent_shape(tuple(pixels.shape[1:]))
-        wanted = (self.config.channels, self.config.image_size, self.config.image_size)
-        if found != wanted:
-            raise InputError(f"Expected images whose codec gives {wanted}; got {found}. Give the model's own samples.")
         z = self.noise(range(len(pixels)), seed)
         return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
 
@@ -194,6 +209,17 @@ class Pipeline:
                 )
             raise InputError(f"Expected labels from 0 to {last - 1}, or {last} for no class; got {wrong[0].item()}.")
         return checked.long()
+
+    def _of_the_models_size(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Images as uint8 (N, P, H, W), or an error that says which the model takes."""
+        pixels = to_pixels(images)
+        found = self.codec.latent_shape(tuple(pixels.shape[1:]))
+        wanted = (self.config.channels, self.config.image_size, self.config.image_size)
+        if found != wanted:
+            raise InputError(
+                f"Expected images whose codec gives {wanted}; got {found}. Scale them to the model's size."
+            )
+        return pixels
 
     def _prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
         """What a sampler learns of this model is kept for the next call."""

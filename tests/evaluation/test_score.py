@@ -5,7 +5,8 @@ import torch
 
 from biflow.checkpoint import new_model
 from biflow.data.perturb import add_noise
-from biflow.evaluation.score import Scores, score_images, write_ranking
+from biflow.evaluation.score import Ranked, Scores, score_images
+from biflow.files import write_csv
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from tests.builders import tiny_config, tiny_images, tiny_model
@@ -54,7 +55,7 @@ def test_the_ranking_begins_with_the_least_likely(tmp_path):
     assert [each.rank for each in ranking] == list(range(1, 13))
     assert ranking[0].nats == scores.nats.min()
     assert ranking[0].image == f"{scores.nats.argmin()}.png"
-    write_ranking(tmp_path / "scores.csv", ranking)
+    write_csv(tmp_path / "scores.csv", Ranked._fields, ranking)
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 13
 
 

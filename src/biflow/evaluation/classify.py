@@ -1,13 +1,13 @@
 """Which class an image is of, by the likelihood of the flow alone (FlowBack, arXiv 2511.22345, algorithm 1)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from biflow.checkpoint import Model
-from biflow.config import ScoreNoise
+from biflow.config import ClassifyMethod, ClassifyNoise
 from biflow.data.perturb import add_noise
 from biflow.errors import InputError, choose
 from biflow.models.codec import Codec, PixelCodec, training_noise
@@ -16,8 +16,6 @@ from biflow.models.patches import patchify
 
 BATCH_SIZE = 128
 STEPS = 10
-
-ClassifyNoise = ScoreNoise | Literal["none"]
 
 
 class Classification(NamedTuple):
@@ -71,7 +69,7 @@ def by_bayes(flow: ForwardFlow, patches: Tensor) -> Tensor:
     return torch.stack([flow.log_prob(patches, label.expand(len(patches))) for label in classes], dim=1)
 
 
-METHODS: Mapping[str, Callable[[ForwardFlow, Tensor], Tensor]] = {
+METHODS: Mapping[ClassifyMethod, Callable[[ForwardFlow, Tensor], Tensor]] = {
     "gradient": by_gradient,
     "steps": by_steps,
     "bayes": by_bayes,
@@ -83,7 +81,7 @@ def classify_images(
     pixels: Tensor,
     *,
     codec: Codec,
-    method: str = "gradient",
+    method: ClassifyMethod = "gradient",
     noise: ClassifyNoise = "training",
     draws: int = 1,
     seed: int = 0,
@@ -100,6 +98,7 @@ def classify_images(
     if not isinstance(draws, int) or draws < 1:
         raise InputError(f"Expected 1 or more draws; got {draws!r}.")
     logits_of = choose(METHODS, method, "method")
+    noises: Mapping[ClassifyNoise, tuple[float, float]]
     noises = {"training": training_noise(model.config), "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}
     std, bin_width = choose(noises, noise, "noise")
     device = model.flow.prior_variance.device
@@ -113,6 +112,26 @@ def classify_images(
             drawn.append(logits_of(model.flow, patches).detach().double().cpu())
         chunks.append(torch.stack(drawn).mean(dim=0))
     return Classification(torch.cat(chunks))
+
+
+class Guess(NamedTuple):
+    """One line of what `classify` says of an image."""
+
+    image: str
+    rank: int
+    label: int
+    name: str
+    probability: float
+
+
+def best_guesses(found: Classification, names: Sequence[str], class_names: Sequence[str], *, top: int) -> list[Guess]:
+    """The most probable classes of every image, best first; ranks count from 1."""
+    best = found.probabilities.topk(min(top, len(class_names)), dim=1)
+    return [
+        Guess(name, rank, label, class_names[label], probability)
+        for name, labels, probabilities in zip(names, best.indices.tolist(), best.values.tolist(), strict=True)
+        for rank, (label, probability) in enumerate(zip(labels, probabilities, strict=True), start=1)
+    ]
 
 
 def class_tables(flow: ForwardFlow) -> list[Tensor]:

@@ -1,10 +1,7 @@
 """The likelihood of single images."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,7 +11,6 @@ from biflow.checkpoint import Model
 from biflow.config import Average, ScoreNoise
 from biflow.data.perturb import add_noise
 from biflow.errors import InputError, choose
-from biflow.files import write_text
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import Codec, PixelCodec, training_noise
 from biflow.models.patches import patchify
@@ -112,12 +108,3 @@ def distance_from_noise(model: Model, pixels: Tensor, labels: Tensor, *, z: Tens
         missed = (landed - z[places].to(device)) / model.flow.prior_variance.sqrt()
         chunks.append(missed.square().mean(dim=(1, 2)).sqrt().cpu())
     return torch.cat(chunks)
-
-
-def write_ranking(path: Path, ranking: Sequence[Ranked]) -> None:
-    """Write a ranking as CSV, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([Ranked._fields, *ranking])
-    write_text(path, text.getvalue())

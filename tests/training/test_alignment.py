@@ -1,0 +1,158 @@
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from biflow.config import AlignConfig, FlowConfig, FlowFitConfig
+from biflow.data.perturb import add_noise
+from biflow.errors import InputError
+from biflow.features.classifier import Classifier
+from biflow.features.encoders import make_encoder
+from biflow.losses.representation import FEATURE_DISTANCES, cosine_distance, resample
+from biflow.models.feature_ways import WAYS
+from biflow.models.forward_flow import ForwardFlow
+from biflow.training.alignment import Alignment
+from biflow.training.hooks import read_history
+from biflow.training.loop import Batch
+from biflow.training.objectives import FitFlow
+from biflow.training.run import open_run
+from biflow.training.stages import train_model
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
+
+
+def align_config(**changes) -> AlignConfig:
+    return AlignConfig(**{"places": [[2, 1], [3, 2]], "hidden_width": 8, **changes})
+
+
+def aligned(flow: ForwardFlow, **changes) -> FitFlow:
+    torch.manual_seed(0)
+    config = align_config(**changes)
+    encoder = make_encoder(config, classifier=Classifier(1, 3))
+    return FitFlow(flow, Alignment(config, flow.config, encoder, image_shape=(1, 4, 4)))
+
+
+def batch() -> Batch:
+    images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return Batch(images, add_noise(images, range(6), 0.2, "test"), torch.arange(6) % 4, torch.zeros(6))
+
+
+def train_in(folder, *, align: AlignConfig, **changes):
+    fit = FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
+    config = tiny_run(fit_flow=fit, **changes)
+    with open_run(config, tiny_images(), folder, resume=False, console=Console(quiet=True)) as run:
+        return train_model(run).model
+
+
+def test_the_cosine_distance_is_one_less_the_mean_cosine_of_patches():
+    a, b = (torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    cosines = (a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)
+    torch.testing.assert_close(cosine_distance(a, b), 1 - cosines.mean(1))
+    torch.testing.assert_close(cosine_distance(a, 3 * a), torch.zeros(2))
+
+
+@pytest.mark.parametrize("distance", FEATURE_DISTANCES.values())
+def test_no_gradient_flows_into_the_encoders_features(distance):
+    ours, theirs = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
+    distance(ours, theirs).sum().backward()
+    assert ours.grad.any()
+    assert theirs.grad is None
+
+
+def test_grids_are_resampled_to_the_flows():
+    ramp = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resample(ramp, 4).flatten().tolist() == list(range(16))
+    middle = resample(ramp, 2).flatten()
+    assert (middle.diff() > 0).all()
+    assert middle.mean().item() == pytest.approx(7.5)
+    assert resample(ramp, 8).shape == (1, 64, 1)
+
+
+@pytest.mark.parametrize("strategy", WAYS)
+def test_the_distance_is_added_with_its_weight_and_trains_the_projector(strategy):
+    flow = tiny_model().flow
+    objective, plain = aligned(flow, strategy=strategy, weight=0.5), FitFlow(flow)
+    loss, alone = objective(batch()), plain(batch())
+    torch.testing.assert_close(loss.parts["nats_per_dim"], alone.total.detach())
+    torch.testing.assert_close(loss.total, alone.total + 0.5 * loss.parts["representation"])
+    loss.total.backward()
+    assert all(parameter.grad.any() for parameter in objective.model["projector"].parameters())
+    assert all(parameter.grad is None for parameter in objective.alignment.encoder.parameters())
+
+
+def test_every_strategy_has_the_same_loss():
+    losses = [aligned(tiny_model().flow, strategy=strategy)(batch()).total for strategy in WAYS]
+    for loss in losses[1:]:
+        torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", ["flow", "both", "joint"])
+def test_an_aligned_flow_trains_in_every_stage_and_leaves_no_projector_behind(stage, tmp_path):
+    reverse = {"model": tiny_config(reverse=None)} if stage == "flow" else {}
+    model = train_in(tmp_path / "run", align=align_config(), stage=stage, **reverse)
+    history = read_history(tmp_path / "run" / "metrics.jsonl")
+    assert history[0]["stage"] == "classifier"
+    assert "representation" in next(line for line in history if line["stage"] in {"flow", "joint"})
+    assert not any("projector" in name for name in model.flow.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ([4, 1], "blocks from 1, at the data, to 3, and layers counted from 1; got block 4, layer 1"),
+        ([2, 3], "and layers of block 2 from 1 to 2, counted from 1; got block 2, layer 3"),
+    ],
+)
+def test_places_that_do_not_exist_are_refused(place, message):
+    fit = FlowFitConfig(align=align_config(places=[place]))
+    with pytest.raises(ValueError, match=message):
+        tiny_run(fit_flow=fit)
+
+
+def test_places_count_from_one():
+    with pytest.raises(ValueError, match="greater than 0"):
+        align_config(places=[[0, 1]])
+
+
+def numbers() -> nn.Module:
+    return nn.Flatten(0)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (f"{__name__}:numbers", r"features \(B, F, h, w\), or tokens"),
+        (f"{__name__}:wants_three_channels", r"to take 1x4x4 images; it fails: .*input_size"),
+    ],
+)
+def test_encoders_that_cannot_see_the_images_are_refused_before_training(network, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train_in(tmp_path / "run", align=align_config(encoder="module", network=network))
+    assert not (tmp_path / "run").exists()
+
+
+def wants_three_channels() -> nn.Module:
+    return nn.Conv2d(3, 4, 3)
+
+
+def test_aligning_an_unconditional_flow_with_the_classifier_is_refused(tmp_path):
+    config = tiny_config(num_classes=0, reverse=None)
+    with pytest.raises(InputError, match="Expected classes for the encoder or distance 'classifier'"):
+        train_in(tmp_path / "run", align=align_config(), model=config, stage="flow")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ratio"), [("forward", 1.0), ("detach", 1.19), ("reverse_literal", 1.21), ("reverse", 1.44)]
+)
+def test_a_step_costs_what_its_losses_read_and_no_more(strategy, ratio):
+    """Operations of a step with blocks 7 and 8 of 8 aligned at layer 6 of 8, over those of a plain step."""
+
+    def operations(align: bool) -> int:
+        sizes = FlowConfig(blocks=8, layers=8, width=64, head_width=32)
+        flow = ForwardFlow(tiny_config(flow=sizes, reverse=None))
+        objective = aligned(flow, strategy=strategy, places=[[7, 6], [8, 6]]) if align else FitFlow(flow)
+        with FlopCounterMode(display=False) as counter:
+            objective(batch()).total.backward()
+        return counter.get_total_flops()
+
+    assert operations(align=True) / operations(align=False) == pytest.approx(ratio, abs=0.03)
