@@ -10,7 +10,6 @@ stays in runs/ablations, so the command goes on where it was stopped.  Writes do
 import argparse
 import json
 import multiprocessing
-import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from machine import describe
 from rich.console import Console
 from runs import trained, trained_judge
-from scipy.stats import t as student
+from seeds import judge, summary
 
 from biflow.checkpoint import Model, load_model
 from biflow.config import ReverseConfig, RunConfig, load_recipe
@@ -221,23 +220,13 @@ def one_thread() -> None:
 Scores = Mapping[tuple[str, str], Sequence[Mapping[str, float]]]  # (table, row) -> one a seed
 
 
-def summary(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and standard deviation over seeds."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
 def verdict(claim: Claim, scores: Scores) -> str:
     """Whether a claim holds: the difference within each seed, and its 95% interval by Student's t."""
     better, worse = (
         [each["frechet_distance"] for each in scores[claim.table, name]] for name in (claim.better, claim.worse)
     )
-    gains = [b - a for a, b in zip(better, worse, strict=True)]
-    mean, reach = statistics.mean(gains), float("inf")
-    if len(gains) > 1:
-        reach = float(student.ppf(0.975, len(gains) - 1)) * statistics.stdev(gains) / len(gains) ** 0.5
-    outcome = "too close to tell" if abs(mean) <= reach else "holds" if mean > 0 else "does not hold"
-    return f"- {claim.text}: **{outcome}** (FD lower by {mean:.2f} ± {reach:.2f})"
+    found = judge([b - a for a, b in zip(better, worse, strict=True)])
+    return f"- {claim.text}: **{found.outcome}** (FD lower by {found})"
 
 
 def render(scores: Scores, work: Work, seeds: int, real: float) -> str:

@@ -1,6 +1,8 @@
 """Trainings that benchmarks share: taken up where they were stopped, and never taken for others."""
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,12 +13,20 @@ from biflow.config_base import parse_config
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError
 from biflow.features.judge import Judge
+from biflow.training.loop import Hook, Trainer
 from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
 from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
+Listen = Callable[[str, Trainer], Sequence[Hook]]
 
-def trained(config: RunConfig, data: ImageSet, folder: Path, *, console: Console) -> Path:
-    """The model folder of a run, trained now, or further, unless it was before with the same settings."""
+
+def trained(
+    config: RunConfig, data: ImageSet, folder: Path, *, console: Console, watch: Listen = lambda *_: []
+) -> Path:
+    """The model folder of a run, trained now, or further, unless it was before with the same settings.
+
+    watch: more hooks for (stage, trainer).
+    """
     recorded, model = folder / CONFIG_FILE, folder / MODEL_FOLDER
     if model.exists():
         if parse_config(RunConfig, recorded.read_text(encoding="utf-8"), origin=str(recorded)) != config:
@@ -26,7 +36,9 @@ def trained(config: RunConfig, data: ImageSet, folder: Path, *, console: Console
         return model
     start = time.perf_counter()
     with open_run(config, data, folder, resume=recorded.exists(), console=console) as run:
-        save_model(train_model(run).model, model)
+        listen = run.listen
+        watched = replace(run, listen=lambda stage, trainer: [*listen(stage, trainer), *watch(stage, trainer)])
+        save_model(train_model(watched).model, model)
     print(f"trained {folder} in {time.perf_counter() - start:.0f} s", flush=True)
     return model
 

@@ -28,7 +28,7 @@ def load(monkeypatch):
         return module
 
     yield load
-    for name in ("machine", "runs", "training_step", "ablations"):
+    for name in ("machine", "runs", "seeds", "training_step", "ablations"):
         sys.modules.pop(name, None)
 
 

@@ -196,8 +196,8 @@ class AlignConfig(Config):
     (network: "package.module:name").  input_size: of the images it is given; none is the network's own, or the images'.
     strategy: which blocks learn from it; the ways of `models/feature_ways.py`, with that many sweeps of `reverse`.
     places: pairs of a block and a layer of it, both counted from 1, block 1 at the data.
-    distance: between the features, projected by three layers of hidden_width, and the encoder's, patch by patch; its
-    mean over places has this weight beside the nats per dimension.
+    distance: between the features, projected by three layers of hidden_width (none is the flow's width, as the paper's
+    1024 is), and the encoder's, patch by patch; its mean over places has this weight beside the nats per dimension.
     """
 
     encoder: Literal["dinov2", "dinov3", "clip", "mae", "classifier", "module"] = "classifier"
@@ -207,7 +207,7 @@ class AlignConfig(Config):
     sweeps: PositiveInt = 1
     places: tuple[Place, ...]
     distance: Literal["cosine", "mse", "l1"] = "cosine"
-    hidden_width: PositiveInt = 1024
+    hidden_width: PositiveInt | None = None
     weight: PositiveFloat = 0.1
 
     @model_validator(mode="after")

@@ -118,7 +118,7 @@ def test_a_block_maps_each_patch_by_the_patches_read_before_it(place):
     changed = x.clone()
     last_read = 0 if block.reads_backwards else 3
     changed[:, last_read] += 1
-    before, after = block(x, labels)[0], block(changed, labels)[0]
+    before, after = (block(each, block.classes(labels)).z for each in (x, changed))
     untouched = [t for t in range(4) if t != last_read]
     assert torch.equal(before[:, untouched], after[:, untouched])
     assert not torch.allclose(before[:, last_read], after[:, last_read])

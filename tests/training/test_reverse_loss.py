@@ -40,7 +40,7 @@ def train_in(folder, **changes):
 
 
 def fit_with(*distances: DistanceConfig, **changes) -> ReverseFitConfig:
-    return ReverseFitConfig(**{**tiny_run().fit_flow.model_dump(), "distances": distances, **changes})
+    return ReverseFitConfig(**{**tiny_run().fit_reverse.model_dump(), "distances": distances, **changes})
 
 
 def test_distances_are_summed_by_their_weights_and_logged_without_them():
@@ -83,7 +83,7 @@ def test_a_classifier_is_trained_first_for_the_distance_that_needs_it(stage, tmp
 
 def test_a_classifier_needs_classes(tmp_path):
     fit = fit_with(DistanceConfig(kind="classifier"))
-    with pytest.raises(InputError, match="Choose another distance"):
+    with pytest.raises(InputError, match="Choose another"):
         train_in(tmp_path / "run", fit_reverse=fit, model=tiny_config(num_classes=0))
     assert not (tmp_path / "run").exists()
 

@@ -282,7 +282,7 @@ def test_batches_are_the_same_however_many_processes_share_them():
     whole = batches_of(objective)(5)
     for rank in range(2):
         part = batches_of(objective, World(rank, 2, torch.device("cpu")))(5)
-        for ours, theirs in zip(part[:-1], whole[:-1], strict=True):
+        for ours, theirs in zip(part[:4], whole[:4], strict=True):
             assert torch.equal(ours, theirs[2 * rank : 2 * rank + 2])
         assert part.window == whole.window
 

@@ -29,3 +29,16 @@ def nearest_distances_within(items: Tensor) -> Tensor:
     """Euclidean distance from each of items (N, ...) to the nearest other one: (N,)."""
     distances = torch.cdist(items.flatten(1).double(), items.flatten(1).double())
     return distances.fill_diagonal_(torch.inf).amin(dim=1)
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of probabilities (N, K) for labels (N,): 0 when confidence is accuracy.
+
+    Images are put in bins of equal width by the probability of their best class; the mean over images of the
+    difference between a bin's accuracy and its mean probability (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    """
+    confidence, guess = probabilities.double().max(dim=1)
+    right = (guess == labels).double()
+    places = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, places, right - confidence)
+    return float(gaps.abs().sum() / len(labels))

@@ -25,7 +25,7 @@ class Alignment(nn.Module):
         self.sees_images = model.codec != "pixels" and config.encoder != "classifier"
         if not self.sees_images:
             image_shape = (model.channels, model.image_size, model.image_size)
-        width, hidden = try_encoder(config, encoder, image_shape), config.hidden_width
+        width, hidden = try_encoder(config, encoder, image_shape), config.hidden_width or model.flow.width
         self.projector = nn.Sequential(
             *(nn.Linear(model.flow.width, hidden), nn.SiLU()),
             *(nn.Linear(hidden, hidden), nn.SiLU()),
