@@ -1,5 +1,6 @@
 """The command line, called in this process as the console script calls it."""
 
+import csv
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from biflow import cli
 from biflow.checkpoint import save_model
 from biflow.config import load_recipe, recipe_text
 from biflow.training.hooks import read_history
-from tests.builders import read_npz, tiny_model
+from tests.builders import read_npz, tiny_config, tiny_model
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -139,6 +140,42 @@ def test_score_can_contrast_a_label_with_none(biflow, model, tmp_path):
     assert out.count("x.npz[") == 2
 
 
+def test_classify_names_the_best_classes_and_writes_a_table(biflow, model, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((9, 7), 60 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    code, out, err = biflow("classify", model, folder, "--top", 2, "--out", tmp_path / "new" / "classes.csv")
+    assert code == 0
+    assert "3 of 3 images" in out
+    assert "skipped broken.png" in err
+    with (tmp_path / "new" / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["rank"]) for row in rows] == [(f"{i}.png", rank) for i in range(3) for rank in "12"]
+    assert all(row["name"] == "abc"[int(row["label"])] for row in rows)
+    assert all(float(a["probability"]) >= float(b["probability"]) for a, b in zip(rows[::2], rows[1::2], strict=True))
+
+
+@pytest.mark.parametrize("method", ["gradient", "steps", "bayes"])
+def test_every_way_of_classifying_gives_probabilities(biflow, model, tmp_path, method):
+    np.savez(tmp_path / "x.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1))
+    options = ["--method", method, "--draws", 2, "--noise", "uniform", "--top", 3, "--out", tmp_path / "c.csv"]
+    assert biflow("classify", model, tmp_path / "x.npz", *options)[0] == 0
+    with (tmp_path / "c.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    totals = [sum(float(row["probability"]) for row in rows[i : i + 3]) for i in range(0, len(rows), 3)]
+    assert totals == pytest.approx([1] * 4, abs=1e-4)
+
+
+def test_an_unconditional_model_cannot_classify(biflow, tmp_path):
+    save_model(tiny_model(tiny_config(num_classes=0, reverse=None)), tmp_path / "model")
+    np.savez(tmp_path / "x.npz", arr_0=np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1))
+    code, _, err = biflow("classify", tmp_path / "model", tmp_path / "x.npz")
+    assert code == 2
+    assert "this one is unconditional" in err
+
+
 def test_import_makes_a_model_that_samples(biflow, tmp_path):
     options = ["--noise-std", 0.1, "--image-size", 8, "--class-names", "a,b,c,d,e"]
     code, out, _ = biflow("import", "tarflow", GOLDEN / "tarflow_conditional.pth", "--out", tmp_path / "m", *options)
@@ -195,6 +232,9 @@ BAD = {
     "contrast without label": (["score", "{model}", "{tmp}", "--contrast"], "Add --label"),
     "score of no class": (["score", "{model}", "{golden}/x.npz", "--label", 7], "labels from 0 to 2"),
     "scores into a folder": (["score", "{model}", "{golden}/x.npz", "--out", "{model}"], "is a folder"),
+    "unknown way to classify": (["classify", "{model}", "{golden}/x.npz", "--method", "gradiant"], "gradient"),
+    "no draw to classify": (["classify", "{model}", "{golden}/x.npz", "--draws", 0], "draws"),
+    "classes into a folder": (["classify", "{model}", "{golden}/x.npz", "--out", "{model}"], "is a folder"),
     "checkpoint that is none": (["import", "tarflow", "{notes}", "--noise-std", 1, "--out", "{tmp}/x"], "cannot read"),
     "checkpoint of open size": (
         ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{tmp}/x"],

@@ -43,6 +43,9 @@ def test_report_holds_every_promised_number(finished):
         assert {"exact_guided", "exact", "reverse_guided", "reverse", "ratio_guided"} == times.keys()
         assert all(value > 0 for value in times.values())
     assert report["flow"]["round_trip_error_float64"] < 1e-9
+    assert report["classification"].keys() == {"gradient", "steps", "bayes"}
+    for found in report["classification"].values():
+        assert {"accuracy", "calibration_error", "milliseconds_per_image"} == found.keys()
 
 
 def test_exact_samples_are_tried_with_annealed_guidance_too(finished):

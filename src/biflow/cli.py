@@ -248,11 +248,14 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def summary_tables(report: dict[str, Any]) -> list[Table]:
     """The numbers of a quickstart that matter most, for the terminal."""
-    from biflow.evaluation.report import quality_rows, speed_rows
+    from biflow.evaluation.report import classification_rows, quality_rows, speed_rows
 
     total = f"{report['total_seconds'] / 60:.1f} minutes in all"
-    titles = (f"{report['samples']['count']:,} samples each way", f"time per image; {total}")
-    return [_table(title, rows) for title, rows in zip(titles, (quality_rows(report), speed_rows(report)), strict=True)]
+    return [
+        _table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
+        _table(f"{report['data']['test_images']:,} test images, classified by likelihood", classification_rows(report)),
+        _table(f"time per image; {total}", speed_rows(report)),
+    ]
 
 
 def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:

@@ -106,6 +106,7 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         **describe_networks(pipe, judge, plan, seconds, test=split.test),
         "real": measure(split.test.images, split.test.labels),
         "samples": describe_samples(best),
+        "classification": evaluate.measure_classification(pipe.model, split.test),
         "sweep": {sampler: [each.describe() for each in drawn] for sampler, drawn in draws.items()},
         "speed": measure_speed(pipe, plan, best),
         "recipe": plan.run.model_dump(mode="json"),

@@ -4,7 +4,12 @@ import torch
 from scipy import linalg
 
 from biflow.evaluation.evaluate import measure_copying, milliseconds_per_image
-from biflow.evaluation.metrics import frechet_distance, nearest_distances, nearest_distances_within
+from biflow.evaluation.metrics import (
+    calibration_error,
+    frechet_distance,
+    nearest_distances,
+    nearest_distances_within,
+)
 from tests.builders import tiny_images
 
 
@@ -60,6 +65,15 @@ def test_samples_that_repeat_each_other_have_no_spread():
     train = tiny_images(60)
     assert measure_copying(train.images[:1].repeat(30, 1, 1, 1), train)["spread_ratio"] == 0
     assert measure_copying(train.images, train)["spread_ratio"] == pytest.approx(1)
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
+    labels = torch.tensor([0, 0, 0, 1])
+    sure = torch.tensor([[0.75, 0.25]]).expand(4, 2)
+    assert calibration_error(sure, labels) == pytest.approx(0)
+    assert calibration_error(torch.tensor([[1.0, 0.0]]).expand(4, 2), labels) == pytest.approx(0.25)
+    apart = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.6, 0.4], [0.6, 0.4]])  # right 2 of 2, and 1 of 2
+    assert calibration_error(apart, labels) == pytest.approx((0.05 + 0.1) / 2)
 
 
 def test_timing_calls_every_sampler_equally_often():

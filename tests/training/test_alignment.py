@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
@@ -37,9 +39,12 @@ def batch() -> Batch:
     return Batch(images, add_noise(images, range(6), 0.2, "test"), torch.arange(6) % 4, torch.zeros(6))
 
 
+def aligned_fit(align: AlignConfig) -> FlowFitConfig:
+    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
+
+
 def train_in(folder, *, align: AlignConfig, **changes):
-    fit = FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
-    config = tiny_run(fit_flow=fit, **changes)
+    config = tiny_run(fit_flow=aligned_fit(align), **changes)
     with open_run(config, tiny_images(), folder, resume=False, console=Console(quiet=True)) as run:
         return train_model(run).model
 
@@ -94,6 +99,25 @@ def test_an_aligned_flow_trains_in_every_stage_and_leaves_no_projector_behind(st
     assert history[0]["stage"] == "classifier"
     assert "representation" in next(line for line in history if line["stage"] in {"flow", "joint"})
     assert not any("projector" in name for name in model.flow.state_dict())
+
+
+@pytest.mark.parametrize("stage", ["flow", "joint"])
+def test_an_encoder_of_images_sees_images_where_the_flow_models_latents(stage, autoencoder, tmp_path):
+    images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reverse = {"reverse": None} if stage == "flow" else {}
+    config = tiny_run(
+        stage=stage,
+        model=tiny_config(codec=f"vae:{autoencoder}", channels=4, **reverse),
+        fit_flow=aligned_fit(align_config(encoder="module", network=f"{__name__}:of_three_channels")),
+    )
+    data = replace(tiny_images(), images=images)
+    with open_run(config, data, tmp_path / "run", resume=False, console=Console(quiet=True)) as run:
+        train_model(run)
+    assert "representation" in read_history(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+def of_three_channels() -> nn.Module:
+    return nn.Conv2d(3, 4, 2, stride=2)
 
 
 @pytest.mark.parametrize(

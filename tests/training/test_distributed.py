@@ -3,17 +3,29 @@
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 from rich.console import Console
 
+from biflow.config import AlignConfig, FlowFitConfig
 from biflow.training.hooks import read_history
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
 from tests.builders import tiny_images, tiny_run
 
+RUNS = {
+    "flow, then inverse": tiny_run,
+    "both at once, the flow aligned": lambda: tiny_run(stage="joint", fit_flow=aligned_fit()),
+}
 
-def train_in_process(rank: int, size: int, port: int, folder: str) -> None:
+
+def aligned_fit() -> FlowFitConfig:
+    align = AlignConfig(places=[[2, 1], [3, 2]], hidden_width=8)
+    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
+
+
+def train_in_process(rank: int, size: int, port: int, work: tuple[str, str]) -> None:
     """What one process of a launcher does."""
     import os
 
@@ -25,22 +37,24 @@ def train_in_process(rank: int, size: int, port: int, folder: str) -> None:
         "MASTER_PORT": str(port),
     }
     torch.set_num_threads(1)
-    run_in(Path(folder))
+    run_in(*work)
 
 
-def run_in(folder: Path) -> None:
-    with open_run(tiny_run(), tiny_images(), folder, resume=False, console=Console(quiet=True)) as run:
+def run_in(kind: str, folder: str) -> None:
+    with open_run(RUNS[kind](), tiny_images(), Path(folder), resume=False, console=Console(quiet=True)) as run:
         model = train_model(run).model
         if run.world.is_main:
-            torch.save({"flow": model.flow.state_dict(), "reverse": model.reverse.state_dict()}, folder / "weights.pt")
+            weights = {"flow": model.flow.state_dict(), "reverse": model.reverse.state_dict()}
+            torch.save(weights, Path(folder) / "weights.pt")
 
 
-def test_two_processes_train_as_one(tmp_path):
-    run_in(tmp_path / "one")
+@pytest.mark.parametrize("kind", RUNS)
+def test_two_processes_train_as_one(kind, tmp_path):
+    run_in(kind, str(tmp_path / "one"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(train_in_process, args=(2, port, str(tmp_path / "two")), nprocs=2)
+    mp.spawn(train_in_process, args=(2, port, (kind, str(tmp_path / "two"))), nprocs=2)
 
     one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two]

@@ -73,6 +73,21 @@ def speed_rows(report: Numbers) -> list[list[str]]:
     return [["", *(f"batch {size}" for size in batches)], *rows, ["guided, one pass is faster by", *ratios]]
 
 
+def classification_rows(report: Numbers) -> list[list[str]]:
+    """How well the flow's likelihood tells the classes of test images apart: a head, then a row for each way."""
+    names = {"gradient": "one gradient", "steps": "ten gradients", "bayes": "every class tried"}
+    rows = [
+        [
+            name,
+            f"{found['accuracy']:.1%}",
+            f"{found['calibration_error']:.1%}",
+            f"{found['milliseconds_per_image']:.2g} ms",
+        ]
+        for name, found in ((names[method], found) for method, found in report["classification"].items())
+    ]
+    return [["", "right", "calibration error", "time an image"], *rows]
+
+
 def _guidance(sampler: Numbers) -> str:
     return f"w={sampler['guidance']:g}{' annealed' if sampler['annealed'] else ''}"
 
@@ -85,6 +100,7 @@ def render_report(report: Numbers, history: Sequence[Numbers], pictures: Picture
         headline=_headline(report),
         quality=_table(quality_rows(report)),
         speed=_table(speed_rows(report)),
+        classification=_table(classification_rows(report)),
         **{f"grid_{name}": _picture(grid, name) for name, grid in _grids(pictures).items()},
         way=_way(pictures),
         curves=_curves(history),

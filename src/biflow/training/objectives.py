@@ -93,6 +93,7 @@ class FitJoint(Objective):
         super().__init__(nn.ModuleDict({"flow": forward.model, "reverse": reverse}))
         self.reverse, self.fit_flow, self.loss = reverse, forward, loss
         self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
+        self.sees_images = forward.sees_images
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     @property
@@ -104,8 +105,8 @@ class FitJoint(Objective):
         """The sum of both losses."""
         trajectory, forward = self.fit_flow.evaluate(batch)
         if self.training and self.reverse.config.normalise:
-            rms = torch.stack([state.detach().square().mean().sqrt() for state in trajectory.states[:-1]])
-            self.reverse.state_rms.lerp_(mean_over_processes(rms), RMS_RATE)
+            squares = torch.stack([state.detach().square().mean() for state in trajectory.states[:-1]])
+            self.reverse.state_rms.lerp_(mean_over_processes(squares).sqrt(), RMS_RATE)
         back = self.loss(self.reverse, trajectory, batch)
         return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
 
