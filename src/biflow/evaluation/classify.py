@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ METHODS: Mapping[ClassifyMethod, Callable[[ForwardFlow, Tensor], Tensor]] = {
 }
 
 
+@torch.inference_mode(False)  # it needs gradients wherever it is called
 def classify_images(
     model: Model,
     pixels: Tensor,
@@ -102,10 +103,6 @@ def classify_images(
         raise InputError(f"Expected a whole number of draws, 1 or more; got {draws!r}.")
     if not len(pixels):
         raise InputError("Expected one or more images to classify; got none.")
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False):
-            options: dict[str, Any] = {"method": method, "noise": noise, "draws": draws, "seed": seed}
-            return classify_images(model, pixels.clone(), codec=codec, **options)
     logits_of = choose(METHODS, method, "method")
     noises: Mapping[ClassifyNoise, tuple[float, float]]
     noises = {"training": training_noise(model.config), "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}
