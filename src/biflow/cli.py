@@ -58,12 +58,15 @@ def train(
     """Train what a recipe describes; the model lands in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
-    from biflow.data.datasets import load_data
+    from biflow.data.sources import open_data
+    from biflow.models.codec import make_codec
     from biflow.training.run import MODEL_FOLDER, open_run
     from biflow.training.stages import train_model
 
     model = out / MODEL_FOLDER
-    with open_run(config, load_data(config.data).train, out, resume=resume, console=console) as run:
+    image_shape = make_codec(config.model.codec).image_shape(config.model)
+    data = open_data(config.data, image_shape, config.reading)
+    with open_run(config, data.train, out, resume=resume, console=console) as run:
         trained = train_model(run).model
         run.world.on_main(lambda: save_model(trained, model))
     if run.world.is_main:

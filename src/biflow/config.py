@@ -315,6 +315,25 @@ class ReverseFitConfig(FitConfig):
         return self
 
 
+class ReadingConfig(Config):
+    """How the images of a data set are read.
+
+    crop: of images of other sizes: "adm" halves by averaging while it can, then bicubic (ADM, arXiv 2105.05233);
+    "tarflow" resizes the shorter side in one bicubic step (TARFlow's code); both cut out the centre.
+    flip: mirror half of the training images, drawn anew each time.  background: behind transparent parts.
+    rejected_share: of the files of a folder that may be unreadable before it is an error.
+    test_share: of the images, of each class alike, that training never sees; digits have a fixed test set.
+    workers: processes that read ahead, 0 for none.
+    """
+
+    crop: Literal["adm", "tarflow"] = "adm"
+    flip: bool = False
+    background: Literal["white", "black", "grey"] = "white"
+    rejected_share: Share = 0.05
+    test_share: Share = 0.0
+    workers: NonNegativeInt = 0
+
+
 class RunConfig(Config):
     """A whole training run; what a recipe holds and what a run folder records.
 
@@ -327,6 +346,7 @@ class RunConfig(Config):
     flow_from: str | None = None
     seed: NonNegativeInt = 0
     data: str = "digits"
+    reading: ReadingConfig = ReadingConfig()
     model: ModelConfig
     fit_flow: FlowFitConfig = FlowFitConfig()
     fit_reverse: ReverseFitConfig | None = ReverseFitConfig()

@@ -23,6 +23,10 @@ class Codec(nn.Module):
         """The shape (P, H, W) of images of pixels -> that of what the flow models."""
 
     @abstractmethod
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The shape (P, H, W) of the images whose latents a model is made for."""
+
+    @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 latents (B, P', H', W'), on the codec's device."""
 
@@ -45,6 +49,10 @@ class PixelCodec(Codec):
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same shape."""
         return image_shape
+
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The model's own."""
+        return config.channels, config.image_size, config.image_size
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1], where the pixels are."""
@@ -78,6 +86,11 @@ class VaeCodec(Codec):
                 "model.codec=pixels."
             )
         return self.autoencoder.config.latent_channels, *(side // self.reduction for side in image_shape[1:])
+
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The channels that the autoencoder takes, and r times the model's sides."""
+        side = self.reduction * config.image_size
+        return int(self.autoencoder.config.in_channels), side, side
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

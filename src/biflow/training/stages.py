@@ -11,9 +11,10 @@ from torch import Tensor
 from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
-from biflow.data.datasets import ImageSet, indices_at, with_shifts
-from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels
-from biflow.data.randomness import seeded_weights
+from biflow.data.datasets import ImageSet, ImageSource, indices_at, with_shifts
+from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
+from biflow.data.randomness import permutation, seeded_weights
+from biflow.data.reader import Reader
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
@@ -38,7 +39,7 @@ class Run:
     """A training run: what to train, on what, and where its state is kept."""
 
     config: RunConfig
-    data: ImageSet
+    data: ImageSource
     codec: Codec
     world: World
     states: Path  # a folder; a state found in it is taken up
@@ -53,11 +54,10 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
+def check_fits(config: RunConfig, data: ImageSource, codec: Codec) -> None:
     """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
     model = config.model
-    shape = tuple(data.images.shape[1:])
-    channels, _, image_size = codec.latent_shape(shape)
+    channels, _, image_size = codec.latent_shape(data.image_shape)
     wanted = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
     faults = {key: value for key, value in wanted.items() if getattr(model, key) != value}
     if faults:
@@ -81,7 +81,7 @@ def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
         make_alignment(config, data, classifier)
 
 
-def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
+def load_flow(config: RunConfig, data: ImageSource) -> ForwardFlow:
     """The flow of the model folder `flow_from`; raise unless it is the one that the config and the data describe."""
     assert config.flow_from is not None
     source, model = load_model(Path(config.flow_from)), config.model
@@ -100,21 +100,22 @@ def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
     return source.flow
 
 
-def make_reverse_loss(config: RunConfig, data: ImageSet, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
+def make_reverse_loss(config: RunConfig, data: ImageSource, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
     """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
     assert config.fit_reverse is not None
-    shape = tuple(data.images.shape[1:])
-    return ReverseLoss(config.fit_reverse, config.model, codec=codec, image_shape=shape, classifier=classifier)
+    return ReverseLoss(
+        config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
+    )
 
 
-def make_alignment(config: RunConfig, data: ImageSet, classifier: Classifier | None) -> Alignment | None:
+def make_alignment(config: RunConfig, data: ImageSource, classifier: Classifier | None) -> Alignment | None:
     """The alignment of the flow's features with the encoder that the config names, if it names one."""
     align = config.fit_flow.align
     if align is None:
         return None
     with seeded_weights(config.seed):
         encoder = make_encoder(align, classifier=classifier)
-        return Alignment(align, config.model, encoder, image_shape=tuple(data.images.shape[1:]))
+        return Alignment(align, config.model, encoder, image_shape=data.image_shape)
 
 
 def needs_classifier(config: RunConfig) -> bool:
@@ -180,6 +181,8 @@ def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: Revers
 
 def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
     """A judge of the run's images, trained on them and their one-pixel shifts, and the seconds that took."""
+    if not isinstance(run.data, ImageSet):
+        raise InputError(f"Expected data that lie in memory for a judge; got {run.config.data!r}. Set data=digits.")
     with seeded_weights(run.config.seed):
         judge = Judge(run.config.model.channels, run.config.model.num_classes)
     return judge, fit(replace(run, data=with_shifts(run.data)), "judge", FitClassifier(judge), config)
@@ -206,21 +209,26 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
     """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, null_label = run.codec.to(run.world.device), run.config.model.null_label
+    codec, null_label, keys = run.codec.to(run.world.device), run.config.model.null_label, (run.config.seed, stage)
+    count, reading = len(run.data), run.config.reading
+
+    def places_at(step: int) -> Tensor:
+        return run.world.share(indices_at(step, *keys, batch_size=config.batch_size, num_images=count))
+
+    read = Reader(run.data, places_at, steps=config.steps, workers=reading.workers)
 
     def make_batch(step: int) -> Batch:
-        keys = (run.config.seed, stage)
-        everyone = indices_at(step, *keys, batch_size=config.batch_size, num_images=len(run.data))
-        chosen = run.world.share(everyone)
-        indices = chosen.tolist()
-        clean = codec.encode(run.data.images[chosen])
+        pixels, labels, indices = read(step)
+        if reading.flip:
+            pixels = flip(pixels, indices, *keys, step)
+        clean = codec.encode(pixels)
         noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
-        labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, null_label, *keys, step)
+        labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         clean, noisy, labels, guidance = (part.to(run.world.device) for part in (clean, noisy, labels, guidance))
         images = None
         if objective.sees_images:
-            images = PixelCodec().encode(run.data.images[chosen]).to(run.world.device)
+            images = PixelCodec().encode(pixels).to(run.world.device)
         return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
 
     return make_batch
@@ -230,10 +238,10 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
     codec, (noise_std, bin_width) = run.codec.to(run.world.device), training_noise(flow.config)
-    everyone = torch.arange(min(len(run.data), CALIBRATION_IMAGES))
+    everyone = permutation(len(run.data), run.config.seed, "state rms")[:CALIBRATION_IMAGES]
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
     for chosen in everyone.split(CALIBRATION_BATCH):
-        clean = codec.encode(run.data.images[chosen])
+        clean = codec.encode(run.data.read(chosen))
         noisy = add_noise(clean, chosen.tolist(), noise_std, run.config.seed, "state rms", bin_width=bin_width)
         patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
         states = flow(patches, run.data.labels[chosen].to(run.world.device)).states

@@ -1,0 +1,55 @@
+"""Reading the images of each training step, ahead of time where there are processes for it."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from biflow.data.datasets import ImageSource
+
+
+class Examples(NamedTuple):
+    """One process's images of a step, as they lie in the data set."""
+
+    images: Tensor  # uint8 (B, P, H, W)
+    labels: Tensor  # (B,)
+    indices: list[int]  # their places, which the random numbers of each are drawn for
+
+
+PlacesAt = Callable[[int], Tensor]
+"""A function step -> the places (B,) of its images; it depends on the step alone."""
+
+
+class Steps(Dataset[Examples]):
+    """The examples of each step, by its number."""
+
+    def __init__(self, source: ImageSource, places_at: PlacesAt, steps: int) -> None:
+        self.source, self.places_at, self.steps = source, places_at, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Examples:
+        places = self.places_at(step)
+        return Examples(self.source.read(places), self.source.labels[places], places.tolist())
+
+
+class Reader:
+    """A function step -> `Examples`; with workers, those of the steps that follow are being read meanwhile."""
+
+    def __init__(self, source: ImageSource, places_at: PlacesAt, *, steps: int, workers: int) -> None:
+        self.steps, self.workers = Steps(source, places_at, steps), workers
+        self.ahead: Iterator[Examples] = iter(())
+        self.next_step = -1
+
+    def __call__(self, step: int) -> Examples:
+        """The examples of one step; quick if it is the one after the last that was asked for."""
+        if not self.workers:
+            return self.steps[step]
+        if step != self.next_step:
+            following = torch.arange(step, len(self.steps)).tolist()
+            self.ahead = iter(DataLoader(self.steps, sampler=following, batch_size=None, num_workers=self.workers))
+        self.next_step = step + 1
+        return next(self.ahead)
