@@ -165,7 +165,13 @@ class FitConfig(Config):
     The learning rate warms up over warmup_steps, then stays (schedule "constant") or falls to last_learning_rate
     ("cosine").  clip_norm: largest norm of the gradient, none for no limit.  ema_decay: of the averaged weights, 0 for
     the last ones.  precision: of the network's arithmetic in a forward pass (autocast); weights, affine maps and
-    log-determinants are float32.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
+    log-determinants are float32; "float16" scales the loss, so that small gradients do not vanish.  accumulate: parts
+    that each process's batch is taken in, one after another.  sharding: "ddp" keeps the whole model in every process,
+    "fsdp" spreads it over them (FSDP2).  recompute: keep only the input of every transformer layer, and evaluate the
+    layer again for its gradient.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
+    max_skipped: steps in a row that may be skipped because the loss or its gradient is not finite.
+    Checkpoints are written every save_every steps; kept are the last keep_last, those at multiples of keep_every, and
+    the one whose metric best_by, of those logged, is lowest.
     """
 
     steps: PositiveInt = 2000
@@ -179,10 +185,17 @@ class FitConfig(Config):
     clip_norm: PositiveFloat | None = 1.0
     ema_decay: Share = 0.99
     label_drop: Share = 0.1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    accumulate: PositiveInt = 1
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    recompute: bool = False
     compile: bool = False
+    max_skipped: PositiveInt = 20
     log_every: PositiveInt = 25
     save_every: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    best_by: str | None = None
 
 
 Place = tuple[PositiveInt, PositiveInt]

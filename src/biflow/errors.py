@@ -16,6 +16,10 @@ class Interrupted(Exception):
     """Training was asked to stop, and has saved its state."""
 
 
+class Diverged(Exception):
+    """Training met numbers that are not finite, step after step; the text says where they grew."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the closest known names, or all of them.
 

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from rich.console import Console
 
-from biflow.config import AlignConfig, FlowFitConfig
+from biflow.config import AlignConfig, FlowFitConfig, RunConfig
 from biflow.training.hooks import read_history
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
@@ -17,12 +17,21 @@ from tests.builders import tiny_images, tiny_run
 RUNS = {
     "flow, then inverse": tiny_run,
     "both at once, the flow aligned": lambda: tiny_run(stage="joint", fit_flow=aligned_fit()),
+    "sharded": lambda: sharded(aligned_fit()),
+    "sharded, in parts": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
 }
 
 
-def aligned_fit() -> FlowFitConfig:
+def sharded(fit_flow: FlowFitConfig) -> RunConfig:
+    """The parameters spread over the processes (FSDP2)."""
+    change = {"sharding": "fsdp"}
+    fit_reverse = tiny_run().fit_reverse
+    return tiny_run(fit_flow=fit_flow.model_copy(update=change), fit_reverse=fit_reverse.model_copy(update=change))
+
+
+def aligned_fit(**changes: object) -> FlowFitConfig:
     align = AlignConfig(places=[[2, 1], [3, 2]], hidden_width=8)
-    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
+    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align, **changes})
 
 
 def train_in_process(rank: int, size: int, port: int, work: tuple[str, str]) -> None:

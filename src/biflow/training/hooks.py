@@ -32,7 +32,7 @@ class History:
         line = {"stage": self.stage, "step": report.step, "seconds": round(report.seconds, 3)}
         line["loss"] = self.world.mean(report.loss.total.detach()).item()
         line |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
-        line["grad_norm"] = report.grad_norm.item()
+        line |= {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
         if self.world.is_main:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -89,6 +89,8 @@ class ProgressBoard:
                 return
             rate = (report.step - first.step) / max(report.seconds - first.seconds, 1e-9)
             status = f"loss {report.loss.total.item():.4f}  {rate * batch_size:,.0f} images/s"
+            if report.skipped:
+                status += f"  {report.skipped} skipped"
             self.bars.update(task, status=status)
             due = report.step * self.LINES_PER_STAGE // steps > (report.step - every) * self.LINES_PER_STAGE // steps
             if not self.console.is_terminal and (due or report.step == steps):

@@ -1,5 +1,6 @@
 """The stages of a run: fit the flow, then fit the reverse model to the frozen flow."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
+from biflow.training.checkpoints import newest
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
@@ -190,16 +192,19 @@ def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
 
 def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     """Fit one model, from its saved state if there is one; returns the seconds it took in all."""
-    path = run.states / f"{stage}.pt"
+    folder = run.states / stage
     trainer = Trainer(objective, config, run.world)
-    if path.exists():
-        trainer.load(path)
+    found, faults = newest(folder)
+    for fault in faults:
+        warnings.warn(f"Passed over a damaged checkpoint: {fault}.", stacklevel=2)
+    if found:
+        trainer.load(found)
         objective.check_resumed()
     try:
         trainer.train(
             training_batches(run, stage, objective, config),
             hooks=run.listen(stage, trainer),
-            save_to=path,
+            save_to=folder,
             should_stop=run.should_stop,
         )
     except Interrupted as stop:
