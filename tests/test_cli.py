@@ -245,7 +245,17 @@ BAD = {
         "has files",
     ),
     "import without noise": (["import", "tarflow", "{notes}", "--out", "{tmp}/x"], "--noise-std"),
-    "data for later": (["train", "tarflow_imagenet64", "--out", "{tmp}/r"], "later version"),
+    "images that are not there": (["train", "tarflow_imagenet64", "--out", "{tmp}/r"], "imagenet64 does not exist"),
+    "a run among the images": (
+        ["train", "biflow_digits", "--set", "data=folder:{tmp}", "--out", "{tmp}/r"],
+        "Expected an output outside of",
+    ),
+    "no folder to check": (["data", "check", "{tmp}/none"], "does not exist"),
+    "a file to check": (["data", "check", "{notes}"], "is no folder"),
+    "a folder without images": (["data", "check", "{model}"], "there is none"),
+    "a contact sheet among the images": (["data", "check", "{tmp}", "--out", "{tmp}/x.png"], "outside of"),
+    "a list among the images": (["data", "check", "{tmp}", "--rejected", "{tmp}/x/r.txt"], "outside of"),
+    "a contact sheet that is none": (["data", "check", "{model}", "--out", "{tmp}/x.gif"], "ending in .png"),
     "a name too long": (["sample", "{model}", "--out", "{tmp}/" + "x" * 300 + "/x.png"], "Choose another output"),
     "unfit model": (
         ["train", "biflow_digits", "--set", "model.num_classes=5", "--out", "{tmp}/r"],

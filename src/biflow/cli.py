@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
@@ -58,12 +59,13 @@ def train(
     """Train what a recipe describes; the model lands in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
-    from biflow.data.sources import open_data
+    from biflow.data.sources import check_apart, open_data
     from biflow.models.codec import make_codec
     from biflow.training.run import MODEL_FOLDER, open_run
     from biflow.training.stages import train_model
 
     model = out / MODEL_FOLDER
+    check_apart(config.data, out)
     image_shape = make_codec(config.model.codec).image_shape(config.model)
     data = open_data(config.data, image_shape, config.reading)
     with open_run(config, data.train, out, resume=resume, console=console) as run:
@@ -76,6 +78,7 @@ def train(
 
 GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
 METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
+REJECTS_SHOWN = 10
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
 
 
@@ -227,6 +230,49 @@ def tarflow(
     )
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Look into data of your own.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images.")],
+    size: Annotated[int, typer.Option(min=1, help="Of each image on the contact sheet, in pixels.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet: a row of images of each class.")] = None,
+    rejected: Annotated[Path | None, typer.Option(help="A text file for all that cannot be read.")] = None,
+) -> None:
+    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read."""
+    from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
+    from biflow.data.images import write_picture
+    from biflow.data.scan import printable, write_rejected
+    from biflow.files import check_file_output, check_outside
+
+    for output in filter(None, (out, rejected)):
+        check_outside(output, path)
+        check_file_output(output)
+    if out and out.suffix != ".png":
+        raise InputError(f"Expected a contact sheet ending in .png; got {out}.")
+    found = check_folder(path)
+    sheet = contact_sheet(found, size) if out else None
+    names, faults = found.layout.class_names, found.found.rejected
+    _tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} cannot be read.")
+    console.print(_table("classes", class_rows(found)))
+    for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
+        if found.found.readable:
+            console.print(_table(title, rows(found)))
+    for name, reason in list(faults.items())[:REJECTS_SHOWN]:
+        _tell(f"Cannot read {printable(name)}: {reason}")
+    if len(faults) > REJECTS_SHOWN:
+        _tell(f"... and {len(faults) - REJECTS_SHOWN:,} more that cannot be read; --rejected FILE lists all.")
+    if rejected:
+        write_rejected(rejected, faults)
+        _tell(f"Wrote {rejected}.")
+    if out and sheet is not None:
+        write_picture(out, sheet)
+        _tell(f"Wrote {out}.")
+    _tell(f"Train on it with --set data=folder:{path} --set model.num_classes={len(names)}")
+
+
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe whole.")] = None,
@@ -271,7 +317,7 @@ def _table(title: str, rows: list[list[str]]) -> Table:
     for place, heading in enumerate(rows[0]):
         table.add_column(heading, justify="right" if place else "left", no_wrap=True)
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -332,10 +332,11 @@ class ReadingConfig(Config):
     """How the images of a data set are read.
 
     crop: of images of other sizes: "adm" halves by averaging while it can, then bicubic (ADM, arXiv 2105.05233);
-    "tarflow" resizes the shorter side in one bicubic step (TARFlow's code); both cut out the centre.
+    "tarflow" resizes the shorter side in one bilinear step (TARFlow's code); both cut out the centre.
     flip: mirror half of the training images, drawn anew each time.  background: behind transparent parts.
     rejected_share: of the files of a folder that may be unreadable before it is an error.
-    test_share: of the images, of each class alike, that training never sees; digits have a fixed test set.
+    test_share: of the images, of each class alike, that training never sees; data with a test set of their own, such as
+    the digits, keep that.
     workers: processes that read ahead, 0 for none.
     """
 

@@ -30,6 +30,10 @@ class ImageSource(Protocol):
     def image_shape(self) -> tuple[int, int, int]:
         """(P, H, W) of every image."""
 
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """What could not be read, and is none of the images: name -> reason."""
+
     def __len__(self) -> int: ...
 
     def read(self, places: Tensor) -> Tensor:
@@ -55,6 +59,11 @@ class ImageSet:
         """(P, H, W) of every image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Nothing: images in memory have been read."""
+        return {}
 
     def read(self, places: Tensor) -> Tensor:
         """The images at these places (n,): uint8 (n, P, H, W)."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from biflow.config import ReadingConfig
 from biflow.data.datasets import DATASETS, ImageSource, Split, load_data
 from biflow.errors import InputError, nearest
+from biflow.files import check_outside
 
 KINDS = ("folder:PATH", "hf:NAME", "latents:PATH")
 
@@ -27,3 +28,10 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
 
         return open_latents(Path(where).expanduser(), reading)
     raise InputError(f"Unknown data set {name!r}; {nearest(name, [*DATASETS, *KINDS])}")
+
+
+def check_apart(name: str, output: Path) -> None:
+    """Raise if an output would land in the folder that the data set of this name is read from."""
+    kind, _, where = name.partition(":")
+    if kind in {"folder", "latents"} and where:
+        check_outside(output, Path(where).expanduser())

@@ -1,4 +1,4 @@
-"""The processes that train together.  PyTorch's own engine; the only file that reads the environment.
+"""The processes that train together.  PyTorch's own engine; the only file that reads what a launcher sets.
 
 Started plainly, the world is one process.  Started by torchrun (or accelerate launch), each process joins
 the others; nothing else in the project needs to know which it was.

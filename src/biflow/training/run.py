@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, metrics.jsonl, states/ to resume from, and in the end model/."""
+"""A run folder: config.yaml, metrics.jsonl, rejected.txt, states/ to resume from, and in the end model/."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from rich.console import Console
 from biflow.config import RunConfig
 from biflow.config_base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSource
+from biflow.data.scan import write_rejected
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
@@ -20,6 +21,7 @@ from biflow.training.stages import Run, check_fits
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
+REJECTED_FILE = "rejected.txt"
 STATES_FOLDER = "states"
 MODEL_FOLDER = "model"
 
@@ -40,6 +42,10 @@ def open_run(config: RunConfig, data: ImageSource, folder: Path, *, resume: bool
         check_run_folder(folder, config, resume=resume)
         (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, to_yaml(config))
+        if data.rejected:
+            write_rejected(folder / REJECTED_FILE, data.rejected)
+            message = f"Warning: skipped {len(data.rejected)} unreadable images, named in {folder / REJECTED_FILE}."
+            console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     with join_world() as world, stop_on_signal() as should_stop:
         world.on_main(prepare)
