@@ -196,6 +196,14 @@ def test_sample_takes_every_option(biflow, model, tmp_path):
     assert not (drawn[0] == drawn[1]).all()
 
 
+def test_plan_says_what_a_recipe_will_cost(biflow):
+    code, out, _ = biflow("plan", "biflow_digits", "--devices", 2, "--set", "fit_flow.steps=7")
+    assert code == 0
+    for part in ("410,144", "training, reverse", "exact inverse, guided", "FSDP2", "hours on 2 devices", "assumption"):
+        assert part in " ".join(out.split())
+    assert re.search(r"flow +│ +7 ", out)
+
+
 BAD = {
     "missing model": (["sample", "{tmp}/nowhere", "--out", "{tmp}/x.png"], "does not exist"),
     "label out of range": (["sample", "{model}", "--label", 9, "--out", "{tmp}/x.png"], "labels from 0 to 2"),
@@ -276,6 +284,9 @@ BAD = {
     "training in a full folder": (["train", "biflow_digits", "--out", "{model}"], "has files"),
     "nothing to resume": (["quickstart", "--resume", "--out", "{tmp}/run"], "without --resume"),
     "missing option": (["train", "biflow_digits"], "--out"),
+    "devices that cannot share": (["plan", "biflow_digits", "--devices", 7], "7 devices can share evenly; got 64"),
+    "devices without memory": (["plan", "biflow_digits", "--device-memory", 0], "memory of a device above 0; got 0"),
+    "plan of an unknown recipe": (["plan", "biflow_digit"], "did you mean biflow_digits"),
     "unknown option": (["quickstart", "--fast"], "--fast"),
     "unknown command": (["quikstart"], "quickstart"),
 }

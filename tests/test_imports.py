@@ -12,7 +12,7 @@ ROWS = [
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow"},
-    {"quickstart", "pipeline"},
+    {"quickstart", "pipeline", "plan"},
     {"cli"},
     {"__main__"},
 ]

@@ -199,6 +199,32 @@ def classify(
         _tell(f"Wrote {out}.")
 
 
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
+    devices: Annotated[int, typer.Option(help="Devices that share a batch.")] = 8,
+    device_memory: Annotated[float, typer.Option(help="Memory of each, in GiB.")] = 80.0,
+    tflops: Annotated[float, typer.Option(help="Peak TFLOP/s of each, for the hours.")] = 400.0,
+    utilisation: Annotated[float, typer.Option(help="The share of this peak that training uses.")] = 0.4,
+) -> None:
+    """What training a recipe will cost: parameters, operations, memory, hours; nothing is run."""
+    config = load_recipe(recipe, set_ or ())
+    from biflow.plan.operations import stage_fits
+    from biflow.plan.report import Machine, hour_rows, left_out, memory_rows, operation_rows, parameter_rows
+
+    machine = Machine(devices, device_memory, tflops, utilisation)
+    tables = {"parameters": parameter_rows(config), "operations an image": operation_rows(config)}
+    for stage, fit in stage_fits(config).items():
+        title = f"GiB a device, {stage}: {machine.share(fit.batch_size)} images on each of {devices}, {fit.precision}"
+        tables[title] = memory_rows(config, stage, machine)
+    assumed = f"if {utilisation:.0%} of {tflops:g} TFLOP/s a device is used, an assumption"
+    for title, rows in {**tables, f"hours on {devices} devices, {assumed}": hour_rows(config, machine)}.items():
+        console.print(_table(title, rows))
+    if names := left_out(config):
+        _tell(f"Without what these take: {', '.join(names)}.")
+
+
 import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
 app.add_typer(import_app, name="import")
 
