@@ -17,6 +17,7 @@ ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
 ClassifyMethod = Literal["gradient", "steps", "bayes"]
 ClassifyNoise = Literal["training", "uniform", "none"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -348,6 +349,20 @@ class ReadingConfig(Config):
     workers: NonNegativeInt = 0
 
 
+class WatchConfig(Config):
+    """What shows how a run goes, beside its log; none of it changes the training.
+
+    trackers: where numbers and pictures are sent.  preview_every: steps between two grids of samples from the same
+    noise, 0 for none.  validate_every: steps between two measurements of the loss on images held out, 0 for none, on
+    this many batches of the training's size.
+    """
+
+    trackers: tuple[TrackerName, ...] = ()
+    preview_every: NonNegativeInt = 0
+    validate_every: NonNegativeInt = 0
+    validate_batches: PositiveInt = 4
+
+
 class RunConfig(Config):
     """A whole training run; what a recipe holds and what a run folder records.
 
@@ -364,6 +379,7 @@ class RunConfig(Config):
     model: ModelConfig
     fit_flow: FlowFitConfig = FlowFitConfig()
     fit_reverse: ReverseFitConfig | None = ReverseFitConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _aligned_places_exist(self) -> Self:

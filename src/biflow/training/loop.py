@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from biflow.config import FitConfig
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.losses.perceptual import WHOLE, Window
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.reverse_model import ReverseModel
 from biflow.nn.transformer import Transformer
 from biflow.training import checkpoints
 from biflow.training.checkpoints import Checkpoint
@@ -74,6 +77,10 @@ class Objective(nn.Module):
 
     def check_resumed(self) -> None:
         """Raise unless the model, whose saved state was just taken up, belongs to all else that the loss reads."""
+
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:  # noqa: ARG002
+        """The flow and the reverse model to sample with, given a copy of the model; none if it cannot sample."""
+        return None, None
 
     def diagnose(self, batch: Batch) -> str:  # noqa: ARG002
         """Where numbers grew on the way to a loss that is not finite, in words; nothing if that is not known."""
@@ -159,6 +166,23 @@ class Trainer:
         self.ema.copy_to_model()
         self.objective.eval()
         self._bring_home()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossParts:
+        """The loss of a batch with the averaged weights; nothing is left changed."""
+        with self.ema.in_place():
+            self.objective.eval()
+            loss: LossParts = self.objective(batch)
+            self.objective.train()
+        return loss
+
+    @torch.no_grad()
+    def averaged_model(self) -> nn.Module:
+        """A copy of the model with its averaged weights, whole, in eval mode; all processes must call."""
+        model = deepcopy(self.plain.model).to(self.world.device).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(whole(self.ema.average[name]))
+        return model
 
     def _take_step(
         self, batch: Batch, should_stop: Callable[[], bool] = lambda: False

@@ -37,6 +37,10 @@ class FitFlow(Objective):
         """The mean negative log-likelihood, and the distance from the encoder if the flow is aligned."""
         return self.evaluate(batch)[1]
 
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """The flow alone."""
+        return flow_of(model), None
+
     def diagnose(self, batch: Batch) -> str:
         """The block whose scale grew most."""
         return describe_scales(self.flow, batch)
@@ -58,6 +62,13 @@ def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
     """The mean negative log-likelihood of what the flow was given, in nats per dimension."""
     loss = -flow.log_prob_of(trajectory).mean() / trajectory.z[0].numel()
     return LossParts(loss, {"nats_per_dim": loss.detach()})
+
+
+def flow_of(model: nn.Module) -> ForwardFlow:
+    """The flow in what `FitFlow` trains, which may be trained with a projector beside it."""
+    flow = model["flow"] if isinstance(model, nn.ModuleDict) else model
+    assert isinstance(flow, ForwardFlow)
+    return flow
 
 
 def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
@@ -84,6 +95,11 @@ class FitReverse(Objective):
         self.flow = flow.requires_grad_(False)
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """The frozen flow, and the reverse model."""
+        assert isinstance(model, ReverseModel)
+        return self.flow, model
 
     def diagnose(self, batch: Batch) -> str:
         """The block whose scale grew most."""
@@ -116,6 +132,13 @@ class FitJoint(Objective):
         self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
         self.sees_images = forward.sees_images
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """Both."""
+        assert isinstance(model, nn.ModuleDict)
+        reverse = model["reverse"]
+        assert isinstance(reverse, ReverseModel)
+        return flow_of(model["flow"]), reverse
 
     def diagnose(self, batch: Batch) -> str:
         """The block whose scale grew most."""

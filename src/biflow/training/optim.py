@@ -1,6 +1,8 @@
 """The optimiser with its parameter groups, the learning-rate schedule, and the moving average of the weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +56,18 @@ class EMA:
         """Move towards the live parameters, after training step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the averaged weights; after it the live ones, to the bit."""
+        live = {name: parameter.detach().clone() for name, parameter in self.live.items()}
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.live.items():
+                    parameter.copy_(live[name])
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

@@ -1,7 +1,8 @@
-"""A run folder: config.yaml, metrics.jsonl, rejected.txt, states/ to resume from, and in the end model/."""
+"""A run folder: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ to resume from, and in the end model/."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,24 +14,37 @@ from biflow.data.scan import write_rejected
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
+from biflow.training.about import add_sitting
 from biflow.training.distributed import join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal
 from biflow.training.loop import Hook, Trainer
-from biflow.training.stages import Run, check_fits
+from biflow.training.previews import Previews, Validation
+from biflow.training.stages import Run, check_fits, training_batches
+from biflow.training.trackers import open_trackers
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
+ABOUT_FILE = "about.json"
+PREVIEWS_FOLDER = "previews"
 REJECTED_FILE = "rejected.txt"
 STATES_FOLDER = "states"
 MODEL_FOLDER = "model"
 
 
 @contextmanager
-def open_run(config: RunConfig, data: ImageSource, folder: Path, *, resume: bool, console: Console) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    data: ImageSource,
+    folder: Path,
+    *,
+    resume: bool,
+    console: Console,
+    held_out: ImageSource | None = None,
+) -> Iterator[Run]:
     """A run in this folder, alone or with the other processes of a launcher.
 
-    Within it Ctrl-C stops training between two steps, with its state saved.  An unconditional model sees the images
+    held_out: images that the loss is measured on now and then, if the config asks for it.  Within it Ctrl-C stops training between two steps, with its state saved.  An unconditional model sees the images
     without their classes.
     """
     if not config.model.num_classes:
@@ -40,8 +54,10 @@ def open_run(config: RunConfig, data: ImageSource, folder: Path, *, resume: bool
     def prepare() -> None:
         check_fits(config, data, codec)
         check_run_folder(folder, config, resume=resume)
+        check_watch(config, held_out)
         (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, to_yaml(config))
+        add_sitting(folder / ABOUT_FILE, world)
         if data.rejected:
             write_rejected(folder / REJECTED_FILE, data.rejected)
             message = f"Warning: skipped {len(data.rejected)} unreadable images, named in {folder / REJECTED_FILE}."
@@ -49,19 +65,59 @@ def open_run(config: RunConfig, data: ImageSource, folder: Path, *, resume: bool
 
     with join_world() as world, stop_on_signal() as should_stop:
         world.on_main(prepare)
+        trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
 
             def listen(stage: str, trainer: Trainer) -> Sequence[Hook]:
-                fit, start = trainer.config, trainer.step
-                history = History(folder / HISTORY_FILE, stage, world, every=fit.log_every, start_step=start)
-                progress = board.stage(
-                    stage, start_step=start, steps=fit.steps, batch_size=fit.batch_size, every=fit.log_every
+                fit, watch = trainer.config, config.watch
+                history = History(folder / HISTORY_FILE, stage, trainer, trackers)
+                hooks: list[Hook] = [history]
+                hooks.append(
+                    board.stage(
+                        stage, start_step=trainer.step, steps=fit.steps, batch_size=fit.batch_size, every=fit.log_every
+                    )
                 )
-                return [history, progress]
+                if watch.preview_every:
+                    hooks.append(
+                        Previews(
+                            folder / PREVIEWS_FOLDER,
+                            stage,
+                            trainer,
+                            codec=codec,
+                            every=watch.preview_every,
+                            trackers=trackers,
+                        )
+                    )
+                if watch.validate_every and held_out:
+                    batches = training_batches(replace(run, data=held_out), "validation", trainer.plain, fit)
+                    hooks.append(
+                        Validation(
+                            trainer,
+                            batches,
+                            batches=watch.validate_batches,
+                            every=watch.validate_every,
+                            record=history.record,
+                        )
+                    )
+                return hooks
 
-            yield Run(config, data, codec, world, folder / STATES_FOLDER, listen, should_stop)
+            run = Run(config, data, codec, world, folder / STATES_FOLDER, listen, should_stop)
+            try:
+                yield run
+            finally:
+                for tracker in trackers:
+                    tracker.close()
         if should_stop():
             raise Interrupted("all training is done and saved")
+
+
+def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:
+    """Raise unless there are images for what the config asks to be watched."""
+    if config.watch.validate_every and not held_out:
+        raise InputError(
+            f"Expected images held out from {config.data!r} for watch.validate_every; there are none. "
+            "Set reading.test_share, or watch.validate_every=0."
+        )
 
 
 def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:

@@ -1,0 +1,84 @@
+"""What shows how training goes and never changes it: samples from fixed noise, losses of images held out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biflow.checkpoint import Model
+from biflow.data.images import enlarge, make_grid, write_picture
+from biflow.data.randomness import normal_for
+from biflow.models.codec import Codec
+from biflow.models.patches import unpatchify
+from biflow.samplers import find_sampler
+from biflow.sampling.guidance import Guidance
+from biflow.training.loop import Batch, LossParts, Report, Trainer
+from biflow.training.trackers import Tracker
+
+COLUMNS, ROWS = 8, 4
+
+
+class Previews:
+    """A hook that draws a grid of samples every few steps, always from the same noise, with the averaged weights."""
+
+    def __init__(
+        self, folder: Path, stage: str, trainer: Trainer, *, codec: Codec, every: int, trackers: Sequence[Tracker]
+    ) -> None:
+        self.folder, self.stage, self.trainer, self.codec = folder, stage, trainer, codec
+        self.every, self.trackers = every, trackers
+
+    def __call__(self, report: Report) -> None:
+        """Draw if it is time; all processes must call."""
+        if report.step % self.every:
+            return
+        flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
+        if flow is None or not self.trainer.world.is_main:
+            return
+        pixels = draw(Model(flow.config, (), flow, reverse), self.codec)
+        grid = make_grid(pixels, columns=COLUMNS)
+        self.folder.mkdir(exist_ok=True)
+        write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
+        for tracker in self.trackers:
+            tracker.picture(f"{self.stage}/samples", grid, report.step)
+
+
+@torch.no_grad()
+def draw(model: Model, codec: Codec) -> Tensor:
+    """Samples without guidance, a column for each of the first classes: uint8 (N, P, H, W)."""
+    config, device = model.config, model.flow.prior_variance.device
+    noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
+    labels = torch.arange(COLUMNS, device=device).repeat(ROWS) % max(1, config.num_classes)
+    sampler = find_sampler("reverse" if model.reverse else "gs-jacobi")
+    guidance = Guidance(0.0)
+    drawn = sampler.prepare(model, guidance)(model, model.flow.scale_noise(noise), labels, guidance)
+    return codec.decode(unpatchify(drawn.x, config.patch_size, config.channels)).cpu()
+
+
+class Validation:
+    """A hook that measures the loss on images held out, with the averaged weights and the same noise every time."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        make_batch: Callable[[int], Batch],
+        *,
+        batches: int,
+        every: int,
+        record: Callable[[Mapping[str, float], int], None],
+    ) -> None:
+        self.trainer, self.make_batch, self.batches = trainer, make_batch, batches
+        self.every, self.record = every, record
+
+    def __call__(self, report: Report) -> None:
+        """Measure if it is time; all processes must call."""
+        if report.step % self.every:
+            return
+        losses = [self.trainer.evaluate(self.make_batch(step)) for step in range(self.batches)]
+        self.record(self.mean(losses), report.step)
+
+    def mean(self, losses: Sequence[LossParts]) -> dict[str, float]:
+        """The mean loss and its parts over batches and processes, by name."""
+        world = self.trainer.world
+        parts = [{"loss": loss.total, **loss.parts} for loss in losses]
+        return {f"test_{name}": world.mean(torch.stack([p[name] for p in parts]).mean()).item() for name in parts[0]}
