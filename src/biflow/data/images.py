@@ -137,9 +137,14 @@ def read_image(path: Path, size: int, channels: int) -> Tensor:
     the centre is cut out, as ADM (arXiv 2105.05233) prepares ImageNet.  Transparent parts become white.
     """
     with Image.open(path) as file:
-        if file.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
-            raise InputError(f"Expected 8 bits a channel; got mode {file.mode}.")
-        image = ImageOps.exif_transpose(file)
+        return prepare_image(file, size, channels)
+
+
+def prepare_image(image: Image.Image, size: int, channels: int) -> Tensor:
+    """A PIL image of any size -> uint8 (P, size, size), as `read_image` prepares a file."""
+    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
+        raise InputError(f"Expected 8 bits a channel; got mode {image.mode}.")
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
