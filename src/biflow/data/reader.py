@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from biflow.data.datasets import ImageSource
+from biflow.errors import InputError
 
 
 class Examples(NamedTuple):
@@ -22,8 +23,8 @@ PlacesAt = Callable[[int], Tensor]
 """A function step -> the places (B,) of its images; it depends on the step alone."""
 
 
-class Steps(Dataset[Examples]):
-    """The examples of each step, by its number."""
+class Steps(Dataset[Examples | InputError]):
+    """The examples of each step, by its number; or why there are none, which would lose its wording if raised here."""
 
     def __init__(self, source: ImageSource, places_at: PlacesAt, steps: int) -> None:
         self.source, self.places_at, self.steps = source, places_at, steps
@@ -31,9 +32,19 @@ class Steps(Dataset[Examples]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Examples:
+    def __getitem__(self, step: int) -> Examples | InputError:
         places = self.places_at(step)
-        return Examples(self.source.read(places), self.source.labels[places], places.tolist())
+        try:
+            return Examples(self.source.read(places), self.source.labels[places], places.tolist())
+        except InputError as error:
+            return error
+
+
+def unless_fault(found: Examples | InputError) -> Examples:
+    """The examples; raise where a worker handed over an error instead."""
+    if isinstance(found, InputError):
+        raise found
+    return found
 
 
 class Reader:
@@ -41,15 +52,16 @@ class Reader:
 
     def __init__(self, source: ImageSource, places_at: PlacesAt, *, steps: int, workers: int) -> None:
         self.steps, self.workers = Steps(source, places_at, steps), workers
-        self.ahead: Iterator[Examples] = iter(())
+        self.ahead: Iterator[Examples | InputError] = iter(())
         self.next_step = -1
 
     def __call__(self, step: int) -> Examples:
         """The examples of one step; quick if it is the one after the last that was asked for."""
         if not self.workers:
-            return self.steps[step]
+            return unless_fault(self.steps[step])
         if step != self.next_step:
+            self.ahead = iter(())  # the old workers end before new ones, which would inherit them, begin
             following = torch.arange(step, len(self.steps)).tolist()
             self.ahead = iter(DataLoader(self.steps, sampler=following, batch_size=None, num_workers=self.workers))
         self.next_step = step + 1
-        return next(self.ahead)
+        return unless_fault(next(self.ahead))
