@@ -8,7 +8,7 @@ from rich.console import Console
 
 from biflow.config import RunConfig
 from biflow.config_base import first_difference, parse_config, to_yaml
-from biflow.data.datasets import ImageSource
+from biflow.data.datasets import Source
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
@@ -25,7 +25,7 @@ MODEL_FOLDER = "model"
 
 
 @contextmanager
-def open_run(config: RunConfig, data: ImageSource, folder: Path, *, resume: bool, console: Console) -> Iterator[Run]:
+def open_run(config: RunConfig, data: Source, folder: Path, *, resume: bool, console: Console) -> Iterator[Run]:
     """A run in this folder, alone or with the other processes of a launcher.
 
     Within it Ctrl-C stops training between two steps, with its state saved.  An unconditional model sees the images
