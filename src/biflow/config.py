@@ -339,6 +339,9 @@ class ReadingConfig(Config):
     test_share: of the images, of each class alike, that training never sees; data with a test set of their own, such as
     the digits, keep that.
     workers: processes that read ahead, 0 for none.
+    image_column, label_column: of hub data sets, where their types and names leave it open.
+    streaming: read a hub data set as it comes, not stored here; shuffle_buffer: so many of its images are shuffled at
+    a time.
     """
 
     crop: Literal["adm", "tarflow"] = "adm"
@@ -347,6 +350,19 @@ class ReadingConfig(Config):
     rejected_share: Share = 0.05
     test_share: Share = 0.0
     workers: NonNegativeInt = 0
+    image_column: str | None = None
+    label_column: str | None = None
+    streaming: bool = False
+    shuffle_buffer: PositiveInt = 4096
+
+    @model_validator(mode="after")
+    def _streams_are_not_split(self) -> Self:
+        if self.streaming and self.test_share:
+            raise ValueError(
+                f"Expected test_share 0 for a stream, which is read as it comes; got {self.test_share}. "
+                "Set reading.test_share=0 or reading.streaming=false."
+            )
+        return self
 
 
 class WatchConfig(Config):

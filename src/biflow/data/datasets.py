@@ -1,9 +1,9 @@
 """Data sets of images with labels, and the order in which training sees them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,50 @@ class ImageSource(Protocol):
         """The images alone, every one of label 0, which is "no class" where there are no classes."""
 
 
+class Encoded(NamedTuple):
+    """One example of a stream, as it came."""
+
+    name: str  # which one it is, for messages
+    image: Any  # what `decode` of its stream reads
+    label: int
+
+
+@runtime_checkable
+class ImageStream(Protocol):
+    """Images with labels that come in shards, each of which is read from its front on; how many there are is unknown.
+
+    A shard always gives the same examples in the same order.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label; none where there are no classes."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(P, H, W) of every image, once decoded."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+
+    def encoded(self, shard: int, start: int) -> Iterator[Encoded]:
+        """The examples of a shard from this one on."""
+
+    def count(self, shard: int) -> int:
+        """How many examples a shard has; it may have to be read for that."""
+
+    def decode(self, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """n examples -> images, uint8 (n, P, H, W), and labels (n,)."""
+
+    def without_classes(self) -> "ImageStream":
+        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+
+
+Source = ImageSource | ImageStream
+"""What training reads: images by their place, or as they come."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images in memory: uint8 (N, P, H, W), labels int64 (N,), and the names of the classes."""
@@ -78,7 +122,7 @@ class ImageSet:
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)
 
 
-S_co = TypeVar("S_co", bound=ImageSource, covariant=True)
+S_co = TypeVar("S_co", bound=Source, covariant=True)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ class Steps(Dataset[Examples | InputError]):
             return error
 
 
+def unless_fault(found: Examples | InputError) -> Examples:
+    """The examples; raise where a worker handed over an error instead."""
+    if isinstance(found, InputError):
+        raise found
+    return found
+
+
 class Reader:
     """A function step -> `Examples`; with workers, those of the steps that follow are being read meanwhile."""
 
@@ -53,14 +60,11 @@ class Reader:
 
     def __call__(self, step: int) -> Examples:
         """The examples of one step; quick if it is the one after the last that was asked for."""
-        examples = self._read_ahead(step) if self.workers else self.steps[step]
-        if isinstance(examples, InputError):
-            raise examples
-        return examples
-
-    def _read_ahead(self, step: int) -> Examples | InputError:
+        if not self.workers:
+            return unless_fault(self.steps[step])
         if step != self.next_step:
+            self.ahead = iter(())  # the old workers end before new ones, which would inherit them, begin
             following = torch.arange(step, len(self.steps)).tolist()
             self.ahead = iter(DataLoader(self.steps, sampler=following, batch_size=None, num_workers=self.workers))
         self.next_step = step + 1
-        return next(self.ahead)
+        return unless_fault(next(self.ahead))

@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import DATASETS, ImageSource, Split, load_data
+from biflow.data.datasets import DATASETS, Source, Split, load_data
 from biflow.errors import InputError, nearest
 from biflow.files import check_outside
 
 KINDS = ("folder:PATH", "hf:NAME", "latents:PATH")
 
 
-def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[ImageSource]:
+def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[Source]:
     """The data set of this name; images of other sizes are brought to image_shape (P, H, W)."""
     kind, _, where = name.partition(":")
+    if reading.streaming and kind != "hf":
+        raise InputError(f"Expected hf:NAME to stream; got {name!r}. Set reading.streaming=false.")
     if not where and name in DATASETS:
         return load_data(name)
     if kind == "folder" and where:

@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ to resume from, and in the end model/."""
+"""A run folder: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ and in the end model/."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from biflow.config import RunConfig
 from biflow.config_base import first_difference, parse_config, to_yaml
-from biflow.data.datasets import ImageSource
+from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
@@ -35,7 +35,7 @@ MODEL_FOLDER = "model"
 @contextmanager
 def open_run(
     config: RunConfig,
-    data: ImageSource,
+    data: Source,
     folder: Path,
     *,
     resume: bool,
@@ -44,8 +44,8 @@ def open_run(
 ) -> Iterator[Run]:
     """A run in this folder, alone or with the other processes of a launcher.
 
-    held_out: images that the loss is measured on now and then, if the config asks for it.  Within it Ctrl-C stops training between two steps, with its state saved.  An unconditional model sees the images
-    without their classes.
+    held_out: images that the loss is measured on now and then, if the config asks for it.  Within it Ctrl-C stops
+    training between two steps, with its state saved.  An unconditional model sees the images without their classes.
     """
     if not config.model.num_classes:
         data = data.without_classes()

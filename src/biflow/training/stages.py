@@ -12,10 +12,9 @@ from torch import Tensor
 from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
-from biflow.data.datasets import ImageSet, ImageSource, indices_at, with_shifts
+from biflow.data.datasets import ImageSet, Source, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
-from biflow.data.randomness import permutation, seeded_weights
-from biflow.data.reader import Reader
+from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
@@ -29,10 +28,10 @@ from biflow.training.checkpoints import newest
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
+from biflow.training.reading import make_reader, some_examples
 from biflow.training.reverse_loss import ReverseLoss
 
 CALIBRATION_IMAGES = 4096
-CALIBRATION_BATCH = 256
 CLASSIFIER_FIT = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
 
 
@@ -41,7 +40,7 @@ class Run:
     """A training run: what to train, on what, and where its state is kept."""
 
     config: RunConfig
-    data: ImageSource
+    data: Source
     codec: Codec
     world: World
     states: Path  # a folder; a state found in it is taken up
@@ -56,7 +55,7 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def check_fits(config: RunConfig, data: ImageSource, codec: Codec) -> None:
+def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
     """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
     model = config.model
     channels, _, image_size = codec.latent_shape(data.image_shape)
@@ -83,7 +82,7 @@ def check_fits(config: RunConfig, data: ImageSource, codec: Codec) -> None:
         make_alignment(config, data, classifier)
 
 
-def load_flow(config: RunConfig, data: ImageSource) -> ForwardFlow:
+def load_flow(config: RunConfig, data: Source) -> ForwardFlow:
     """The flow of the model folder `flow_from`; raise unless it is the one that the config and the data describe."""
     assert config.flow_from is not None
     source, model = load_model(Path(config.flow_from)), config.model
@@ -102,7 +101,7 @@ def load_flow(config: RunConfig, data: ImageSource) -> ForwardFlow:
     return source.flow
 
 
-def make_reverse_loss(config: RunConfig, data: ImageSource, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
+def make_reverse_loss(config: RunConfig, data: Source, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
     """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
     assert config.fit_reverse is not None
     return ReverseLoss(
@@ -110,7 +109,7 @@ def make_reverse_loss(config: RunConfig, data: ImageSource, codec: Codec, classi
     )
 
 
-def make_alignment(config: RunConfig, data: ImageSource, classifier: Classifier | None) -> Alignment | None:
+def make_alignment(config: RunConfig, data: Source, classifier: Classifier | None) -> Alignment | None:
     """The alignment of the flow's features with the encoder that the config names, if it names one."""
     align = config.fit_flow.align
     if align is None:
@@ -213,14 +212,10 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
-    """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
+    """A function step -> this process's part of the batch; see `make_reader` for what it depends on."""
     codec, null_label, keys = run.codec.to(run.world.device), run.config.model.null_label, (run.config.seed, stage)
-    count, reading = len(run.data), run.config.reading
-
-    def places_at(step: int) -> Tensor:
-        return run.world.share(indices_at(step, *keys, batch_size=config.batch_size, num_images=count))
-
-    read = Reader(run.data, places_at, steps=config.steps, workers=reading.workers)
+    reading = run.config.reading
+    read = make_reader(run.data, config, reading, *keys, world=run.world)
 
     def make_batch(step: int) -> Batch:
         pixels, labels, indices = read(step)
@@ -243,12 +238,12 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
     codec, (noise_std, bin_width) = run.codec.to(run.world.device), training_noise(flow.config)
-    everyone = permutation(len(run.data), run.config.seed, "state rms")[:CALIBRATION_IMAGES]
+    keys, seen = (run.config.seed, "state rms"), 0
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
-    for chosen in everyone.split(CALIBRATION_BATCH):
-        clean = codec.encode(run.data.read(chosen))
-        noisy = add_noise(clean, chosen.tolist(), noise_std, run.config.seed, "state rms", bin_width=bin_width)
+    for pixels, labels, indices in some_examples(run.data, CALIBRATION_IMAGES, *keys):
+        noisy = add_noise(codec.encode(pixels), indices, noise_std, *keys, bin_width=bin_width)
         patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
-        states = flow(patches, run.data.labels[chosen].to(run.world.device)).states
+        states = flow(patches, labels.to(run.world.device)).states
         sums = [total + state.square().sum(dim=0) for total, state in zip(sums, states, strict=True)]
-    return [total / len(everyone) for total in sums]
+        seen += len(indices)
+    return [total / seen for total in sums]
