@@ -299,6 +299,28 @@ def check(
     _tell(f"Train on it with --set data=folder:{path} --set model.num_classes={len(names)}")
 
 
+@data_app.command()
+def encode(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
+    vae: Annotated[str, typer.Option(help="An autoencoder of diffusers: hub name or folder.")],
+    out: Out,
+    size: Annotated[int, typer.Option(min=1, help="Side that images are brought to, in pixels.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, in each process.")] = 32,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.flip=true.")] = None,
+) -> None:
+    """Encode a data set once: moments of its latents, for training with data=latents:OUT.
+
+    Called again after it was stopped, it goes on; torchrun shares the work among its processes.
+    """
+    from biflow.encode import encode_data
+
+    count = encode_data(data, vae, out, size=size, batch_size=batch_size, overrides=set_ or (), console=console)
+    if count is not None:
+        _tell(
+            f"Wrote {out}: latents of {count:,} images. Train with --set data=latents:{out} --set model.codec=vae:{vae}"
+        )
+
+
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe whole.")] = None,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from biflow.config import ReadingConfig
 from biflow.data.datasets import Encoded, ImageSet, Source, Split
-from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.data.decode import as_seen, at_size
+from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
 
 TEST_NAMES = ("validation", "test")

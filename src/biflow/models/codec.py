@@ -95,8 +95,24 @@ class VaeCodec(Codec):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 latents (B, P', H / r, W / r), on the codec's device."""
+        mean, _ = self.moments(pixels).chunk(2, dim=1)
+        return self.scaled(mean)
+
+    @torch.no_grad()
+    def moments(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H / r, W / r) of the encoder's distribution."""
         images = pixels.to(self.autoencoder.device).float() / 127.5 - 1
-        return (self.autoencoder.encode(images).latent_dist.mean - self.shift) * self.scale
+        distribution = self.autoencoder.encode(images).latent_dist
+        return torch.cat([distribution.mean, distribution.logvar], dim=1)
+
+    def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        return self.scaled(mean + (0.5 * log_variance).exp() * noise)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents, brought to about unit variance."""
+        return (latents - self.shift) * self.scale
 
     def to_images(self, latents: Tensor) -> Tensor:
         """Latents (B, P', H / r, W / r) -> images (B, P, H, W), about in [-1, 1]; gradients flow through."""

@@ -55,6 +55,11 @@ class World:
         shares = self.mean(torch.tensor([float(flag) for flag in flags], device=self.device))
         return [share > 0 for share in shares.tolist()]
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
     def on_main(self, action: Callable[[], None]) -> None:
         """Let the main process act while the others wait; what it raises, all of them raise."""
         fault: list[Exception | None] = [None]

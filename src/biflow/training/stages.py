@@ -13,13 +13,14 @@ from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
 from biflow.data.datasets import ImageSet, Source, with_shifts
+from biflow.data.latents import LatentSet, check_codec
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
-from biflow.data.randomness import seeded_weights
+from biflow.data.randomness import Key, normal_for, seeded_weights
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
-from biflow.models.codec import Codec, PixelCodec, training_noise
+from biflow.models.codec import Codec, PixelCodec, VaeCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
@@ -68,6 +69,8 @@ def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
             f"Expected {asked}, as in {what}; got {' and '.join(str(getattr(model, key)) for key in faults)}. "
             f"Set {' '.join(f'model.{key}={value}' for key, value in faults.items())}."
         )
+    if isinstance(data, LatentSet):
+        check_latents(config, data, codec)
     if config.flow_from:
         load_flow(config, data)
     if needs_classifier(config) and not model.num_classes:
@@ -80,6 +83,22 @@ def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
         make_reverse_loss(config, data, codec, classifier)
     if config.stage != "reverse":
         make_alignment(config, data, classifier)
+
+
+def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
+    """Raise unless a cache of latents was made with the model's codec, and nothing needs the images themselves."""
+    if not isinstance(codec, VaeCodec):
+        made_with = data.manifest["codec"]["name"]
+        raise InputError(
+            f"Expected a model of latents for {config.data!r}; got pixels. Set model.codec=vae:{made_with}."
+        )
+    check_codec(data, codec)
+    align = config.fit_flow.align
+    if align and align.encoder != "classifier" and config.stage != "reverse":
+        raise InputError(
+            f"Expected images for the encoder {align.encoder!r}; {config.data!r} holds latents alone. "
+            "Set data to the images, or fit_flow.align.encoder=classifier."
+        )
 
 
 def load_flow(config: RunConfig, data: Source) -> ForwardFlow:
@@ -221,7 +240,7 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
         pixels, labels, indices = read(step)
         if reading.flip:
             pixels = flip(pixels, indices, *keys, step)
-        clean = codec.encode(pixels)
+        clean = to_latents(codec, pixels, indices, *keys, step)
         noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
         labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
@@ -234,6 +253,15 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
     return make_batch
 
 
+def to_latents(codec: Codec, images: Tensor, indices: list[int], *keys: Key) -> Tensor:
+    """Images as a data set holds them -> what the flow models; moments of a cache are drawn from, for (keys, index)."""
+    if images.dtype == torch.uint8:
+        return codec.encode(images)
+    assert isinstance(codec, VaeCodec)
+    mean, _ = images.chunk(2, dim=1)
+    return codec.draw(images, normal_for(indices, tuple(mean.shape[1:]), "latent", *keys))
+
+
 @torch.no_grad()
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
@@ -241,7 +269,7 @@ def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     keys, seen = (run.config.seed, "state rms"), 0
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
     for pixels, labels, indices in some_examples(run.data, CALIBRATION_IMAGES, *keys):
-        noisy = add_noise(codec.encode(pixels), indices, noise_std, *keys, bin_width=bin_width)
+        noisy = add_noise(to_latents(codec, pixels, indices, *keys), indices, noise_std, *keys, bin_width=bin_width)
         patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
         states = flow(patches, labels.to(run.world.device)).states
         sums = [total + state.square().sum(dim=0) for total, state in zip(sums, states, strict=True)]
