@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
-from biflow.errors import InputError, Interrupted
+from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -59,16 +59,20 @@ def train(
     """Train what a recipe describes; the model lands in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
+    from biflow.data.datasets import ImageStream
     from biflow.data.sources import check_apart, open_data
     from biflow.models.codec import make_codec
-    from biflow.training.run import MODEL_FOLDER, open_run
+    from biflow.training.distributed import was_restarted
+    from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
     from biflow.training.stages import train_model
 
+    resume = resume or (was_restarted() and (out / CONFIG_FILE).exists())
     model = out / MODEL_FOLDER
     check_apart(config.data, out)
     image_shape = make_codec(config.model.codec).image_shape(config.model)
     data = open_data(config.data, image_shape, config.reading)
-    with open_run(config, data.train, out, resume=resume, console=console) as run:
+    held_out = None if isinstance(data.test, ImageStream) or not len(data.test) else data.test
+    with open_run(config, data.train, out, resume=resume, console=console, held_out=held_out) as run:
         trained = train_model(run).model
         run.world.on_main(lambda: save_model(trained, model))
     if run.world.is_main:
@@ -94,6 +98,7 @@ def sample(
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "reverse",
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
 ) -> None:
     """Draw images from a trained model.
 
@@ -111,7 +116,9 @@ def sample(
     pipe = Pipeline.from_pretrained(model)
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    pixels = pipe.sample_pixels(labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size)
+    pixels = pipe.sample_pixels(
+        labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
+    )
     write_images(out, pixels, labels)
     _tell(f"Wrote {num} images to {out}.")
 
@@ -375,7 +382,11 @@ RESUMABLE = ("quickstart", "train")
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line and code 2, an interrupted command with 130."""
+    """Entry point: bad input ends with one line and code 2, an interrupted command with 130.
+
+    Training that was terminated (SIGTERM, as before a pre-emption) and has saved its state ends with 0, one whose
+    numbers were not finite any more with 1.
+    """
     keep_freed_memory()
     warnings.showwarning = lambda message, *_: _say(f"Warning: {message}")
     interrupted = False
@@ -398,7 +409,10 @@ def main() -> None:
         sys.exit(2)
     except Interrupted as stop:
         _say(f"Stopped: {stop}; {how_to_resume()}")
-        sys.exit(130)
+        sys.exit(0 if stop.terminated else 130)
+    except Diverged as fault:
+        _say(f"Error: {fault}")
+        sys.exit(1)
     except KeyboardInterrupt:
         pass
     except Exception:  # a Ctrl-C in the middle of an import may come out as any error

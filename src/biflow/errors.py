@@ -13,7 +13,9 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and has saved its state."""
+    """Training was asked to stop, and has saved its state; `terminated` by SIGTERM, or by a person."""
+
+    terminated = False
 
 
 class Diverged(Exception):

@@ -9,7 +9,7 @@ import torch
 
 from biflow.config import FitConfig
 from biflow.errors import Interrupted
-from biflow.training.checkpoints import Damaged, newest, read, save, tidy
+from biflow.training.checkpoints import Damaged, newest, read, remove_leftovers, save, tidy
 from tests.training.test_training import train_in, weights
 
 
@@ -89,7 +89,7 @@ def test_what_a_killed_process_was_writing_is_never_read_and_cleaned_up(tmp_path
     write(tmp_path, 4)
     shutil.copytree(tmp_path / "step_00000004", tmp_path / ".step_00000009.123.part")
     assert newest(tmp_path)[0].step == 4
-    tidy(tmp_path, FitConfig())
+    remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step_00000004"]
 
 

@@ -81,12 +81,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def tidy(folder: Path, config: FitConfig) -> None:
-    """Delete the checkpoints that the settings do not keep: all but the last ones, the best, and every n-th.
-
-    What a run left behind that died while it was writing goes too.
-    """
-    for leftover in folder.glob(".step_*"):
-        shutil.rmtree(leftover)
+    """Delete the checkpoints that the settings do not keep: all but the last ones, the best, and every n-th."""
     kept = []
     for candidate in folders(folder):
         with suppress(Damaged):  # a damaged one is left to be looked at
@@ -99,6 +94,12 @@ def tidy(folder: Path, config: FitConfig) -> None:
         milestone = config.keep_every is not None and step % config.keep_every == 0
         if step != best and not milestone:
             shutil.rmtree(candidate)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a run left behind that died while it was writing."""
+    for leftover in folder.glob(".step_*"):
+        shutil.rmtree(leftover)
 
 
 def folders(folder: Path) -> Iterator[Path]:

@@ -104,11 +104,14 @@ def open_run(
             run = Run(config, data, codec, world, folder / STATES_FOLDER, listen, should_stop)
             try:
                 yield run
+                if should_stop():
+                    raise Interrupted("all training is done and saved")
+            except Interrupted as stop:
+                stop.terminated = should_stop.terminated
+                raise
             finally:
                 for tracker in trackers:
                     tracker.close()
-        if should_stop():
-            raise Interrupted("all training is done and saved")
 
 
 def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:

@@ -25,7 +25,7 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
-from biflow.training.checkpoints import newest
+from biflow.training.checkpoints import newest, remove_leftovers
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
@@ -212,6 +212,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     """Fit one model, from its saved state if there is one; returns the seconds it took in all."""
     folder = run.states / stage
     trainer = Trainer(objective, config, run.world)
+    run.world.on_main(lambda: remove_leftovers(folder))
     found, faults = newest(folder)
     for fault in faults:
         warnings.warn(f"Passed over a damaged checkpoint: {fault}.", stacklevel=2)
