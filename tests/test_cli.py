@@ -1,6 +1,7 @@
 """The command line, called in this process as the console script calls it."""
 
 import csv
+import os
 import re
 import shlex
 import shutil
@@ -312,22 +313,27 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_
     assert notes.read_text() == "precious"
 
 
-def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_stop_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path, signum, code):
     out = tmp_path / "my run"
     command = [sys.executable, "-c", "from biflow.cli import main; main()", "train", "biflow_digits"]
     settings = ["--set", "stage=flow", "--set", "fit_flow.steps=60", "--set", "fit_flow.log_every=1"]
     arguments = [*command, "--out", str(out), *settings]
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.readline()  # the first steps are done
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signum)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60; continue with (biflow .*)\n$", err)
     assert stopped, err
     assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
     assert not (out / "model").exists()
 
-    subprocess.run([*arguments, "--resume"], check=True, capture_output=True, timeout=120)
+    if signum == signal.SIGTERM:  # a launcher that starts the same command again means to go on
+        again = {"env": {**os.environ, "SLURM_RESTART_COUNT": "1"}}
+    else:
+        arguments, again = [*arguments, "--resume"], {}
+    subprocess.run(arguments, check=True, capture_output=True, timeout=120, **again)
     steps = [line["step"] for line in read_history(out / "metrics.jsonl")]
     assert steps == list(range(1, 61))
     assert (out / "model" / "config.json").exists()

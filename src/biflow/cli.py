@@ -274,7 +274,16 @@ def check(
     out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet: a row of images of each class.")] = None,
     rejected: Annotated[Path | None, typer.Option(help="A text file for all that cannot be read.")] = None,
 ) -> None:
-    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read."""
+    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read.
+
+    Of latents, made by `data encode`, the checksums are compared.
+    """
+    from biflow.data.latents import MANIFEST_FILE, damaged_shards
+
+    if (path / MANIFEST_FILE).is_file():
+        changed = damaged_shards(path)
+        _tell("\n".join(f"Has changed: {name}" for name in changed) or "Every shard is as it was written.")
+        sys.exit(1 if changed else 0)
     from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
     from biflow.data.images import write_picture
     from biflow.data.scan import printable, write_rejected

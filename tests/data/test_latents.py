@@ -3,13 +3,16 @@ import json
 import pytest
 import torch
 
+from biflow import cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSet
+from biflow.data.images import to_pil
 from biflow.data.latents import Encoder, check_codec, damaged_shards, open_latents, write_manifest
 from biflow.data.sources import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
 from biflow.training.stages import to_latents
+from tests.builders import read_npz
 
 
 def colours(count: int = 10) -> ImageSet:
@@ -149,3 +152,35 @@ def test_the_manifest_names_every_shard_with_size_and_checksum(codec, tmp_path):
     shards = json.loads((cache.folder / "latents.json").read_text())["shards"]
     assert [shard["count"] for shard in shards] == [4, 4, 2]
     assert all(len(shard["sha256"]) == 64 and shard["bytes"] for shard in shards)
+
+
+def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoencoder, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "images"
+    for place, image in enumerate(colours(40).images):
+        path = folder / "ab"[place % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path)
+
+    def biflow(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["biflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0
+
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    encode = ["data", "encode", f"folder:{folder}", "--vae", autoencoder, "--out", cache, "--size", 8]
+    encode += ["--set", "reading.flip=true", "--set", "reading.test_share=0.2"]
+    assert biflow(*encode) == 0
+    assert biflow("data", "check", cache) == 0
+    assert "Every shard is as it was written" in capsys.readouterr().out
+    assert biflow(*encode) == 2
+    assert "is whole" in capsys.readouterr().err
+    settings = [f"data=latents:{cache}", "model.image_size=4", "model.channels=4", "model.num_classes=2"]
+    train = ["train", "biflow_digits", "--smoke", "--out", run]
+    for setting in [*settings, "watch.validate_every=10"]:
+        train += ["--set", setting]
+    assert biflow(*train) == 2
+    assert f"Set model.codec=vae:{autoencoder}" in capsys.readouterr().err
+    assert biflow(*train, "--set", f"model.codec=vae:{autoencoder}") == 0
+    assert biflow("sample", run / "model", "--num", 4, "--out", tmp_path / "x.npz") == 0
+    assert read_npz(tmp_path / "x.npz")["arr_0"].shape == (4, 8, 8, 3)

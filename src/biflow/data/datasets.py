@@ -67,6 +67,10 @@ class ImageStream(Protocol):
         """(P, H, W) of every image, once decoded."""
 
     @property
+    def rejected(self) -> Mapping[str, str]:
+        """Files that could not be read, and why: none, since a stream is not looked through beforehand."""
+
+    @property
     def num_shards(self) -> int:
         """How many shards there are."""
 

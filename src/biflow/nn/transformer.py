@@ -1,6 +1,7 @@
 """A pre-norm transformer: the MLP, one layer, and the stack that fills a block."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
                 found[place] = x
         return found
 
-    def _evaluate(self, layer: nn.Module, *inputs: object, **options: object) -> Tensor:
+    def _evaluate(self, layer: nn.Module, *inputs: object, **options: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False, **options)
         return layer(*inputs, **options)

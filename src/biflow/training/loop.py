@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
@@ -291,7 +292,7 @@ def together(objective: nn.Module, *, last: bool) -> AbstractContextManager[None
     """Within it gradients are added up in each process; those of the last part are exchanged."""
     if isinstance(objective, DistributedDataParallel) and not last:
         return objective.no_sync()
-    if hasattr(objective, "set_requires_gradient_sync"):  # FSDP2
+    if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(last)
     return nullcontext()
 

@@ -58,6 +58,8 @@ class Trained(NamedTuple):
 
 def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
     """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
+    if isinstance(data, LatentSet):
+        check_latents(config, data, codec)
     model = config.model
     channels, _, image_size = codec.latent_shape(data.image_shape)
     wanted = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
@@ -69,8 +71,6 @@ def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
             f"Expected {asked}, as in {what}; got {' and '.join(str(getattr(model, key)) for key in faults)}. "
             f"Set {' '.join(f'model.{key}={value}' for key, value in faults.items())}."
         )
-    if isinstance(data, LatentSet):
-        check_latents(config, data, codec)
     if config.flow_from:
         load_flow(config, data)
     if needs_classifier(config) and not model.num_classes:

@@ -30,20 +30,20 @@ class TensorBoard:
     def __init__(self, folder: Path, _: RunConfig) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """One scalar each."""
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(name, value, step)
 
     def picture(self, name: str, pixels: Tensor, step: int) -> None:
         """An image."""
-        self.writer.add_image(name, pixels.numpy(), step)  # type: ignore[no-untyped-call]
+        self.writer.add_image(name, pixels.numpy(), step)
 
     def close(self) -> None:
         """Flush the event file."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 class Logged:
