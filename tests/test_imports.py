@@ -12,7 +12,7 @@ ROWS = [
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow"},
-    {"quickstart", "pipeline", "plan"},
+    {"quickstart", "pipeline", "plan", "encode"},
     {"cli"},
     {"__main__"},
 ]

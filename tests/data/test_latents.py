@@ -7,12 +7,12 @@ from biflow import cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSet
 from biflow.data.images import to_pil
-from biflow.data.latents import Encoder, check_codec, damaged_shards, open_latents, write_manifest
+from biflow.data.latents import Encoder, damaged_shards, open_latents, write_manifest
 from biflow.data.sources import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
-from biflow.training.stages import to_latents
-from tests.builders import read_npz
+from biflow.training.stages import check_fits, to_latents
+from tests.builders import read_npz, tiny_config, tiny_run
 
 
 def colours(count: int = 10) -> ImageSet:
@@ -108,11 +108,12 @@ def test_encoding_goes_on_where_it_was_stopped(codec, tmp_path, monkeypatch):
 
 def test_latents_of_another_codec_are_refused(codec, tmp_path):
     cache = write(tmp_path / "cache", codec, colours())
-    check_codec(cache, codec)
+    model = tiny_config(codec="vae:x", channels=4, num_classes=2)
+    check_fits(tiny_run(model=model), cache, codec)
     with torch.no_grad():
         next(codec.autoencoder.parameters()).flatten()[0].add_(1e-3)
     with pytest.raises(InputError, match="another one, by its weights"):
-        check_codec(cache, codec)
+        check_fits(tiny_run(model=model), cache, codec)
 
 
 def test_a_changed_shard_is_found(codec, tmp_path):

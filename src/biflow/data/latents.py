@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -21,12 +21,21 @@ from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSource, Split
 from biflow.errors import InputError
 from biflow.files import replace_file, write_text
-from biflow.models.codec import VaeCodec
 
 MANIFEST_FILE = "latents.json"
 FORMAT_VERSION = 1
 SHARD_SIZE = 4096  # images
 Share = tuple[int, int]  # rank and number of the processes that encode together
+
+
+class MomentsCodec(Protocol):
+    """What makes latents: an autoencoder whose encoder gives a distribution."""
+
+    def moments(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H', W')."""
+
+    def identity(self) -> str:
+        """A checksum of everything that the moments depend on."""
 
 
 class LatentSet:
@@ -97,38 +106,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_codec(data: LatentSet, codec: VaeCodec) -> None:
-    """Raise unless the latents were made with this codec."""
-    made_with = data.manifest["codec"]
-    if identity(codec) != made_with["sha256"]:
-        raise InputError(
-            f"Expected the codec that made the latents in {data.folder}, {made_with['name']}; model.codec is another "
-            "one, by its weights. Set model.codec to that one, or encode again."
-        )
-
-
 def damaged_shards(folder: Path) -> list[str]:
     """The shards of a cache whose checksum is not that of its manifest; reads everything."""
     shards = read_manifest(folder)["shards"]
     return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
 
 
-def identity(codec: VaeCodec) -> str:
-    """SHA-256 of an autoencoder's weights and of the scale that its latents are brought to."""
-    digest = hashlib.sha256(f"{codec.scale} {codec.shift}".encode())
-    for name, tensor in sorted(codec.autoencoder.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
 class Encoder:
     """Writes a cache: shard by shard, those of other processes left to them, those that are there already kept."""
 
-    def __init__(self, folder: Path, codec: VaeCodec, *, flip: bool, batch_size: int, share: Share) -> None:
+    def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, share: Share) -> None:
         self.folder, self.codec, self.flip = folder, codec, flip
         self.batch_size, (self.rank, self.size) = batch_size, share
-        self.identity = identity(codec)
+        self.identity = codec.identity()
 
     def write(self, data: ImageSource, split: str, progress: Callable[[int], None]) -> list[str]:
         """The shards of one split; progress(n) is told of every n images done.  Returns the names of all shards."""

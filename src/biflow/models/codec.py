@@ -1,5 +1,6 @@
 """Pixels <-> what the flow models.  The scale of the data is known here and nowhere else."""
 
+import hashlib
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ class VaeCodec(Codec):
         images = pixels.to(self.autoencoder.device).float() / 127.5 - 1
         distribution = self.autoencoder.encode(images).latent_dist
         return torch.cat([distribution.mean, distribution.logvar], dim=1)
+
+    def identity(self) -> str:
+        """SHA-256 of the autoencoder's weights, and of the scale that its latents are brought to."""
+        digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""

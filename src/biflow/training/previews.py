@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from biflow.checkpoint import Model
 from biflow.data.images import enlarge, make_grid, write_picture
 from biflow.data.randomness import normal_for
 from biflow.models.codec import Codec
+from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
-from biflow.samplers import find_sampler
-from biflow.sampling.guidance import Guidance
+from biflow.models.reverse_model import ReverseModel
+from biflow.sampling.one_pass import sample_in_one_pass
+from biflow.sampling.sequential import invert_sequentially
 from biflow.training.loop import Batch, LossParts, Report, Trainer
 from biflow.training.trackers import Tracker
 
@@ -35,7 +36,7 @@ class Previews:
         flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
         if flow is None or not self.trainer.world.is_main:
             return
-        pixels = draw(Model(flow.config, (), flow, reverse), self.codec)
+        pixels = draw(flow, reverse, self.codec)
         grid = make_grid(pixels, columns=COLUMNS)
         self.folder.mkdir(exist_ok=True)
         write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
@@ -44,15 +45,17 @@ class Previews:
 
 
 @torch.no_grad()
-def draw(model: Model, codec: Codec) -> Tensor:
-    """Samples without guidance, a column for each of the first classes: uint8 (N, P, H, W)."""
-    config, device = model.config, model.flow.prior_variance.device
+def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tensor:
+    """Samples without guidance, a column for each of the first classes: uint8 (N, P, H, W).
+
+    In one pass where there is a reverse model, else by the exact inverse.
+    """
+    config, device = flow.config, flow.prior_variance.device
     noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
     labels = torch.arange(COLUMNS, device=device).repeat(ROWS) % max(1, config.num_classes)
-    sampler = find_sampler("reverse" if model.reverse else "gs-jacobi")
-    guidance = Guidance(0.0)
-    drawn = sampler.prepare(model, guidance)(model, model.flow.scale_noise(noise), labels, guidance)
-    return codec.decode(unpatchify(drawn.x, config.patch_size, config.channels)).cpu()
+    z = flow.scale_noise(noise)
+    patches = sample_in_one_pass(reverse, z, labels).x if reverse else invert_sequentially(flow, z, labels).x
+    return codec.decode(unpatchify(patches, config.patch_size, config.channels)).cpu()
 
 
 class Validation:

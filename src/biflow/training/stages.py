@@ -13,7 +13,7 @@ from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
 from biflow.data.datasets import ImageSet, Source, with_shifts
-from biflow.data.latents import LatentSet, check_codec
+from biflow.data.latents import LatentSet
 from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.randomness import Key, normal_for, seeded_weights
 from biflow.errors import InputError, Interrupted
@@ -92,7 +92,12 @@ def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
         raise InputError(
             f"Expected a model of latents for {config.data!r}; got pixels. Set model.codec=vae:{made_with}."
         )
-    check_codec(data, codec)
+    made_with = data.manifest["codec"]
+    if codec.identity() != made_with["sha256"]:
+        raise InputError(
+            f"Expected the codec that made the latents in {data.folder}, {made_with['name']}; model.codec is another "
+            "one, by its weights. Set model.codec to that one, or encode again."
+        )
     align = config.fit_flow.align
     if align and align.encoder != "classifier" and config.stage != "reverse":
         raise InputError(
