@@ -5,8 +5,9 @@
 
 Flows without alignment and with each strategy, at equal steps and from the same weights; on the way and at the end the
 accuracy by one gradient and the Frechet distance of the exact inverse's samples.  Then a reverse model for the plain
-flow and for the one aligned by `reverse`.  Stopped, the command goes on where it was.  Writes repa.{md,json,png} to
-docs/results.
+flow and for the one aligned by `reverse`.  Beside it linear probes of every layer, the gradient of `reverse` against
+that of the exact inverse, and the speed of every strategy.  Stopped, the command goes on where it was.  Writes
+repa.{md,json,png} to docs/results.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from machine import describe
 from rich.console import Console
 from runs import trained, trained_judge
@@ -29,14 +31,18 @@ from seeds import judge, summary
 from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import AlignConfig, FlowConfig, ModelConfig, RunConfig, load_recipe
 from biflow.data.datasets import load_data
+from biflow.data.perturb import add_noise
+from biflow.data.randomness import seeded_weights
 from biflow.evaluation.classify import classify_images
 from biflow.evaluation.evaluate import SampleJudge, measure_flow
 from biflow.evaluation.metrics import calibration_error
+from biflow.evaluation.probe import probe
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
 from biflow.files import write_text
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.training.alignment import Alignment
 from biflow.training.distributed import World
@@ -45,13 +51,19 @@ from biflow.training.objectives import FitFlow
 
 RECIPES = {"digits": "biflow_digits"}
 STRATEGIES = ("none", "forward", "detach", "reverse")
-PLACES = "[[3, 1], [4, 1]]"  # the last two blocks of four, the first layer of two
+TIMED = (*STRATEGIES, "reverse_literal", "reverse_sequential")
+PLACES = "[[3, 2], [4, 2]]"  # the last two blocks of four, the last layer of two
 STEPS, SAMPLES, EVERY = 2000, 2000, 200
 ON_THE_WAY = 500  # samples
 PAPER_SPEED = {"none": 2.11, "forward": 2.11, "detach": 1.93, "reverse": 1.87}  # it/s (table 5; forward is plain there)
+PAPER_SPEED["reverse_literal"] = PAPER_SPEED["reverse"]  # which of the two was timed is not known
+TURNS = 8  # of timing
+DRAWS = (4, 16)  # of noise on each image that is classified, beside one
+SWEEPS = (1, 2, 4, 8, 16)
+STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5)  # of guidance, for the learned inverse
 SEED = 0
 
-Scores = Mapping[str, Sequence[Mapping[str, float]]]  # strategy -> one a seed
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # strategy -> one a seed
 
 
 class Work(NamedTuple):
@@ -132,14 +144,21 @@ def score_flow(work: Work, job: tuple[int, str]) -> None:
     """Train a flow and measure it in full."""
     folder = train_flow(work, job)
     path = folder.parent / "scores.json"
-    of = repr((work.samples, SEED))
+    of = repr((work.samples, SEED, DRAWS))
     if path.exists() and json.loads(path.read_text())["of"] == of:
         return
     data, model = load_data(work.data), load_model(folder)
-    scores = scorer(work, work.samples)(model.flow) | measure_flow(model, data.test)
-    for method in ("steps", "bayes"):
-        found = classify_images(model, data.test.images, codec=Pipeline(model).codec, method=method)
-        scores[f"accuracy_by_{method}"] = (found.labels == data.test.labels).double().mean().item()
+    scores: dict[str, Any] = {**scorer(work, work.samples)(model.flow), **measure_flow(model, data.test)}
+    ways: dict[str, dict[str, Any]] = {
+        **{f"accuracy_of_{draws}": {"draws": draws} for draws in DRAWS},
+        "accuracy_by_steps": {"method": "steps"},
+        "accuracy_by_bayes": {"method": "bayes"},
+    }
+    for name, way in ways.items():
+        found = classify_images(model, data.test.images, codec=Pipeline(model).codec, **way)
+        scores[name] = (found.labels == data.test.labels).double().mean().item()
+    probes = probe(model, data.train, data.test, codec=Pipeline(model).codec)
+    scores["probes"] = {f"{block}, {layer}": accuracy for (block, layer), accuracy in probes.items()}
     write_text(path, json.dumps({"of": of, "scores": scores}) + "\n")
 
 
@@ -154,9 +173,11 @@ def score_reverse(work: Work, job: tuple[int, str]) -> None:
     if path.exists() and json.loads(path.read_text())["of"] == of:
         return
     pipe = Pipeline.from_pretrained(folder)
-    labels = torch.arange(work.samples) % pipe.config.num_classes
-    found = SampleJudge(judge_of(work), data)(pipe.sample_pixels(labels, seed=SEED), labels)
-    write_text(path, json.dumps({"of": of, "scores": found}) + "\n")
+    labels, measure = torch.arange(work.samples) % pipe.config.num_classes, SampleJudge(judge_of(work), data)
+    found = [measure(pipe.sample_pixels(labels, guidance=w, seed=SEED), labels) for w in STRENGTHS]
+    best = min(found, key=lambda each: each["frechet_distance"])
+    scores = {**found[0], **{f"best_{key}": value for key, value in best.items()}}
+    write_text(path, json.dumps({"of": of, "scores": scores}) + "\n")
 
 
 def judge_of(work: Work) -> Judge:
@@ -170,6 +191,31 @@ def steps_to_reach(curve: Sequence[Mapping[str, float]], key: str, target: float
     return good[0] if good else float("inf")
 
 
+def agreement(work: Work, model_folder: Path) -> dict[str, float]:
+    """Cosine of the gradient that `reverse` gives a trained flow with that of its exact inverse, by sweeps; float64."""
+    model, data = load_model(model_folder), load_data(work.data)
+    flow = model.flow.double().requires_grad_()
+    images = Pipeline(model).codec.encode(data.test.images[:64]).double()
+    noisy = add_noise(images, range(64), model.config.noise_std, "agreement")
+    patches, labels = patchify(noisy, model.config.patch_size), data.test.labels[:64]
+    shape = tuple(data.test.images.shape[1:])
+
+    def gradient(strategy: str, sweeps: int = 1) -> torch.Tensor:
+        fields = {"strategy": strategy, "places": yaml.safe_load(PLACES), "sweeps": sweeps}
+        align = AlignConfig.model_validate(fields)
+        with seeded_weights(SEED):
+            encoder = make_encoder(align, classifier=Classifier(shape[0], model.config.num_classes))
+            alignment = Alignment(align, model.config, encoder, image_shape=shape).double()
+        flow.zero_grad()
+        alignment(flow, flow(patches, labels), labels, images).backward()
+        return torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
+
+    exact = gradient("reverse_sequential")
+    ways = {f"reverse, {sweeps} sweep{'s' * (sweeps > 1)}": ("reverse", sweeps) for sweeps in SWEEPS}
+    found = {name: gradient(*way) for name, way in ways.items()}
+    return {name: torch.cosine_similarity(each, exact, dim=0).item() for name, each in found.items()}
+
+
 def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Steps a second of every strategy over those of a plain step, the fastest of some turns; 64 patches, batch 16."""
     flow_config = FlowConfig(blocks=blocks, layers=layers, width=width, head_width=32)
@@ -178,7 +224,7 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
     batch = Batch(images, images + 0.1, torch.arange(16) % 10, torch.zeros(16))
     fit, world = load_recipe("biflow_digits").fit_flow, World(0, 1, torch.device("cpu"))
     trainers = {}
-    for strategy in STRATEGIES:
+    for strategy in TIMED:
         flow = new_model(config, ()).flow
         alignment = None
         if strategy != "none":
@@ -187,13 +233,15 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
             alignment = Alignment(align, config, encoder, image_shape=(1, 16, 16))
         trainers[strategy] = Trainer(FitFlow(flow, alignment), fit, world)
         trainers[strategy]._take_step(batch)
-    best = dict.fromkeys(STRATEGIES, float("inf"))
-    for _ in range(8):
+    best = dict.fromkeys(TIMED, float("inf"))
+    for turn in range(TURNS):
         for strategy, trainer in trainers.items():
+            if turn and strategy == "reverse_sequential":  # once is enough to see how slow it is
+                continue
             start = time.perf_counter()
             trainer._take_step(batch)
             best[strategy] = min(best[strategy], time.perf_counter() - start)
-    return {strategy: best["none"] / best[strategy] for strategy in STRATEGIES}
+    return {strategy: best["none"] / best[strategy] for strategy in TIMED}
 
 
 def claims(scores: Scores, reach: Scores, inverses: Scores) -> list[str]:
@@ -207,6 +255,9 @@ def claims(scores: Scores, reach: Scores, inverses: Scores) -> list[str]:
     for strategy, text in points.items():
         found = judge([100 * gain for gain in gains(strategy, "none", "accuracy")])
         lines.append(f"- A flow {text} classifies better by one gradient: **{found.outcome}** (by {found} points)")
+    for strategy, text in points.items():
+        found = judge([100 * gain for gain in gains(strategy, "none", f"accuracy_of_{DRAWS[-1]}")])
+        lines.append(f"- The same with {DRAWS[-1]} draws, {text}: **{found.outcome}** (by {found} points)")
     for strategy, text in points.items():
         found = judge(gains(strategy, "none", "frechet_distance", sign=-1))
         lines.append(f"- Samples of a flow {text} are better: **{found.outcome}** (FD lower by {found})")
@@ -228,7 +279,8 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
     scores, reach, inverses = found["scores"], found["reach"], found["inverses"]
     columns = {
         "accuracy": ("accuracy, one gradient", 100),
-        "accuracy_by_steps": ("ten", 100),
+        **{f"accuracy_of_{draws}": (f"{draws} draws of noise", 100) for draws in DRAWS},
+        "accuracy_by_steps": ("ten gradients", 100),
         "accuracy_by_bayes": ("every class", 100),
         "calibration_error": ("calibration error", 100),
         "frechet_distance": ("FD, exact inverse", 1),
@@ -247,12 +299,13 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
     for strategy in ("none", "reverse"):
         distances = [each["frechet_distance"] for each in inverses[strategy]]
         accuracies = [100 * each["class_accuracy"] for each in inverses[strategy]]
-        inverse_rows.append([strategy, summary(distances), f"{summary(accuracies, 1)}%"])
+        best = [each["best_frechet_distance"] for each in inverses[strategy]]
+        inverse_rows.append([strategy, summary(distances), f"{summary(accuracies, 1)}%", summary(best)])
     speed_rows = []
-    for strategy in STRATEGIES:
-        speeds = [found["throughput"][shape][strategy] for shape in found["throughput"]]
-        paper = PAPER_SPEED[strategy] / PAPER_SPEED["none"]
-        speed_rows.append([strategy, *(f"{speed:.2f}" for speed in (*speeds, paper))])
+    for strategy in TIMED:
+        speeds = [f"{found['throughput'][shape][strategy]:.2f}" for shape in found["throughput"]]
+        paper = PAPER_SPEED.get(strategy)
+        speed_rows.append([strategy, *speeds, f"{paper / PAPER_SPEED['none']:.2f}" if paper else ""])
     return "\n".join(
         [
             "# Alignment with an encoder",
@@ -270,11 +323,25 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "",
             "## The learned inverse of an aligned flow",
             "",
-            *table(["flow", "FD, one pass", "read as their class"], inverse_rows),
+            *table(["flow", "FD, one pass", "read as their class", "FD, best guidance"], inverse_rows),
             "",
             "## Steps a second, of a plain flow's",
             "",
             *table(["alignment", *found["throughput"], "paper (table 5)"], speed_rows),
+            "",
+            "## Linear probes",
+            "",
+            "A logistic regression on the mean over patches of every [block, layer]'s features, block 1 at the data,",
+            "of images with the training noise and no label, fitted on the training images; right on this share of",
+            "the test images. The last row is what the flow itself says by one gradient, nothing fitted.",
+            "",
+            *probe_table(scores),
+            "",
+            "## The gradient of `reverse` and that of the exact inverse",
+            "",
+            "Of the alignment at the same places with a fresh projector, on a trained plain flow, in float64.",
+            "",
+            *table(["", "cosine"], [[name, f"{value:.4f}"] for name, value in found["agreement"].items()]),
             "",
             "## Claims",
             "",
@@ -285,6 +352,17 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def probe_table(scores: Scores) -> list[str]:
+    """Accuracy of the probes of every place, by strategy."""
+    rows = []
+    for place in scores["none"][0]["probes"]:
+        found = [[100 * each["probes"][place] for each in scores[strategy]] for strategy in STRATEGIES]
+        rows.append([f"[{place}]", *(f"{summary(values, 1)}%" for values in found)])
+    gradient = [[100 * each["accuracy"] for each in scores[strategy]] for strategy in STRATEGIES]
+    rows.append(["one gradient", *(f"{summary(values, 1)}%" for values in gradient)])
+    return table(["place", *STRATEGIES], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -341,6 +419,7 @@ def gather(work: Work, seeds: Sequence[int]) -> dict[str, Any]:
         "inverses": {strategy: read(f"{strategy}_inverse") for strategy in ("none", "reverse")},
         "curves": curves,
         "reach": reach,
+        "agreement": agreement(work, work.runs / f"seed_{seeds[0]}" / "none" / "model"),
         "throughput": {
             "4 blocks x 2 layers x 64": throughput(4, 2, 64, [(3, 1), (4, 1)]),
             "8 blocks x 8 layers x 128": throughput(8, 8, 128, [(7, 6), (8, 6)]),
