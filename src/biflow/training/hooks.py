@@ -9,6 +9,7 @@ from typing import Any, Self
 import rich.progress as bars
 from rich.console import Console
 
+from biflow.config import FitConfig
 from biflow.files import write_text
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.trackers import Tracker
@@ -85,8 +86,9 @@ class ProgressBoard:
     ) -> None:
         self.bars.stop()
 
-    def stage(self, name: str, *, start_step: int, steps: int, batch_size: int, every: int) -> Hook:
+    def stage(self, name: str, fit: FitConfig, *, start_step: int) -> Hook:
         """A hook that shows one stage: step, loss, images per second, time left."""
+        steps, every = fit.steps, fit.log_every
         task = self.bars.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
 
@@ -97,7 +99,7 @@ class ProgressBoard:
             if report.step % every and report.step != steps:
                 return
             rate = (report.step - first.step) / max(report.seconds - first.seconds, 1e-9)
-            status = f"loss {report.loss.total.item():.4f}  {rate * batch_size:,.0f} images/s"
+            status = f"loss {report.loss.total.item():.4f}  {rate * fit.batch_size:,.0f} images/s"
             if report.skipped:
                 status += f"  {report.skipped} skipped"
             self.bars.update(task, status=status)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from biflow.data.images import enlarge, make_grid, write_picture
 from biflow.data.randomness import normal_for
-from biflow.models.codec import Codec
+from biflow.models.codec import Codec, make_codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
@@ -23,10 +23,8 @@ COLUMNS, ROWS = 8, 4
 class Previews:
     """A hook that draws a grid of samples every few steps, always from the same noise, with the averaged weights."""
 
-    def __init__(
-        self, folder: Path, stage: str, trainer: Trainer, *, codec: Codec, every: int, trackers: Sequence[Tracker]
-    ) -> None:
-        self.folder, self.stage, self.trainer, self.codec = folder, stage, trainer, codec
+    def __init__(self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker]) -> None:
+        self.folder, self.stage, self.trainer = folder, stage, trainer
         self.every, self.trackers = every, trackers
 
     def __call__(self, report: Report) -> None:
@@ -36,7 +34,7 @@ class Previews:
         flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
         if flow is None or not self.trainer.world.is_main:
             return
-        pixels = draw(flow, reverse, self.codec)
+        pixels = draw(flow, reverse, make_codec(flow.config.codec).to(self.trainer.world.device))
         grid = make_grid(pixels, columns=COLUMNS)
         self.folder.mkdir(exist_ok=True)
         write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
@@ -64,20 +62,18 @@ class Validation:
     def __init__(
         self,
         trainer: Trainer,
-        make_batch: Callable[[int], Batch],
+        batches: Sequence[Callable[[], Batch]],
         *,
-        batches: int,
         every: int,
         record: Callable[[Mapping[str, float], int], None],
     ) -> None:
-        self.trainer, self.make_batch, self.batches = trainer, make_batch, batches
-        self.every, self.record = every, record
+        self.trainer, self.batches, self.every, self.record = trainer, batches, every, record
 
     def __call__(self, report: Report) -> None:
         """Measure if it is time; all processes must call."""
         if report.step % self.every:
             return
-        losses = [self.trainer.evaluate(self.make_batch(step)) for step in range(self.batches)]
+        losses = [self.trainer.evaluate(make_batch()) for make_batch in self.batches]
         self.record(self.mean(losses), report.step)
 
     def mean(self, losses: Sequence[LossParts]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from biflow.training.interrupt import stop_on_signal
 from biflow.training.loop import Hook, Trainer
 from biflow.training.previews import Previews, Validation
 from biflow.training.stages import Run, check_fits, training_batches
-from biflow.training.trackers import open_trackers
+from biflow.training.trackers import Tracker, open_trackers
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
@@ -67,41 +68,10 @@ def open_run(
         world.on_main(prepare)
         trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
-
-            def listen(stage: str, trainer: Trainer) -> Sequence[Hook]:
-                fit, watch = trainer.config, config.watch
-                history = History(folder / HISTORY_FILE, stage, trainer, trackers)
-                hooks: list[Hook] = [history]
-                hooks.append(
-                    board.stage(
-                        stage, start_step=trainer.step, steps=fit.steps, batch_size=fit.batch_size, every=fit.log_every
-                    )
-                )
-                if watch.preview_every:
-                    hooks.append(
-                        Previews(
-                            folder / PREVIEWS_FOLDER,
-                            stage,
-                            trainer,
-                            codec=codec,
-                            every=watch.preview_every,
-                            trackers=trackers,
-                        )
-                    )
-                if watch.validate_every and held_out:
-                    batches = training_batches(replace(run, data=held_out), "validation", trainer.plain, fit)
-                    hooks.append(
-                        Validation(
-                            trainer,
-                            batches,
-                            batches=watch.validate_batches,
-                            every=watch.validate_every,
-                            record=history.record,
-                        )
-                    )
-                return hooks
-
-            run = Run(config, data, codec, world, folder / STATES_FOLDER, listen, should_stop)
+            watcher = Watcher(folder, config, board, trackers)
+            run = Run(config, data, codec, world, folder / STATES_FOLDER, watcher.hooks, should_stop)
+            if held_out:
+                watcher.held_out = replace(run, data=held_out if data.class_names else held_out.without_classes())
             try:
                 yield run
                 if should_stop():
@@ -112,6 +82,28 @@ def open_run(
             finally:
                 for tracker in trackers:
                     tracker.close()
+
+
+class Watcher:
+    """Makes the hooks of each stage: its log, its progress, and what else the config asks for."""
+
+    held_out: Run | None = None  # the run with images that it does not train on
+
+    def __init__(self, folder: Path, config: RunConfig, board: ProgressBoard, trackers: Sequence[Tracker]) -> None:
+        self.folder, self.config, self.board, self.trackers = folder, config.watch, board, trackers
+
+    def hooks(self, stage: str, trainer: Trainer) -> Sequence[Hook]:
+        """The hooks of one stage; a resumed one goes on with its log."""
+        history = History(self.folder / HISTORY_FILE, stage, trainer, self.trackers)
+        hooks: list[Hook] = [history, self.board.stage(stage, trainer.config, start_step=trainer.step)]
+        if self.config.preview_every:
+            previews = self.folder / PREVIEWS_FOLDER
+            hooks.append(Previews(previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers))
+        if self.config.validate_every and self.held_out:
+            make_batch = training_batches(self.held_out, "validation", trainer.plain, trainer.config)
+            batches = [partial(make_batch, step) for step in range(self.config.validate_batches)]
+            hooks.append(Validation(trainer, batches, every=self.config.validate_every, record=history.record))
+        return hooks
 
 
 def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:
