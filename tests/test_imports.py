@@ -7,7 +7,7 @@ import biflow
 
 ROOT = Path(biflow.__file__).parent
 ROWS = [
-    {"errors", "config_base", "config", "files", "memory", "shorthand", "tensors"},
+    {"errors", "config_base", "config_model", "config_fit", "config", "files", "memory", "shorthand", "tensors"},
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
@@ -20,7 +20,11 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 SAME_ROW_ALLOWED = {
     ("config_base", "errors"),
     ("config", "errors"),
+    ("config_model", "config_base"),
+    ("config_fit", "config_base"),
     ("config", "config_base"),
+    ("config", "config_model"),
+    ("config", "config_fit"),
     ("files", "errors"),
     ("shorthand", "errors"),
     ("tensors", "errors"),
