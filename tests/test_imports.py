@@ -7,12 +7,24 @@ import biflow
 
 ROOT = Path(biflow.__file__).parent
 ROWS = [
-    {"errors", "config_base", "config_model", "config_fit", "config", "files", "memory", "shorthand", "tensors"},
+    {
+        "errors",
+        "config_base",
+        "config_model",
+        "config_fit",
+        "config",
+        "files",
+        "memory",
+        "shorthand",
+        "tensors",
+        "terminal",
+    },
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow"},
     {"quickstart", "pipeline", "plan", "encode"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]

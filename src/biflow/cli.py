@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import shlex
-import shutil
 import signal
 import sys
 import warnings
@@ -10,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
+from biflow.cli_data import Out, data_app
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
+from biflow.terminal import console, program, say, table, tell
 
 if TYPE_CHECKING:
     from biflow.evaluation.score import Ranked
@@ -29,10 +28,8 @@ app = typer.Typer(
     help="Transformer normalizing flows that sample in one pass.",
     epilog="Start with: biflow quickstart --out runs/quickstart",
 )
-console = Console()
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
 
@@ -43,9 +40,9 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
     from biflow.quickstart import make_plan, run_quickstart
 
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
-    for table in summary_tables(report):
-        console.print(table)
-    _tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
+    for summary in summary_tables(report):
+        console.print(summary)
+    tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
 
 
 @app.command()
@@ -77,12 +74,11 @@ def train(
         run.world.on_main(lambda: save_model(trained, model))
     if run.world.is_main:
         method = "" if trained.reverse else " --method sequential"
-        _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
+        tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
 GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
 METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
-REJECTS_SHOWN = 10
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
 
 
@@ -120,7 +116,7 @@ def sample(
         labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
     )
     write_images(out, pixels, labels)
-    _tell(f"Wrote {num} images to {out}.")
+    tell(f"Wrote {num} images to {out}.")
 
 
 @app.command()
@@ -153,7 +149,7 @@ def score(
         raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
-        _say(f"Warning: skipped {name}: {reason}")
+        say(f"Warning: skipped {name}: {reason}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [label] * len(pictures.names), **options)
     title = f"the least likely of {len(pictures.names)} images"
@@ -161,15 +157,15 @@ def score(
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
         title = f"{len(pictures.names)} images, least suited by the label first"
     if odd := int((~scores.nats.isfinite()).sum()):
-        _say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
+        say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
     ranking = scores.rank(pictures.names)
     if show:
         console.print(_ranking_table(title, ranking[:show]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
-    _tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
+    tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
         write_csv(out, Ranked._fields, ranking)
-        _tell(f"Wrote {out}.")
+        tell(f"Wrote {out}.")
 
 
 @app.command()
@@ -194,16 +190,16 @@ def classify(
     pipe = Pipeline.from_pretrained(model)
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
-        _say(f"Warning: skipped {name}: {reason}")
+        say(f"Warning: skipped {name}: {reason}")
     found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:
         rows = [[g.image if g.rank == 1 else "", g.name, f"{g.probability:.4f}"] for g in shown]
         title = f"{min(show, len(pictures.names))} of {len(pictures.names)} images"
-        console.print(_table(title, [["image", "class", "probability"], *rows]))
+        console.print(table(title, [["image", "class", "probability"], *rows]))
     if out:
         write_csv(out, Guess._fields, guesses)
-        _tell(f"Wrote {out}.")
+        tell(f"Wrote {out}.")
 
 
 @app.command()
@@ -227,9 +223,9 @@ def plan(
         tables[title] = memory_rows(config, stage, machine)
     assumed = f"if {utilisation:.0%} of {tflops:g} TFLOP/s a device is used, an assumption"
     for title, rows in {**tables, f"hours on {devices} devices, {assumed}": hour_rows(config, machine)}.items():
-        console.print(_table(title, rows))
+        console.print(table(title, rows))
     if names := left_out(config):
-        _tell(f"Without what these take: {', '.join(names)}.")
+        tell(f"Without what these take: {', '.join(names)}.")
 
 
 import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
@@ -256,85 +252,14 @@ def tarflow(
     save_model(model, out)
     config, flow = model.config, model.config.flow
     size, patch = config.image_size, config.patch_size
-    _tell(
+    tell(
         f"Saved {out}: {size}x{size} images of {config.channels} channels in patches of {patch}x{patch}, "
         f"{config.num_classes or 'no'} classes, {flow.blocks} blocks of {flow.layers} layers, width {flow.width}. "
         f"Sample with: {program()} sample {out} --method gs-jacobi --out grid.png"
     )
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Look into data of your own.")
 app.add_typer(data_app, name="data")
-
-
-@data_app.command()
-def check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images.")],
-    size: Annotated[int, typer.Option(min=1, help="Of each image on the contact sheet, in pixels.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet: a row of images of each class.")] = None,
-    rejected: Annotated[Path | None, typer.Option(help="A text file for all that cannot be read.")] = None,
-) -> None:
-    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read.
-
-    Of latents, made by `data encode`, the checksums are compared.
-    """
-    from biflow.data.latents import MANIFEST_FILE, damaged_shards
-
-    if (path / MANIFEST_FILE).is_file():
-        changed = damaged_shards(path)
-        _tell("\n".join(f"Has changed: {name}" for name in changed) or "Every shard is as it was written.")
-        sys.exit(1 if changed else 0)
-    from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
-    from biflow.data.images import write_picture
-    from biflow.data.scan import printable, write_rejected
-    from biflow.files import check_file_output, check_outside
-
-    for output in filter(None, (out, rejected)):
-        check_outside(output, path)
-        check_file_output(output)
-    if out and out.suffix != ".png":
-        raise InputError(f"Expected a contact sheet ending in .png; got {out}.")
-    found = check_folder(path)
-    sheet = contact_sheet(found, size) if out else None
-    names, faults = found.layout.class_names, found.found.rejected
-    _tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} cannot be read.")
-    console.print(_table("classes", class_rows(found)))
-    for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
-        if found.found.readable:
-            console.print(_table(title, rows(found)))
-    for name, reason in list(faults.items())[:REJECTS_SHOWN]:
-        _tell(f"Cannot read {printable(name)}: {reason}")
-    if len(faults) > REJECTS_SHOWN:
-        _tell(f"... and {len(faults) - REJECTS_SHOWN:,} more that cannot be read; --rejected FILE lists all.")
-    if rejected:
-        write_rejected(rejected, faults)
-        _tell(f"Wrote {rejected}.")
-    if out and sheet is not None:
-        write_picture(out, sheet)
-        _tell(f"Wrote {out}.")
-    _tell(f"Train on it with --set data=folder:{path} --set model.num_classes={len(names)}")
-
-
-@data_app.command()
-def encode(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
-    vae: Annotated[str, typer.Option(help="An autoencoder of diffusers: hub name or folder.")],
-    out: Out,
-    size: Annotated[int, typer.Option(min=1, help="Side that images are brought to, in pixels.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, in each process.")] = 32,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.flip=true.")] = None,
-) -> None:
-    """Encode a data set once: moments of its latents, for training with data=latents:OUT.
-
-    Called again after it was stopped, it goes on; torchrun shares the work among its processes.
-    """
-    from biflow.encode import encode_data
-
-    count = encode_data(data, vae, out, size=size, batch_size=batch_size, overrides=set_ or (), console=console)
-    if count is not None:
-        _tell(
-            f"Wrote {out}: latents of {count:,} images. Train with --set data=latents:{out} --set model.codec=vae:{vae}"
-        )
 
 
 @app.command()
@@ -365,24 +290,15 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
 
     total = f"{report['total_seconds'] / 60:.1f} minutes in all"
     return [
-        _table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
-        _table(f"{report['data']['test_images']:,} test images, classified by likelihood", classification_rows(report)),
-        _table(f"time per image; {total}", speed_rows(report)),
+        table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
+        table(f"{report['data']['test_images']:,} test images, classified by likelihood", classification_rows(report)),
+        table(f"time per image; {total}", speed_rows(report)),
     ]
 
 
 def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
     rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking]
-    return _table(title, [["image", "nats", "bits/dim"], *rows])
-
-
-def _table(title: str, rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    return table
+    return table(title, [["image", "nats", "bits/dim"], *rows])
 
 
 COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
@@ -397,7 +313,7 @@ def main() -> None:
     numbers were not finite any more with 1.
     """
     keep_freed_memory()
-    warnings.showwarning = lambda message, *_: _say(f"Warning: {message}")
+    warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
     interrupted = False
 
     def interrupt(*_: object) -> None:
@@ -409,18 +325,18 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="biflow", standalone_mode=False))
     except InputError as error:
-        _say(f"Error: {error}")
+        say(f"Error: {error}")
         sys.exit(2)
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
             command = [word for word in sys.argv[1:2] if word in COMMANDS]
-            _say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
+            say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        _say(f"Stopped: {stop}; {how_to_resume()}")
+        say(f"Stopped: {stop}; {how_to_resume()}")
         sys.exit(0 if stop.terminated else 130)
     except Diverged as fault:
-        _say(f"Error: {fault}")
+        say(f"Error: {fault}")
         sys.exit(1)
     except KeyboardInterrupt:
         pass
@@ -430,24 +346,11 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     # Only a Ctrl-C comes here.
-    _say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
+    say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
     sys.exit(130)
-
-
-def program() -> str:
-    """How this program was called, so that what it proposes to type works."""
-    return "biflow" if shutil.which("biflow") or not Path(sys.argv[0]).exists() else sys.argv[0]
 
 
 def how_to_resume() -> str:
     """The command that continues this one."""
     command = [word for word in sys.argv[1:] if word != "--resume"]
     return f"continue with {shlex.join([program(), *command, '--resume'])}"
-
-
-def _tell(message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _say(message: str) -> None:
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
