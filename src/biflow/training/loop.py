@@ -160,7 +160,8 @@ class Trainer:
             if self.skipped_in_a_row >= self.config.max_skipped:
                 raise Diverged(self._describe_divergence(batch))
             done = self.step == self.config.steps
-            if save_to and (stop or done or self.step % self.config.save_every == 0) and not self.skipped_in_a_row:
+            due = self.step % self.config.save_every == 0 and not self.skipped_in_a_row
+            if save_to and (stop or done or due):
                 self.save(save_to, required=stop or done)
             if stop and not done:
                 raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
@@ -212,8 +213,9 @@ class Trainer:
         chunks = split_batch(batch, self.config.accumulate)
         found = []
         for place, chunk in enumerate(chunks, start=1):
-            with together(self.objective, last=place == len(chunks)), self._precision():
-                loss: LossParts = self.objective(chunk)
+            with together(self.objective, last=place == len(chunks)):
+                with self._precision():
+                    loss: LossParts = self.objective(chunk)
                 self.scaler.scale(loss.total / len(chunks)).backward()
             found.append(loss)
         return mean_loss(found)
