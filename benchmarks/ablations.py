@@ -37,7 +37,7 @@ STEPS, SAMPLES = 2000, 2000
 STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)
 CHOOSING, SCORING = 1, 0  # seeds of the noise that a strength is chosen with, and of what is scored
 
-FLOWS = {"plain": [], "clipped": ["model.flow.clip=1.0"]}
+FLOWS = {"plain": ["model.flow.clip=null"], "clipped": ["model.flow.clip=1.0"]}
 FEATURES = "fit_reverse.distances=[{kind: mse}, {kind: classifier, weight: 0.4}]"
 UNGUIDED = "model.reverse.guidance=two_passes"
 TRAININGS: Mapping[str, tuple[str, list[str]]] = {  # name: (flow, settings of the reverse model)

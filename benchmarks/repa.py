@@ -176,10 +176,10 @@ def judge_of(work: Work) -> Judge:
     return trained_judge(settings(work, 0, []), load_data(work.data).train, work.runs / "judge")
 
 
-def steps_to_reach(curve: Sequence[Mapping[str, float]], key: str, target: float, *, low: bool) -> float:
-    """The first measured step from which a curve is at least as good as a target; infinity if it never is."""
+def share_to_reach(curve: Sequence[Mapping[str, float]], key: str, target: float, *, low: bool) -> float | None:
+    """The share of its steps after which a curve is as good as a target, as far as it is measured; none for never."""
     good = [line["step"] for line in curve if (line[key] <= target if low else line[key] >= target)]
-    return good[0] if good else float("inf")
+    return good[0] / curve[-1]["step"] if good else None
 
 
 def agreement(work: Work, model_folder: Path) -> dict[str, float]:
@@ -255,7 +255,7 @@ def claims(scores: Scores, reach: Scores, inverses: Scores) -> list[str]:
     for other in ("forward", "detach"):
         found = judge(gains("reverse", other, "frechet_distance", sign=-1))
         lines.append(f"- Reverse gives better samples than {other}: **{found.outcome}** (FD lower by {found})")
-    faster = judge([1 - each["frechet_distance"] for each in reach["reverse"]])
+    faster = judge([1 - (each["frechet_distance"] or 1) for each in reach["reverse"]])  # never saves nothing
     lines.append(
         f"- Reverse reaches the plain flow's last FD in fewer steps (the paper's 3.3 times): **{faster.outcome}** "
         f"(a share of {faster} of the steps saved)"
@@ -284,7 +284,8 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
         for key, (_, factor) in columns.items():
             cells.append(summary([factor * each[key] for each in scores[strategy]]) + ("%" if factor == 100 else ""))
         for key in ("accuracy", "frechet_distance"):
-            cells.append(", ".join(f"{each[key]:.2f}" for each in reach[strategy]))
+            shares = [each[key] for each in reach[strategy]]
+            cells.append(", ".join("never" if share is None else f"{share:.2f}" for share in shares))
         rows.append(cells)
     inverse_rows = []
     for strategy in ("none", "reverse"):
@@ -306,7 +307,7 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             f"Mean and standard deviation over {seeds} seeds. FD of {work.samples:,} samples without guidance, in the",
             "features of a judge that is another network. The last two columns: the share of the steps after which a",
             "flow is as good as the plain flow is at the end of its training, of each seed, by",
-            f"{ON_THE_WAY} samples every {work.every} steps; inf for never.",
+            f"{ON_THE_WAY} samples every {work.every} steps.",
             "",
             *table(head, rows),
             "",
@@ -396,15 +397,15 @@ def gather(work: Work, seeds: Sequence[int]) -> dict[str, Any]:
         return [json.loads(line) for line in text.splitlines()]
 
     curves = {strategy: [curve(seed, strategy) for seed in seeds] for strategy in STRATEGIES}
-    reach: dict[str, list[dict[str, float]]] = {strategy: [] for strategy in STRATEGIES}
+    reach: dict[str, list[dict[str, float | None]]] = {strategy: [] for strategy in STRATEGIES}
     for strategy in STRATEGIES:
         for ours, plain in zip(curves[strategy], curves["none"], strict=True):
-            last = plain[-1]
-            steps = {
-                "accuracy": steps_to_reach(ours, "accuracy", last["accuracy"], low=False),
-                "frechet_distance": steps_to_reach(ours, "frechet_distance", last["frechet_distance"], low=True),
-            }
-            reach[strategy].append({key: value / last["step"] for key, value in steps.items()})
+            reach[strategy].append(
+                {
+                    key: share_to_reach(ours, key, plain[-1][key], low=key == "frechet_distance")
+                    for key in ("accuracy", "frechet_distance")
+                }
+            )
     return {
         "scores": {strategy: read(strategy) for strategy in STRATEGIES},
         "inverses": {strategy: read(f"{strategy}_inverse") for strategy in ("none", "reverse")},

@@ -188,9 +188,9 @@ def _way(pictures: Pictures) -> str:
     """Two rows, level by level: to noise from left to right, and back from right to left."""
     there, back = pictures.way_to_noise, pictures.way_back[::-1]
     blocks = len(there) - 2
-    names = ["image", "with noise", *(f"after block {i}" for i in range(blocks))]
+    names = ["image", "with noise", *(f"after block {i}" for i in range(1, blocks + 1))]
     first = [_tile(image, name) for image, name in zip(there, names, strict=True)]
-    names = ["denoised", *(f"block {i} undone" for i in range(blocks))]
+    names = ["denoised", *(f"block {i} undone" for i in range(1, blocks + 1))]
     second = [_tile(image, name) for image, name in zip(back, names, strict=True)]
     turn = '<figure class="turn">&#8617;<figcaption>the noise goes in</figcaption></figure>'
     return f'<div class="way" style="--columns: {len(there)}">{"".join(first)}{"".join(second)}{turn}</div>'
