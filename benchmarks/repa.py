@@ -135,7 +135,7 @@ def score_flow(work: Work, job: tuple[int, str]) -> None:
     """Train a flow and measure it in full."""
     folder = train_flow(work, job)
     path = folder.parent / "scores.json"
-    of = repr((work.samples, SEED, DRAWS))
+    of = repr((work.samples, SEED, DRAWS, "content"))
     if path.exists() and json.loads(path.read_text())["of"] == of:
         return
     data, model = load_data(work.data), load_model(folder)

@@ -173,7 +173,9 @@ def classify(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
     top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
-    method: Annotated[ClassifyMethod, typer.Option(help="One gradient; ten; or every class tried.")] = "gradient",
+    method: Annotated[
+        ClassifyMethod, typer.Option(help="One gradient; ten; or every class tried: best, one pass a class.")
+    ] = "gradient",
     noise: Annotated[ClassifyNoise, typer.Option(help="Added to the images: as trained, or less.")] = "training",
     draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
     show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,

@@ -79,10 +79,19 @@ class AlignConfig(Config):
             raise ValueError(
                 f"Expected one or more different places, each [block, layer]; got {[list(p) for p in self.places]}."
             )
-        if (self.encoder == "classifier") != (self.network is None):
+        if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
-                f"Expected network for every encoder but 'classifier'; got {self.network!r} for {self.encoder!r}. "
-                "Set it to a hub name, a folder, or for a module to package.module:name."
+                f"Expected no network or input_size for the encoder 'classifier', which is trained on the run's own "
+                f"images; got {unread!r}. Set encoder to dinov2, dinov3, clip, mae or module, or leave it out."
+            )
+        if self.encoder != "classifier" and self.network is None:
+            raise ValueError(
+                f"Expected network for the encoder {self.encoder!r}; got none. "
+                "Set it to a hub name or a folder, or for a module to package.module:name."
+            )
+        if self.sweeps > 1 and self.strategy != "reverse":
+            raise ValueError(
+                f"Expected sweeps 1 with strategy {self.strategy!r}; got {self.sweeps}. Only reverse has more."
             )
         return self
 

@@ -238,7 +238,7 @@ class Pipeline:
         wanted = (self.config.channels, self.config.image_size, self.config.image_size)
         if found != wanted:
             raise InputError(
-                f"Expected images whose codec gives {wanted}; got {found}. Scale them to the model's size."
+                f"Expected images whose codec gives {wanted}; got {found}. Bring them to the model's channels and size."
             )
         return pixels
 

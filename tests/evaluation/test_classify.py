@@ -58,6 +58,26 @@ def test_an_images_logits_do_not_depend_on_the_others_and_leave_the_model_as_it_
     assert all(parameter.grad is None for parameter in model.flow.parameters())
 
 
+def test_what_an_image_is_called_does_not_depend_on_its_place():
+    model, pixels = tiny_model(), tiny_images(6).images
+    forwards, backwards = (classify_images(model, each, codec=PixelCodec()).logits for each in (pixels, pixels.flip(0)))
+    torch.testing.assert_close(backwards.flip(0), forwards, rtol=1e-4, atol=1e-5)
+
+
+def test_images_without_a_finite_likelihood_are_told_of():
+    model = tiny_model()
+    model.flow.flow_blocks[0].project_out.bias.data[:] = torch.nan
+    with pytest.warns(UserWarning, match="4 of 4 images have no finite likelihood"):
+        classify_images(model, tiny_images(4).images, codec=PixelCodec())
+
+
+def test_classifying_works_in_inference_mode():
+    model, pixels = tiny_model(), tiny_images(4).images
+    expected = classify_images(model, pixels, codec=PixelCodec()).logits
+    with torch.inference_mode():
+        assert torch.equal(classify_images(model, pixels, codec=PixelCodec()).logits, expected)
+
+
 def test_draws_average_the_logits_and_no_noise_needs_none():
     model, pixels = tiny_model(), tiny_images(3).images
     several = classify_images(model, pixels, codec=PixelCodec(), draws=3).logits
@@ -71,7 +91,7 @@ def test_draws_average_the_logits_and_no_noise_needs_none():
     [
         ({"method": "gradien"}, "Unknown method 'gradien'; did you mean gradient"),
         ({"noise": "some"}, "Unknown noise 'some'"),
-        ({"draws": 0}, "1 or more draws; got 0"),
+        ({"draws": 0}, "number of draws, 1 or more; got 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -100,7 +100,7 @@ def test_a_users_module_and_the_classifier_are_encoders():
 
 
 def test_patches_that_form_no_square_are_refused():
-    with pytest.raises(InputError, match="form a square; got 3 of them"):
+    with pytest.raises(InputError, match="form a square; got 3 tokens"):
         on_grid(torch.zeros(1, 3, 5))
 
 
@@ -114,8 +114,8 @@ def test_an_encoder_of_another_family_is_refused(folders):
     [
         ({"places": []}, "one or more different places"),
         ({"places": [[1, 1], [1, 1]]}, "one or more different places"),
-        ({"places": PLACES, "encoder": "dinov2"}, "Expected network for every encoder but 'classifier'"),
-        ({"places": PLACES, "network": "a"}, "Expected network for every encoder but 'classifier'"),
+        ({"places": PLACES, "encoder": "dinov2"}, "Expected network for the encoder 'dinov2'; got none"),
+        ({"places": PLACES, "network": "a"}, "Expected no network or input_size for the encoder 'classifier'"),
     ],
 )
 def test_configs_that_name_no_encoder_or_no_place_are_refused(config, message):

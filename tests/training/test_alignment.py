@@ -133,6 +133,18 @@ def test_places_that_do_not_exist_are_refused(place, message):
         tiny_run(fit_flow=fit)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_size": 8}, "no network or input_size for the encoder 'classifier'.*got 8. Set encoder to dinov2"),
+        ({"strategy": "detach", "sweeps": 2}, "sweeps 1 with strategy 'detach'; got 2"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        align_config(**changes)
+
+
 def test_places_count_from_one():
     with pytest.raises(ValueError, match="greater than 0"):
         align_config(places=[[0, 1]])
@@ -147,12 +159,23 @@ def numbers() -> nn.Module:
     [
         (f"{__name__}:numbers", r"features \(B, F, h, w\), or tokens"),
         (f"{__name__}:wants_three_channels", r"to take 1x4x4 images; it fails: .*input_size"),
+        (f"{__name__}:oblong", "a square grid of features, as the flow's patches are; got 2x4"),
+        (f"{__name__}:Broken", "finite floating-point features; got values that are not finite"),
     ],
 )
 def test_encoders_that_cannot_see_the_images_are_refused_before_training(network, message, tmp_path):
     with pytest.raises(InputError, match=message):
         train_in(tmp_path / "run", align=align_config(encoder="module", network=network))
     assert not (tmp_path / "run").exists()
+
+
+def oblong() -> nn.Module:
+    return nn.AvgPool2d((2, 1))
+
+
+class Broken(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images / 0
 
 
 def wants_three_channels() -> nn.Module:

@@ -84,8 +84,8 @@ def to_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(f"Expected uint8 images (N, P, H, W); got {tuple(images.shape)} {images.dtype}.")
         return images
-    if not isinstance(images, Sequence) or not images or not all(isinstance(each, Image.Image) for each in images):
-        what = "an empty list" if images == [] else f"a {type(images).__name__}"
+    if not isinstance(images, Sequence) or not len(images) or not all(isinstance(each, Image.Image) for each in images):
+        what = "an empty list" if isinstance(images, list) and not images else f"a {type(images).__name__}"
         raise InputError(f"Expected one or more PIL images in a list, or a uint8 tensor (N, P, H, W); got {what}.")
     kinds = {(image.mode, image.size) for image in images}
     if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:

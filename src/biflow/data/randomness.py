@@ -38,6 +38,11 @@ def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Te
     return torch.from_numpy(np.stack([stream(*keys, i).standard_normal(shape, np.float32) for i in indices]))
 
 
+def content_keys(images: Tensor) -> list[int]:
+    """A number for each of some images (N, ...) that depends on its values alone, to draw for the image itself."""
+    return [int.from_bytes(blake2b(image.numpy().tobytes(), digest_size=8).digest(), "big") for image in images.cpu()]
+
+
 def uniform_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
     """Float32 numbers in [0, 1), one draw an image index: (len(indices), *shape), on the CPU."""
     return torch.from_numpy(np.stack([stream(*keys, i).random(shape, np.float32) for i in indices]))

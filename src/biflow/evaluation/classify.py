@@ -1,7 +1,8 @@
 """Which class an image is of, by the likelihood of the flow alone (FlowBack, arXiv 2511.22345, algorithm 1)."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from biflow.checkpoint import Model
 from biflow.config import ClassifyMethod, ClassifyNoise
 from biflow.data.perturb import add_noise
+from biflow.data.randomness import content_keys
 from biflow.errors import InputError, choose
 from biflow.models.codec import Codec, PixelCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
@@ -89,14 +91,21 @@ def classify_images(
     """Classify uint8 images (N, P, H, W).
 
     noise: "training" adds what the flow was trained with, "uniform" spreads grey levels over their bins, "none" adds
-    nothing; logits are averaged over this many draws.
+    nothing; logits are averaged over this many draws.  Noise is drawn for the seed and the image's own values, so what
+    an image is called does not depend on those beside it.
     """
     if not model.config.num_classes:
         raise InputError(
             "Expected a model with classes to classify with; this one is unconditional. Train one with classes."
         )
     if not isinstance(draws, int) or draws < 1:
-        raise InputError(f"Expected 1 or more draws; got {draws!r}.")
+        raise InputError(f"Expected a whole number of draws, 1 or more; got {draws!r}.")
+    if not len(pixels):
+        raise InputError("Expected one or more images to classify; got none.")
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            options: dict[str, Any] = {"method": method, "noise": noise, "draws": draws, "seed": seed}
+            return classify_images(model, pixels.clone(), codec=codec, **options)
     logits_of = choose(METHODS, method, "method")
     noises: Mapping[ClassifyNoise, tuple[float, float]]
     noises = {"training": training_noise(model.config), "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}
@@ -107,11 +116,16 @@ def classify_images(
         clean = codec.encode(pixels[places])
         drawn = []
         for k in range(draws):
-            noisy = add_noise(clean, places.tolist(), std, "classify", seed, k, bin_width=bin_width)
+            noisy = add_noise(clean, content_keys(pixels[places]), std, "classify", seed, k, bin_width=bin_width)
             patches = patchify(noisy, model.config.patch_size).to(device)
             drawn.append(logits_of(model.flow, patches).detach().double().cpu())
         chunks.append(torch.stack(drawn).mean(dim=0))
-    return Classification(torch.cat(chunks))
+    found = Classification(torch.cat(chunks))
+    if broken := int((~found.logits.isfinite()).any(dim=1).sum()):
+        warnings.warn(
+            f"{broken} of {len(pixels)} images have no finite likelihood; their classes mean nothing.", stacklevel=2
+        )
+    return found
 
 
 class Guess(NamedTuple):

@@ -35,7 +35,7 @@ class Encoder(nn.Module):
             size = (self.input_size, self.input_size)
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
         features = self.network(images)
-        return on_grid(features) if features.ndim == 3 else features
+        return on_grid(features) if isinstance(features, Tensor) and features.ndim == 3 else features
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
         """A frozen network stays in eval mode."""
@@ -47,8 +47,8 @@ def on_grid(tokens: Tensor) -> Tensor:
     side = math.isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
         raise InputError(
-            f"Expected an encoder whose patches form a square; got {tokens.shape[1]} of them. Set input_size to a "
-            "multiple of its patch size, or give features (B, F, h, w)."
+            f"Expected an encoder whose patches form a square; got {tokens.shape[1]} tokens. Leave out those that are "
+            "no patches, set input_size to a multiple of its patch size, or give features (B, F, h, w)."
         )
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 

@@ -65,7 +65,10 @@ def load_module(name: str) -> nn.Module:
     try:
         found = getattr(importlib.import_module(place), attribute) if colon else None
     except Exception as error:  # of somebody's code
-        raise InputError(f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}.") from None
+        raise InputError(
+            f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}. Check the name, and put "
+            "the folder of a module of your own on PYTHONPATH."
+        ) from None
     try:
         module = found if isinstance(found, nn.Module) or not callable(found) else found()
     except Exception as error:  # of somebody's code

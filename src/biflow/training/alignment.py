@@ -60,12 +60,16 @@ def try_encoder(config: AlignConfig, encoder: Encoder, image_shape: tuple[int, .
         reason = (str(error) or type(error).__name__).partition("\n")[0].removesuffix(".")
         raise InputError(
             f"Expected the encoder {config.encoder!r} to take {image_shape[0]}x{size}x{size} images; it fails: "
-            f"{reason}. Set fit_flow.align.input_size to a size that it takes."
+            f"{reason}. Mend it, or set fit_flow.align.input_size to a size that it takes."
         ) from None
-    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2:
-        raise InputError(
-            f"Expected the encoder {config.encoder!r} to give features (B, F, h, w), or tokens (B, patches, F); got "
-            f"{tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__} for two images. "
-            "Choose another encoder."
-        )
-    return found.shape[1]
+    what = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2 or not found.numel():
+        problem = f"features (B, F, h, w), or tokens (B, patches, F); got {what} for two images"
+    elif found.shape[2] != found.shape[3]:
+        problem = f"a square grid of features, as the flow's patches are; got {found.shape[2]}x{found.shape[3]}"
+    elif not found.is_floating_point() or not found.isfinite().all():
+        broken = "values that are not finite" if found.is_floating_point() else what
+        problem = f"finite floating-point features; got {broken}"
+    else:
+        return found.shape[1]
+    raise InputError(f"Expected the encoder {config.encoder!r} to give {problem}. Mend it, or choose another encoder.")
