@@ -1,7 +1,8 @@
 """Reading the images of each training step, ahead of time where there are processes for it."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,19 @@ def unless_fault(found: Examples | InputError) -> Examples:
     return found
 
 
+def loader(dataset: Dataset[Examples | InputError], sampler: Iterable[Any], workers: int) -> DataLoader[Any]:
+    """A loader whose workers are forked from a clean process: threads of this one could leave a lock in theirs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return DataLoader(
+        dataset,
+        sampler=sampler,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=context,
+    )
+
+
 class Reader:
     """A function step -> `Examples`; with workers, those of the steps that follow are being read meanwhile."""
 
@@ -65,6 +79,6 @@ class Reader:
         if step != self.next_step:
             self.ahead = iter(())  # the old workers end before new ones, which would inherit them, begin
             following = torch.arange(step, len(self.steps)).tolist()
-            self.ahead = iter(DataLoader(self.steps, sampler=following, batch_size=None, num_workers=self.workers))
+            self.ahead = iter(loader(self.steps, following, self.workers))
         self.next_step = step + 1
         return unless_fault(next(self.ahead))

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, islice
 from typing import NamedTuple, TypeVar
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from biflow.data.datasets import Encoded, ImageStream
 from biflow.data.randomness import Key, permutation
-from biflow.data.reader import Examples, unless_fault
+from biflow.data.reader import Examples, loader, unless_fault
 from biflow.errors import InputError
 
 T = TypeVar("T")
@@ -151,7 +151,7 @@ class StreamReader:
         decoded = Decoded(self.stream.source)
         if not self.workers:
             return map(decoded.__getitem__, batches)
-        return iter(DataLoader(decoded, sampler=batches, batch_size=None, num_workers=self.workers))
+        return iter(loader(decoded, batches, self.workers))
 
 
 def encoded_batches(stream: ShuffledStream, steps: range, batch_size: int, *, ahead: bool) -> Iterator[EncodedBatch]:

@@ -1,6 +1,7 @@
 """Which images training reads, from whatever kind of data set."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ def make_reader(
         part = Part(world.rank, world.size)
         stream = ShuffledStream(data, *keys, part=part, block_size=reading.shuffle_buffer)
         return StreamReader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
-    num_images = len(data)
-
-    def places_at(step: int) -> Tensor:
-        return world.share(indices_at(step, *keys, batch_size=fit.batch_size, num_images=num_images))
-
+    places_at = partial(places_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
     return Reader(data, places_at, steps=fit.steps, workers=reading.workers)
+
+
+def places_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:
+    """The places of this process's images of a step, which comes last; a function that can be sent to a worker."""
+    *keys, step = keys_and_step
+    return world.share(indices_at(int(step), *keys, batch_size=batch_size, num_images=num_images))
 
 
 def some_examples(data: Source, limit: int, *keys: Key) -> Iterator[Examples]:
