@@ -1,14 +1,17 @@
 """Precision, accumulation, recomputation, and numbers that are not finite."""
 
+import json
+
 import pytest
 import torch
 
 from biflow.config import FitConfig
 from biflow.errors import Diverged, InputError
+from biflow.training.hooks import History
 from biflow.training.loop import Trainer
 from biflow.training.objectives import FitFlow
 from tests.builders import tiny_model
-from tests.training.test_training import ALONE, tiny_batch, train_in
+from tests.training.test_training import ALONE, tiny_batch
 
 
 def steps(count: int = 3, **changes) -> tuple[list[float], list[torch.Tensor]]:
@@ -88,7 +91,12 @@ def test_training_stops_after_so_many_in_a_row_keeps_the_last_good_state_and_nam
     assert not list(tmp_path.iterdir())
 
 
-def test_skipped_steps_are_in_the_log(tmp_path):
-    train_in(tmp_path / "run")
-    text = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert '"skipped": 0' in text
+def test_skipped_steps_are_in_the_log_which_stays_json(tmp_path):
+    trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(steps=3, warmup_steps=0, log_every=1), ALONE)
+    batches = [tiny_batch(), broken_batch(), tiny_batch()]
+    trainer.train(batches.__getitem__, hooks=[History(tmp_path / "log.jsonl", "flow", trainer)])
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 1, 1]
+    assert [line["loss"] is None for line in lines] == [False, True, False]

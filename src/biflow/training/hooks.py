@@ -1,6 +1,7 @@
 """What watches a run: the log of its numbers, and the progress that a person sees."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +40,13 @@ class History:
         self.record({"seconds": round(report.seconds, 3), **numbers}, report.step)
 
     def record(self, numbers: Mapping[str, float], step: int) -> None:
-        """Append one line of these numbers, and tell the trackers and the trainer."""
-        self.trainer.metrics |= numbers
+        """Append one line of these numbers, null for those that are not finite; tell the trackers and the trainer."""
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.trainer.metrics |= finite
         if self.world.is_main:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"stage": self.stage, "step": step, **numbers}) + "\n")
+                line = {name: finite.get(name) for name in numbers}
+                file.write(json.dumps({"stage": self.stage, "step": step, **line}) + "\n")
             for tracker in self.trackers:
                 tracker.numbers({f"{self.stage}/{name}": value for name, value in numbers.items()}, step)
 
