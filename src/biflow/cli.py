@@ -315,6 +315,7 @@ def main() -> None:
     numbers were not finite any more with 1.
     """
     keep_freed_memory()
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such images are rejected, and named
     warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
     interrupted = False
 
