@@ -57,7 +57,7 @@ def loader(dataset: Dataset[Examples | InputError], sampler: Iterable[Any], work
     context.set_forkserver_preload([__name__])
     return DataLoader(
         dataset,
-        sampler=sampler,  # type: ignore[arg-type]
+        sampler=sampler,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=context,
