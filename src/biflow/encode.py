@@ -10,6 +10,7 @@ from biflow.config import ReadingConfig
 from biflow.config_base import Config, first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageStream, Source
 from biflow.data.latents import MANIFEST_FILE, Encoder, write_manifest
+from biflow.data.scan import write_rejected
 from biflow.data.sources import check_apart, open_data
 from biflow.errors import InputError
 from biflow.files import check_new_folder, write_text
@@ -17,6 +18,7 @@ from biflow.models.codec import VaeCodec, make_codec
 from biflow.training.distributed import join_world
 
 SETTINGS_FILE = "encode.yaml"
+REJECTED_FILE = "rejected.txt"
 
 
 class EncodeConfig(Config):
@@ -55,6 +57,9 @@ def encode_data(
             "latent_shape": latent_shape,
             "class_names": list(split.train.class_names),
         }
+        for kind in (split.train, split.test):
+            if kind.rejected and world.is_main:
+                write_rejected(out / REJECTED_FILE, kind.rejected)
         counts: list[int] = []
         world.wait()
         world.on_main(lambda: counts.append(write_manifest(out, names, facts)))

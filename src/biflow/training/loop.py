@@ -158,7 +158,7 @@ class Trainer:
             for hook in hooks:
                 hook(Report(self.step, loss, grad_norm, self.seconds, self.skipped))
             if self.skipped_in_a_row >= self.config.max_skipped:
-                raise Diverged(self._describe_divergence(batch))
+                raise Diverged(self._describe_divergence(batch, save_to))
             done = self.step == self.config.steps
             due = self.step % self.config.save_every == 0 and not self.skipped_in_a_row
             if save_to and (stop or done or due):
@@ -224,14 +224,15 @@ class Trainer:
         kind = torch.float16 if self.config.precision == "float16" else torch.bfloat16
         return torch.autocast(self.world.device.type, kind, enabled=self.config.precision != "float32")
 
-    def _describe_divergence(self, batch: Batch) -> str:
+    def _describe_divergence(self, batch: Batch, folder: Path | None) -> str:
         with torch.no_grad():
             where = self.plain.diagnose(batch) if self.config.sharding == "ddp" else ""
-        return (
-            f"Stopped at step {self.step}: the loss or its gradient was not finite {self.skipped_in_a_row} steps in a "
-            f"row. {where}{' ' if where else ''}The last good checkpoint is kept. Lower learning_rate, bound the flow "
-            "with model.flow.clip, or set precision=float32, and start in another folder."
-        )
+        kept, _ = checkpoints.newest(folder) if folder else (None, [])
+        left = f"The checkpoint of step {kept.step} is kept." if kept else "No checkpoint had been written."
+        precise = "" if self.config.precision == "float32" else ", or set precision=float32"
+        found = f"the loss or its gradient was not finite {self.skipped_in_a_row} steps in a row."
+        repair = f"Lower learning_rate{precise}, and start in another folder."
+        return " ".join(filter(None, [f"Stopped at step {self.step}: {found}", where, left, repair]))
 
     def save(self, folder: Path, *, required: bool = True) -> None:
         """Write a checkpoint into the stage's folder; what cannot be written is fatal only if it is required."""

@@ -77,9 +77,11 @@ def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
     broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
     if broken:
         return f"Block {broken[0]} of the flow, counted from 1 at the data, is the first whose scale is not finite."
-    largest = max(sizes)
-    number = sizes.index(largest) + 1
-    return f"The log-scale is largest in block {number} of the flow, counted from 1 at the data: {largest:.3g}."
+    number = sizes.index(max(sizes)) + 1
+    bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
+    return (
+        f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow, counted from 1 at the data.{bound}"
+    )
 
 
 class FitReverse(Objective):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from biflow.config import RunConfig
@@ -16,7 +17,7 @@ from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
 from biflow.training.about import add_sitting
-from biflow.training.distributed import join_world
+from biflow.training.distributed import World, join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal
 from biflow.training.loop import Hook, Trainer
@@ -54,6 +55,7 @@ def open_run(
 
     def prepare() -> None:
         check_fits(config, data, codec)
+        check_batches(config, world)
         check_run_folder(folder, config, resume=resume)
         check_watch(config, held_out)
         (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -104,6 +106,18 @@ class Watcher:
             batches = [partial(make_batch, step) for step in range(self.config.validate_batches)]
             hooks.append(Validation(trainer, batches, every=self.config.validate_every, record=history.record))
         return hooks
+
+
+def check_batches(config: RunConfig, world: World) -> None:
+    """Raise unless the processes can share every batch, and each can take its share in the parts asked for."""
+    fits = [config.fit_flow] if config.stage != "reverse" else []
+    for fit in [*fits, *([config.fit_reverse] if config.fit_reverse and config.stage != "flow" else [])]:
+        own = len(world.share(torch.arange(fit.batch_size)))
+        if own % fit.accumulate:
+            raise InputError(
+                f"Expected a batch of each process that splits into {fit.accumulate} parts; got {own}. "
+                "Set accumulate to a number that divides it."
+            )
 
 
 def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:

@@ -221,6 +221,8 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     found, faults = newest(folder)
     for fault in faults:
         warnings.warn(f"Passed over a damaged checkpoint: {fault}.", stacklevel=2)
+    if faults and not found:
+        warnings.warn(f"No sound checkpoint of the {stage} is left; it begins anew.", stacklevel=2)
     if found:
         trainer.load(found)
         objective.check_resumed()
