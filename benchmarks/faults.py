@@ -60,9 +60,9 @@ def sitting(work: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def saving(folder: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its process died."""
-    return any(folder.glob("states/*/.step_*"))
+def saving(folder: Path, pid: int) -> bool:
+    """Whether this process is writing a checkpoint, or was when it died."""
+    return any(folder.glob(f"states/*/.step_*.{pid}.*"))
 
 
 def kill_and_go_on(folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
@@ -72,14 +72,14 @@ def kill_and_go_on(folder: Path, kills: int, draw: random.Random) -> dict[str, A
     while done < kills:
         process = sitting(train, folder)
         time.sleep(draw.uniform(0.05, 1.2))
-        while done % 2 and process.is_alive() and not saving(folder):
+        while done % 2 and process.is_alive() and not saving(folder, process.pid):
             time.sleep(0.0005)
         if not process.is_alive():
             raise RuntimeError("the run was done before all kills; raise the steps in SETTINGS")
         time.sleep(draw.uniform(0, 0.004) if done % 2 else 0)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        in_a_save += saving(folder)
+        in_a_save += saving(folder, process.pid)
         done += 1
     last = sitting(train, folder)
     last.join()
