@@ -16,7 +16,6 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,20 +104,12 @@ def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hoo
     def hook(report: Report) -> None:
         if report.step % work.every:
             return
-        lines.append({"step": report.step, **score(averaged_flow(trainer))})
+        flow, _ = trainer.plain.networks(trainer.averaged_model())
+        assert flow
+        lines.append({"step": report.step, **score(flow)})
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     return [hook]
-
-
-def averaged_flow(trainer: Trainer) -> ForwardFlow:
-    """A copy of the flow in training with its averaged weights."""
-    model = deepcopy(trainer.model).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(trainer.ema.average[name])
-    flow = model if isinstance(model, ForwardFlow) else model["flow"]
-    return flow.requires_grad_(False)
 
 
 def scorer(work: Work, samples: int) -> Callable[[ForwardFlow], dict[str, float]]:

@@ -1,6 +1,7 @@
 """The command line, called in this process as the console script calls it."""
 
 import csv
+import os
 import re
 import shlex
 import shutil
@@ -196,6 +197,14 @@ def test_sample_takes_every_option(biflow, model, tmp_path):
     assert not (drawn[0] == drawn[1]).all()
 
 
+def test_plan_says_what_a_recipe_will_cost(biflow):
+    code, out, _ = biflow("plan", "biflow_digits", "--devices", 2, "--set", "fit_flow.steps=7")
+    assert code == 0
+    for part in ("410,144", "training, reverse", "exact inverse, guided", "FSDP2", "hours on 2 devices", "assumption"):
+        assert part in " ".join(out.split())
+    assert re.search(r"flow +│ +7 ", out)
+
+
 BAD = {
     "missing model": (["sample", "{tmp}/nowhere", "--out", "{tmp}/x.png"], "does not exist"),
     "label out of range": (["sample", "{model}", "--label", 9, "--out", "{tmp}/x.png"], "labels from 0 to 2"),
@@ -245,7 +254,17 @@ BAD = {
         "has files",
     ),
     "import without noise": (["import", "tarflow", "{notes}", "--out", "{tmp}/x"], "--noise-std"),
-    "data for later": (["train", "tarflow_imagenet64", "--out", "{tmp}/r"], "later version"),
+    "images that are not there": (["train", "tarflow_imagenet64", "--out", "{tmp}/r"], "imagenet64 does not exist"),
+    "a run among the images": (
+        ["train", "biflow_digits", "--set", "data=folder:{tmp}", "--out", "{tmp}/r"],
+        "Expected an output outside of",
+    ),
+    "no folder to check": (["data", "check", "{tmp}/none"], "does not exist"),
+    "a file to check": (["data", "check", "{notes}"], "is no folder"),
+    "a folder without images": (["data", "check", "{model}"], "there is none"),
+    "a contact sheet among the images": (["data", "check", "{tmp}", "--out", "{tmp}/x.png"], "outside of"),
+    "a list among the images": (["data", "check", "{tmp}", "--rejected", "{tmp}/x/r.txt"], "outside of"),
+    "a contact sheet that is none": (["data", "check", "{model}", "--out", "{tmp}/x.gif"], "ending in .png"),
     "a name too long": (["sample", "{model}", "--out", "{tmp}/" + "x" * 300 + "/x.png"], "Choose another output"),
     "unfit model": (
         ["train", "biflow_digits", "--set", "model.num_classes=5", "--out", "{tmp}/r"],
@@ -266,6 +285,9 @@ BAD = {
     "training in a full folder": (["train", "biflow_digits", "--out", "{model}"], "has files"),
     "nothing to resume": (["quickstart", "--resume", "--out", "{tmp}/run"], "without --resume"),
     "missing option": (["train", "biflow_digits"], "--out"),
+    "devices that cannot share": (["plan", "biflow_digits", "--devices", 7], "7 devices can share evenly; got 64"),
+    "devices without memory": (["plan", "biflow_digits", "--device-memory", 0], "memory of a device above 0; got 0"),
+    "plan of an unknown recipe": (["plan", "biflow_digit"], "did you mean biflow_digits"),
     "unknown option": (["quickstart", "--fast"], "--fast"),
     "unknown command": (["quikstart"], "quickstart"),
 }
@@ -291,22 +313,27 @@ def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(biflow, model, tmp_
     assert notes.read_text() == "precious"
 
 
-def test_ctrl_c_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path):
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_stop_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path, signum, code):
     out = tmp_path / "my run"
     command = [sys.executable, "-c", "from biflow.cli import main; main()", "train", "biflow_digits"]
     settings = ["--set", "stage=flow", "--set", "fit_flow.steps=60", "--set", "fit_flow.log_every=1"]
     arguments = [*command, "--out", str(out), *settings]
     running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.readline()  # the first steps are done
-    running.send_signal(signal.SIGINT)
+    running.send_signal(signum)
     _, err = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60; continue with (biflow .*)\n$", err)
     assert stopped, err
     assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
     assert not (out / "model").exists()
 
-    subprocess.run([*arguments, "--resume"], check=True, capture_output=True, timeout=120)
+    if signum == signal.SIGTERM:  # a launcher that starts the same command again means to go on
+        again = {"env": {**os.environ, "SLURM_RESTART_COUNT": "1"}}
+    else:
+        arguments, again = [*arguments, "--resume"], {}
+    subprocess.run(arguments, check=True, capture_output=True, timeout=120, **again)
     steps = [line["step"] for line in read_history(out / "metrics.jsonl")]
     assert steps == list(range(1, 61))
     assert (out / "model" / "config.json").exists()

@@ -7,12 +7,24 @@ import biflow
 
 ROOT = Path(biflow.__file__).parent
 ROWS = [
-    {"errors", "config_base", "config", "files", "memory", "shorthand", "tensors"},
+    {
+        "errors",
+        "config_base",
+        "config_model",
+        "config_fit",
+        "config",
+        "files",
+        "memory",
+        "shorthand",
+        "tensors",
+        "terminal",
+    },
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow"},
-    {"quickstart", "pipeline"},
+    {"quickstart", "pipeline", "plan", "encode"},
+    {"cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -20,7 +32,11 @@ ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 SAME_ROW_ALLOWED = {
     ("config_base", "errors"),
     ("config", "errors"),
+    ("config_model", "config_base"),
+    ("config_fit", "config_base"),
     ("config", "config_base"),
+    ("config", "config_model"),
+    ("config", "config_fit"),
     ("files", "errors"),
     ("shorthand", "errors"),
     ("tensors", "errors"),

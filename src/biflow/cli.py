@@ -1,7 +1,6 @@
 """The command line: parse, call, print."""
 
 import shlex
-import shutil
 import signal
 import sys
 import warnings
@@ -10,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
+from biflow.cli_data import Out, data_app
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
-from biflow.errors import InputError, Interrupted
+from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
+from biflow.terminal import console, program, say, table, tell
 
 if TYPE_CHECKING:
     from biflow.evaluation.score import Ranked
@@ -28,10 +28,8 @@ app = typer.Typer(
     help="Transformer normalizing flows that sample in one pass.",
     epilog="Start with: biflow quickstart --out runs/quickstart",
 )
-console = Console()
 
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
 
@@ -42,9 +40,9 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
     from biflow.quickstart import make_plan, run_quickstart
 
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
-    for table in summary_tables(report):
-        console.print(table)
-    _tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
+    for summary in summary_tables(report):
+        console.print(summary)
+    tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
 
 
 @app.command()
@@ -58,17 +56,25 @@ def train(
     """Train what a recipe describes; the model lands in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
-    from biflow.data.datasets import load_data
-    from biflow.training.run import MODEL_FOLDER, open_run
+    from biflow.data.datasets import ImageStream
+    from biflow.data.sources import check_apart, open_data
+    from biflow.models.codec import make_codec
+    from biflow.training.distributed import was_restarted
+    from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
     from biflow.training.stages import train_model
 
+    resume = resume or (was_restarted() and (out / CONFIG_FILE).exists())
     model = out / MODEL_FOLDER
-    with open_run(config, load_data(config.data).train, out, resume=resume, console=console) as run:
+    check_apart(config.data, out)
+    image_shape = make_codec(config.model.codec).image_shape(config.model)
+    data = open_data(config.data, image_shape, config.reading)
+    held_out = None if isinstance(data.test, ImageStream) or not len(data.test) else data.test
+    with open_run(config, data.train, out, resume=resume, console=console, held_out=held_out) as run:
         trained = train_model(run).model
         run.world.on_main(lambda: save_model(trained, model))
     if run.world.is_main:
         method = "" if trained.reverse else " --method sequential"
-        _tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
+        tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
 GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
@@ -88,6 +94,7 @@ def sample(
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "reverse",
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
 ) -> None:
     """Draw images from a trained model.
 
@@ -105,9 +112,11 @@ def sample(
     pipe = Pipeline.from_pretrained(model)
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    pixels = pipe.sample_pixels(labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size)
+    pixels = pipe.sample_pixels(
+        labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
+    )
     write_images(out, pixels, labels)
-    _tell(f"Wrote {num} images to {out}.")
+    tell(f"Wrote {num} images to {out}.")
 
 
 @app.command()
@@ -140,7 +149,7 @@ def score(
         raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
-        _say(f"Warning: skipped {name}: {reason}")
+        say(f"Warning: skipped {name}: {reason}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [label] * len(pictures.names), **options)
     title = f"the least likely of {len(pictures.names)} images"
@@ -148,15 +157,15 @@ def score(
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
         title = f"{len(pictures.names)} images, least suited by the label first"
     if odd := int((~scores.nats.isfinite()).sum()):
-        _say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
+        say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
     ranking = scores.rank(pictures.names)
     if show:
         console.print(_ranking_table(title, ranking[:show]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
-    _tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
+    tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
         write_csv(out, Ranked._fields, ranking)
-        _tell(f"Wrote {out}.")
+        tell(f"Wrote {out}.")
 
 
 @app.command()
@@ -183,16 +192,42 @@ def classify(
     pipe = Pipeline.from_pretrained(model)
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
-        _say(f"Warning: skipped {name}: {reason}")
+        say(f"Warning: skipped {name}: {reason}")
     found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:
         rows = [[g.image if g.rank == 1 else "", g.name, f"{g.probability:.4f}"] for g in shown]
         title = f"{min(show, len(pictures.names))} of {len(pictures.names)} images"
-        console.print(_table(title, [["image", "class", "probability"], *rows]))
+        console.print(table(title, [["image", "class", "probability"], *rows]))
     if out:
         write_csv(out, Guess._fields, guesses)
-        _tell(f"Wrote {out}.")
+        tell(f"Wrote {out}.")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
+    devices: Annotated[int, typer.Option(help="Devices that share a batch.")] = 8,
+    device_memory: Annotated[float, typer.Option(help="Memory of each, in GiB.")] = 80.0,
+    tflops: Annotated[float, typer.Option(help="Peak TFLOP/s of each, for the hours.")] = 400.0,
+    utilisation: Annotated[float, typer.Option(help="The share of this peak that training uses.")] = 0.4,
+) -> None:
+    """What training a recipe will cost: parameters, operations, memory, hours; nothing is run."""
+    config = load_recipe(recipe, set_ or ())
+    from biflow.plan.operations import stage_fits
+    from biflow.plan.report import Machine, hour_rows, left_out, memory_rows, operation_rows, parameter_rows
+
+    machine = Machine(devices, device_memory, tflops, utilisation)
+    tables = {"parameters": parameter_rows(config), "operations an image": operation_rows(config)}
+    for stage, fit in stage_fits(config).items():
+        title = f"GiB a device, {stage}: {machine.share(fit.batch_size)} images on each of {devices}, {fit.precision}"
+        tables[title] = memory_rows(config, stage, machine)
+    assumed = f"if {utilisation:.0%} of {tflops:g} TFLOP/s a device is used, an assumption"
+    for title, rows in {**tables, f"hours on {devices} devices, {assumed}": hour_rows(config, machine)}.items():
+        console.print(table(title, rows))
+    if names := left_out(config):
+        tell(f"Without what these take: {', '.join(names)}.")
 
 
 import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
@@ -219,11 +254,14 @@ def tarflow(
     save_model(model, out)
     config, flow = model.config, model.config.flow
     size, patch = config.image_size, config.patch_size
-    _tell(
+    tell(
         f"Saved {out}: {size}x{size} images of {config.channels} channels in patches of {patch}x{patch}, "
         f"{config.num_classes or 'no'} classes, {flow.blocks} blocks of {flow.layers} layers, width {flow.width}. "
         f"Sample with: {program()} sample {out} --method gs-jacobi --out grid.png"
     )
+
+
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -254,24 +292,15 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
 
     total = f"{report['total_seconds'] / 60:.1f} minutes in all"
     return [
-        _table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
-        _table(f"{report['data']['test_images']:,} test images, classified by likelihood", classification_rows(report)),
-        _table(f"time per image; {total}", speed_rows(report)),
+        table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
+        table(f"{report['data']['test_images']:,} test images, classified by likelihood", classification_rows(report)),
+        table(f"time per image; {total}", speed_rows(report)),
     ]
 
 
 def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
     rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking]
-    return _table(title, [["image", "nats", "bits/dim"], *rows])
-
-
-def _table(title: str, rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if place else "left", no_wrap=True)
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+    return table(title, [["image", "nats", "bits/dim"], *rows])
 
 
 COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
@@ -280,9 +309,14 @@ RESUMABLE = ("quickstart", "train")
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line and code 2, an interrupted command with 130."""
+    """Entry point: bad input ends with one line and code 2, an interrupted command with 130.
+
+    Training that was terminated (SIGTERM, as before a pre-emption) and has saved its state ends with 0, one whose
+    numbers were not finite any more with 1.
+    """
     keep_freed_memory()
-    warnings.showwarning = lambda message, *_: _say(f"Warning: {message}")
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such images are rejected, and named
+    warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
     interrupted = False
 
     def interrupt(*_: object) -> None:
@@ -294,16 +328,19 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="biflow", standalone_mode=False))
     except InputError as error:
-        _say(f"Error: {error}")
+        say(f"Error: {error}")
         sys.exit(2)
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
             command = [word for word in sys.argv[1:2] if word in COMMANDS]
-            _say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
+            say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        _say(f"Stopped: {stop}; {how_to_resume()}")
-        sys.exit(130)
+        say(f"Stopped: {stop}; {how_to_resume()}")
+        sys.exit(0 if stop.terminated else 130)
+    except Diverged as fault:
+        say(f"Error: {fault}")
+        sys.exit(1)
     except KeyboardInterrupt:
         pass
     except Exception:  # a Ctrl-C in the middle of an import may come out as any error
@@ -312,24 +349,11 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     # Only a Ctrl-C comes here.
-    _say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
+    say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
     sys.exit(130)
-
-
-def program() -> str:
-    """How this program was called, so that what it proposes to type works."""
-    return "biflow" if shutil.which("biflow") or not Path(sys.argv[0]).exists() else sys.argv[0]
 
 
 def how_to_resume() -> str:
     """The command that continues this one."""
     command = [word for word in sys.argv[1:] if word != "--resume"]
     return f"continue with {shlex.join([program(), *command, '--resume'])}"
-
-
-def _tell(message: str) -> None:
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _say(message: str) -> None:
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)

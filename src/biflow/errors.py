@@ -13,7 +13,13 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and has saved its state."""
+    """Training was asked to stop, and has saved its state; `terminated` by SIGTERM, or by a person."""
+
+    terminated = False
+
+
+class Diverged(Exception):
+    """Training met numbers that are not finite, step after step; the text says where they grew."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

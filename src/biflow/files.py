@@ -100,6 +100,20 @@ def check_file_output(path: Path) -> None:
     _check_replaceable(path, path.is_file(), "file")
 
 
+def check_outside(path: Path, folder: Path) -> None:
+    """Raise if this output would land in a folder of the user's that is only ever read."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"Expected an output outside of {folder}, where nothing is ever written; got {path}. Choose another path."
+        )
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs: biflow/ in $XDG_CACHE_HOME, or else in ~/.cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "biflow"
+
+
 def _check_replaceable(path: Path, same_kind: bool, wanted: str) -> None:
     """Raise where the path is taken by something else: a rename would put an ordinary file in a device's place."""
     if path.exists() and not same_kind:

@@ -23,6 +23,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.tarflow import load_tarflow
 
 Labels = Sequence[int] | Tensor
+REDRAWS = 4  # at most, of an image that is not finite
 
 
 class Pipeline:
@@ -108,21 +109,38 @@ class Pipeline:
         method: str | Sampler = "reverse",
         seed: int = 0,
         batch_size: int = 256,
+        redraw: bool = False,
     ) -> Tensor:
-        """The same images as `sample`, as uint8 (N, P, H, W) on the CPU."""
+        """The same images as `sample`, as uint8 (N, P, H, W) on the CPU.
+
+        Images with values that are not finite numbers are counted in a warning; with `redraw` they are drawn again
+        from other noise, a few times at most.
+        """
         labels = self.check_labels(labels)
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         sampler = self._prepare(find_sampler(method), guidance)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
-        chunks, broken = [], 0
+
+        def draw(places: Tensor, attempt: int) -> Tensor:
+            z = self.noise(places.tolist(), seed, attempt)
+            return self.to_latents(sampler(self.model, z, labels[places].to(self.device), guidance).x)
+
+        chunks, broken, left = [], 0, 0
         for places in torch.arange(len(labels)).split(batch_size):
-            z = self.noise(places.tolist(), seed)
-            latents = self.to_latents(sampler(self.model, z, labels[places].to(self.device), guidance).x)
-            broken += int((~latents.isfinite()).flatten(1).any(dim=1).sum())
+            latents = draw(places, 0)
+            bad = not_finite(latents)
+            broken += int(bad.sum())
+            for attempt in range(1, 1 + REDRAWS * redraw):
+                if bad.any():
+                    latents[bad] = draw(places[bad.cpu()], attempt)
+                    bad = not_finite(latents)
+            left += int(bad.sum())
             chunks.append(self.codec.decode(latents).cpu())
         if broken:
-            warnings.warn(f"{broken} of {len(labels)} images hold values that are not finite numbers.", stacklevel=2)
+            after = f" and were drawn again; {left} of them still do" if redraw else ""
+            message = f"{broken} of {len(labels)} images hold values that are not finite numbers{after}."
+            warnings.warn(message, stacklevel=2)
         return torch.cat(chunks)
 
     def log_prob(
@@ -181,12 +199,15 @@ class Pipeline:
         z = self.noise(range(len(pixels)), seed)
         return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
 
-    def noise(self, places: Sequence[int], seed: int) -> Tensor:
-        """The noise that images at these places start from: (len(places), T, D), on the pipeline's device."""
+    def noise(self, places: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
+        """The noise that images at these places start from: (len(places), T, D), on the pipeline's device.
+
+        attempt: above 0 where the images of the attempts before were not finite.
+        """
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise InputError(f"Expected a whole number as seed; got {seed!r}.")
-        shape = (self.config.num_patches, self.config.patch_dim)
-        return self.model.flow.scale_noise(normal_for(places, shape, "sample", seed).to(self.device))
+        shape, keys = (self.config.num_patches, self.config.patch_dim), [attempt] if attempt else []
+        return self.model.flow.scale_noise(normal_for(places, shape, "sample", seed, *keys).to(self.device))
 
     def to_latents(self, patches: Tensor) -> Tensor:
         """Patches (B, T, D) -> what the codec decodes, (B, P, H, W)."""
@@ -226,3 +247,8 @@ class Pipeline:
         if (sampler, guidance) not in self._prepared:
             self._prepared[sampler, guidance] = sampler.prepare(self.model, guidance)
         return self._prepared[sampler, guidance]
+
+
+def not_finite(images: Tensor) -> Tensor:
+    """Which images (B, P, H, W) hold a value that is no finite number: (B,)."""
+    return ~images.isfinite().flatten(1).all(dim=1)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from biflow.data.images import read_image, read_pictures, write_images
+from biflow.data.decode import read_image
+from biflow.data.images import read_pictures, write_images
 from biflow.errors import InputError
 
 
@@ -63,13 +64,14 @@ def test_exif_rotation_is_followed(tmp_path):
 
 def test_files_that_cannot_be_read_are_named_with_their_reason(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / "good.png")
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.zeros((8, 400), np.uint8)).save(tmp_path / "strip.png")
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     (tmp_path / "notes.txt").write_text("not an image")
     found = read_pictures(tmp_path, 8, 1)
     assert found.names == ["good.png"]
-    assert found.rejected.keys() == {"broken.jpg", "deep.png"}
-    assert "8 bits" in found.rejected["deep.png"]
+    assert found.rejected.keys() == {"broken.jpg", "strip.png"}
+    assert found.rejected["broken.jpg"] == "not a PNG, JPEG, WebP, BMP or TIFF image"
+    assert "400x8 pixels" in found.rejected["strip.png"]
 
 
 def test_samples_of_another_shape_are_refused(tmp_path):

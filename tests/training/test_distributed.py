@@ -1,6 +1,8 @@
 """Two real processes (gloo) train as one."""
 
 import socket
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 import torch.multiprocessing as mp
 from rich.console import Console
 
-from biflow.config import AlignConfig, FlowFitConfig
+from biflow.config import AlignConfig, FlowFitConfig, RunConfig
+from biflow.errors import Interrupted
 from biflow.training.hooks import read_history
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
@@ -17,15 +20,24 @@ from tests.builders import tiny_images, tiny_run
 RUNS = {
     "flow, then inverse": tiny_run,
     "both at once, the flow aligned": lambda: tiny_run(stage="joint", fit_flow=aligned_fit()),
+    "sharded": lambda: sharded(aligned_fit()),
+    "sharded, in parts": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
 }
 
 
-def aligned_fit() -> FlowFitConfig:
+def sharded(fit_flow: FlowFitConfig) -> RunConfig:
+    """The parameters spread over the processes (FSDP2)."""
+    change = {"sharding": "fsdp"}
+    fit_reverse = tiny_run().fit_reverse
+    return tiny_run(fit_flow=fit_flow.model_copy(update=change), fit_reverse=fit_reverse.model_copy(update=change))
+
+
+def aligned_fit(**changes: object) -> FlowFitConfig:
     align = AlignConfig(places=[[2, 1], [3, 2]], hidden_width=8)
-    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align})
+    return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align, **changes})
 
 
-def train_in_process(rank: int, size: int, port: int, work: tuple[str, str]) -> None:
+def train_in_process(rank: int, size: int, port: int, work: tuple[str, str, int]) -> None:
     """What one process of a launcher does."""
     import os
 
@@ -40,29 +52,52 @@ def train_in_process(rank: int, size: int, port: int, work: tuple[str, str]) -> 
     run_in(*work)
 
 
-def run_in(kind: str, folder: str) -> None:
-    with open_run(RUNS[kind](), tiny_images(), Path(folder), resume=False, console=Console(quiet=True)) as run:
-        model = train_model(run).model
+def run_in(kind: str, folder: str, stop_at: int = 0) -> None:
+    """A run from where it is to its end, or until so many steps were taken."""
+    resume = (Path(folder) / "config.yaml").exists()
+    with (
+        suppress(Interrupted),
+        open_run(RUNS[kind](), tiny_images(), Path(folder), resume=resume, console=Console(quiet=True)) as run,
+    ):
+        taken = iter(range(1, 1000))
+        model = train_model(replace(run, should_stop=lambda: next(taken) == stop_at)).model
         if run.world.is_main:
             weights = {"flow": model.flow.state_dict(), "reverse": model.reverse.state_dict()}
             torch.save(weights, Path(folder) / "weights.pt")
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_two_processes_train_as_one(kind, tmp_path):
-    run_in(kind, str(tmp_path / "one"))
+def run_in_two(kind: str, folder: str, stop_at: int = 0) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(train_in_process, args=(2, port, (kind, str(tmp_path / "two"))), nprocs=2)
+    mp.spawn(train_in_process, args=(2, port, (kind, folder, stop_at)), nprocs=2)
 
-    one, two = (read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    losses = [torch.tensor([line["loss"] for line in history]) for history in (one, two)]
+
+def check_alike(one: Path, two: Path) -> None:
+    """Two runs took the same steps, with losses and weights that differ by rounding alone."""
+    histories = [read_history(folder / "metrics.jsonl") for folder in (one, two)]
+    assert [line["step"] for line in histories[0]] == [line["step"] for line in histories[1]]
+    losses = [torch.tensor([line["loss"] for line in history]) for history in histories]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
-    weights = [torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("one", "two")]
+    weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (one, two)]
     for part in ("flow", "reverse"):
         for name, tensor in weights[0][part].items():
             if name == "flow_digest":  # of weights that are near, not equal
                 continue
             torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_two_processes_train_as_one(kind, tmp_path):
+    run_in(kind, str(tmp_path / "one"))
+    run_in_two(kind, str(tmp_path / "two"))
+    check_alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("going_on", [run_in_two, run_in], ids=["two processes", "one process"])
+def test_what_sharded_processes_saved_is_taken_up(going_on, tmp_path):
+    run_in("sharded", str(tmp_path / "unbroken"))
+    run_in_two("sharded", str(tmp_path / "broken"), 3)
+    assert not (tmp_path / "broken" / "weights.pt").exists()
+    going_on("sharded", str(tmp_path / "broken"))
+    check_alike(tmp_path / "unbroken", tmp_path / "broken")

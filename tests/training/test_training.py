@@ -15,6 +15,7 @@ from biflow.features.judge import Judge
 from biflow.losses.likelihood import normal_log_prob
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
+from biflow.training.checkpoints import newest
 from biflow.training.distributed import World
 from biflow.training.hooks import read_history
 from biflow.training.loop import Batch, Trainer
@@ -223,7 +224,7 @@ def test_average_follows_its_definition():
     with torch.no_grad():
         layer.weight.add_(1)
     ema.update(step=1000)
-    assert ema.state_dict()["weight"].item() == pytest.approx(start + 0.5)
+    assert ema.average["weight"].item() == pytest.approx(start + 0.5)
     ema.copy_to_model()
     assert layer.weight.item() == pytest.approx(start + 0.5)
 
@@ -373,12 +374,23 @@ def test_an_unconditional_model_learns_from_images_of_classes(tmp_path):
     assert model.flow.blocks[0].classes.weight.shape[0] == 1
 
 
-def test_a_damaged_state_is_named(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_taken_up(tmp_path):
+    unbroken = train_in(tmp_path / "run")
+    newest = tmp_path / "run" / "states" / "flow" / "step_00000006" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:2000])
+    with pytest.warns(UserWarning, match=r"damaged checkpoint: .*step_00000006.state\.pt has changed \(2000 bytes of"):
+        resumed = train_in(tmp_path / "run", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(unbroken), weights(resumed), strict=True))
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
     train_in(tmp_path / "run")
-    state = tmp_path / "run" / "states" / "flow.pt"
-    state.write_bytes(state.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"flow\.pt.*Delete this file"):
-        train_in(tmp_path / "run", resume=True)
+    wider = tiny_config(flow=FlowConfig(blocks=3, layers=2, width=32, head_width=8))
+    other = train_in(tmp_path / "other", model=wider)
+    trainer = Trainer(FitFlow(other.flow), tiny_run().fit_flow, ALONE)
+    found, _ = newest(tmp_path / "run" / "states" / "flow")
+    with pytest.raises(InputError, match=r"a training state of this model in .*step_00000006"):
+        trainer.load(found)
 
 
 def test_an_output_below_a_file_is_refused_before_training(tmp_path):

@@ -1,8 +1,9 @@
 """Data sets of images with labels, and the order in which training sees them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,82 @@ from biflow.data.randomness import Key, permutation
 from biflow.errors import InputError, nearest
 
 DIGITS_TEST_SIZE = 360
+
+
+class ImageSource(Protocol):
+    """Images with labels, each read by its place; the same place always gives the same image."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,), of all images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label; none where there are no classes."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(P, H, W) of every image."""
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """What could not be read, and is none of the images: name -> reason."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, places: Tensor) -> Tensor:
+        """The images at these places (n,): uint8 (n, P, H, W)."""
+
+    def without_classes(self) -> "ImageSource":
+        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+
+
+class Encoded(NamedTuple):
+    """One example of a stream, as it came."""
+
+    name: str  # which one it is, for messages
+    image: Any  # what `decode` of its stream reads
+    label: int
+
+
+@runtime_checkable
+class ImageStream(Protocol):
+    """Images with labels that come in shards, each of which is read from its front on; how many there are is unknown.
+
+    A shard always gives the same examples in the same order.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label; none where there are no classes."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(P, H, W) of every image, once decoded."""
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Files that could not be read, and why: none, since a stream is not looked through beforehand."""
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are."""
+
+    def encoded(self, shard: int, start: int) -> Iterator[Encoded]:
+        """The examples of a shard from this one on."""
+
+    def count(self, shard: int) -> int:
+        """How many examples a shard has; it may have to be read for that."""
+
+    def decode(self, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """n examples -> images, uint8 (n, P, H, W), and labels (n,)."""
+
+    def without_classes(self) -> "ImageStream":
+        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+
+
+Source = ImageSource | ImageStream
+"""What training reads: images by their place, or as they come."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +102,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(P, H, W) of every image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Nothing: images in memory have been read."""
+        return {}
+
+    def read(self, places: Tensor) -> Tensor:
+        """The images at these places (n,): uint8 (n, P, H, W)."""
+        return self.images[places]
+
     def without_classes(self) -> "ImageSet":
         """The images alone, every one of label 0, which is "no class" where there are no classes."""
         return ImageSet(self.images, torch.zeros_like(self.labels), ())
@@ -34,27 +126,25 @@ class ImageSet:
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)
 
 
+S_co = TypeVar("S_co", bound=Source, covariant=True)
+
+
 @dataclass(frozen=True)
-class Split:
-    """What training sees and what it never sees."""
+class Split(Generic[S_co]):
+    """What training sees and what it never sees, which may be nothing."""
 
-    train: ImageSet
-    test: ImageSet
+    train: S_co
+    test: S_co
 
 
-def load_data(name: str) -> Split:
-    """A data set by name."""
-    if name.startswith(("folder:", "hf:")):
-        raise InputError(
-            f"Expected a data set that this version reads, {' or '.join(DATASETS)}; got {name!r}, which is for a later "
-            "version. Set data=digits, with a model of its sizes, to try the recipe."
-        )
+def load_data(name: str) -> Split[ImageSet]:
+    """A data set that lies in memory, by name."""
     if name not in DATASETS:
         raise InputError(f"Unknown data set {name!r}; {nearest(name, DATASETS)}")
     return DATASETS[name]()
 
 
-def digits() -> Split:
+def digits() -> Split[ImageSet]:
     """The 1,797 handwritten 8x8 digits that ship with scikit-learn: 1,437 to train, 360 to test.
 
     The split is fixed and stratified by class.  Values 0..16 become grey levels 0..255.
@@ -84,7 +174,7 @@ def with_shifts(data: ImageSet) -> ImageSet:
     return ImageSet(torch.cat(shifts), data.labels.repeat(len(shifts)), data.class_names)
 
 
-DATASETS: Mapping[str, Callable[[], Split]] = {"digits": digits}
+DATASETS: Mapping[str, Callable[[], Split[ImageSet]]] = {"digits": digits}
 
 
 def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:

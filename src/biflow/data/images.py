@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
 from biflow.errors import InputError
 from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
 
@@ -33,13 +34,19 @@ def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
     if path.suffix == ".npz":
         write_npz(path, pixels, labels)
     elif path.suffix == ".png":
-        with replace_file(path) as temporary:
-            to_pil(enlarge(make_grid(pixels))).save(temporary, format="PNG")
+        write_picture(path, enlarge(make_grid(pixels)))
     else:
         digits = len(str(len(pixels) - 1))
         with replace_folder(path) as folder:
             for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
                 to_pil(image).save(folder / f"{i:0{digits}d}_class{label}.png")
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """Write one uint8 image (P, H, W) as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        to_pil(picture).save(temporary, format="PNG")
 
 
 def write_npz(path: Path, pixels: Tensor, labels: Tensor) -> None:
@@ -90,9 +97,6 @@ def to_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
 class Pictures(NamedTuple):
     """Images read from disk at one size, with where each came from, and the files that could not be read."""
 
@@ -123,34 +127,11 @@ def read_pictures(path: Path, size: int, channels: int) -> Pictures:
             images.append(read_image(file, size, channels))
             names.append(name)
         except Exception as error:  # Pillow's decoders raise a dozen types
-            rejected[name] = str(error).partition("\n")[0] or type(error).__name__
+            rejected[name] = reason_of(error)
     if not images:
         found = f"none of {len(files)} can be read" if files else "there is none"
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {path}; {found}.")
     return Pictures(torch.stack(images), names, rejected)
-
-
-def read_image(path: Path, size: int, channels: int) -> Tensor:
-    """One image file -> uint8 (P, size, size): turned as its EXIF says, made grey or RGB, scaled and cropped.
-
-    The shorter side is halved by averaging while twice too long, then brought to `size` by bicubic interpolation, and
-    the centre is cut out, as ADM (arXiv 2105.05233) prepares ImageNet.  Transparent parts become white.
-    """
-    with Image.open(path) as file:
-        if file.mode not in {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}:
-            raise InputError(f"Expected 8 bits a channel; got mode {file.mode}.")
-        image = ImageOps.exif_transpose(file)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("L" if channels == 1 else "RGB")
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    pixels = np.array(image.crop((left, top, left + size, top + size)))
-    return torch.from_numpy(pixels.reshape(size, size, channels)).permute(2, 0, 1)
 
 
 def _read_npz(path: Path, size: int, channels: int) -> Pictures:

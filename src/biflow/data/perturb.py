@@ -26,6 +26,12 @@ def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bi
     return images
 
 
+def flip(images: Tensor, indices: Sequence[int], *keys: Key) -> Tensor:
+    """images (B, P, H, W), half of them mirrored left to right, drawn for (keys, index)."""
+    mirrored = uniform_for(indices, (), "flip", *keys).to(images.device) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
 def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label: int, *keys: Key) -> Tensor:
     """labels (B,), this share of them replaced by the null label, drawn for (keys, index)."""
     if not share:

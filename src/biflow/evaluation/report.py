@@ -216,7 +216,7 @@ def _curves(history: Sequence[Numbers]) -> str:
     )
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     for axes, (stage, key, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        lines = [line for line in history if line["stage"] == stage and key in line]
+        lines = [line for line in history if line["stage"] == stage and line.get(key) is not None]
         axes.plot([line["step"] for line in lines], [line[key] for line in lines], color=QUIET, linewidth=1.3)
         axes.set_yscale("log" if stage == "reverse" else "linear")
         _style(axes, title, "step")

@@ -1,5 +1,6 @@
 """Pixels <-> what the flow models.  The scale of the data is known here and nowhere else."""
 
+import hashlib
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ class Codec(nn.Module):
     @abstractmethod
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape (P, H, W) of images of pixels -> that of what the flow models."""
+
+    @abstractmethod
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The shape (P, H, W) of the images whose latents a model is made for."""
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
@@ -45,6 +50,10 @@ class PixelCodec(Codec):
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same shape."""
         return image_shape
+
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The model's own."""
+        return config.channels, config.image_size, config.image_size
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1], where the pixels are."""
@@ -79,11 +88,40 @@ class VaeCodec(Codec):
             )
         return self.autoencoder.config.latent_channels, *(side // self.reduction for side in image_shape[1:])
 
+    def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
+        """The channels that the autoencoder takes, and r times the model's sides."""
+        side = self.reduction * config.image_size
+        return int(self.autoencoder.config.in_channels), side, side
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 latents (B, P', H / r, W / r), on the codec's device."""
+        mean, _ = self.moments(pixels).chunk(2, dim=1)
+        return self.scaled(mean)
+
+    @torch.no_grad()
+    def moments(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H / r, W / r) of the encoder's distribution."""
         images = pixels.to(self.autoencoder.device).float() / 127.5 - 1
-        return (self.autoencoder.encode(images).latent_dist.mean - self.shift) * self.scale
+        distribution = self.autoencoder.encode(images).latent_dist
+        return torch.cat([distribution.mean, distribution.logvar], dim=1)
+
+    def identity(self) -> str:
+        """SHA-256 of the autoencoder's weights, and of the scale that its latents are brought to."""
+        digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
+        for name, tensor in sorted(self.autoencoder.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""
+        mean, log_variance = moments.chunk(2, dim=1)
+        return self.scaled(mean + (0.5 * log_variance).exp() * noise)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """The autoencoder's latents, brought to about unit variance."""
+        return (latents - self.shift) * self.scale
 
     def to_images(self, latents: Tensor) -> Tensor:
         """Latents (B, P', H / r, W / r) -> images (B, P, H, W), about in [-1, 1]; gradients flow through."""

@@ -60,6 +60,15 @@ class ForwardFlow(nn.Module):
             features |= {(number, layer): output for layer, output in found.items()}
         return FlowPass(states[-1], torch.stack(log_dets).sum(0), states, features)
 
+    @torch.no_grad()
+    def largest_log_scales(self, patches: Tensor, labels: Tensor) -> list[float]:
+        """For each block, the one at the data first, the log-scale of largest size for these patches (B, T, D)."""
+        found = []
+        for block, condition in zip(self.flow_blocks, self.conditions(labels), strict=True):
+            found.append(block.predict(block.reading_order(patches), condition).log_scale.abs().max().item())
+            patches = block(patches, condition).z
+        return found
+
     @property
     def flow_blocks(self) -> list[FlowBlock]:
         """The blocks, the one at the data first."""

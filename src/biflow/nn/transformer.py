@@ -1,9 +1,12 @@
 """A pre-norm transformer: the MLP, one layer, and the stack that fills a block."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from biflow.config import TransformerConfig
 from biflow.nn.attention import RMS_EPS, Attention, KVCache
@@ -63,7 +66,12 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of layers."""
+    """A stack of layers.
+
+    With `recompute`, a gradient evaluates each layer again from its input instead of keeping what lies between.
+    """
+
+    recompute = False
 
     def __init__(self, config: TransformerConfig, layers: int, *, causal: bool) -> None:
         super().__init__()
@@ -82,7 +90,7 @@ class Transformer(nn.Module):
         rotary holds the angles of just the patches in x; temperature (B,) divides every attention's logits.
         """
         for place, layer in enumerate(self.layers):
-            x = layer(x, caches[place] if caches else None, rotary=rotary, temperature=temperature)
+            x = self._evaluate(layer, x, caches[place] if caches else None, rotary=rotary, temperature=temperature)
         return x
 
     def outputs(self, x: Tensor, layers: Collection[int], *, rotary: RotaryTable | None = None) -> dict[int, Tensor]:
@@ -92,10 +100,15 @@ class Transformer(nn.Module):
         """
         found = {}
         for place, layer in zip(range(1, max(layers, default=0) + 1), self.layers, strict=False):
-            x = layer(x, rotary=rotary)
+            x = self._evaluate(layer, x, rotary=rotary)
             if place in layers:
                 found[place] = x
         return found
+
+    def _evaluate(self, layer: nn.Module, *inputs: object, **options: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, **options)
+        return layer(*inputs, **options)
 
     def new_caches(self, batch: int, length: int) -> list[KVCache]:
         """One empty cache a layer."""

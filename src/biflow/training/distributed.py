@@ -1,20 +1,25 @@
-"""The processes that train together.  PyTorch's own engine; the only file that reads the environment.
+"""The processes that train together.  PyTorch's own engine; the only file that reads what a launcher sets.
 
 Started plainly, the world is one process.  Started by torchrun (or accelerate launch), each process joins
 the others; nothing else in the project needs to know which it was.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from biflow.errors import InputError
+from biflow.nn.transformer import TransformerLayer
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,21 @@ class World:
             )
         return items.tensor_split(self.size)[self.rank]
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """The module, with gradients averaged over all processes."""
-        return DistributedDataParallel(module) if self.size > 1 else module
-
     def mean(self, value: Tensor) -> Tensor:
         """A scalar averaged over all processes."""
         return mean_over_processes(value)
 
-    def any(self, flag: bool) -> bool:
-        """True if the flag is set in any process."""
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set in any process; one exchange for all of them."""
         if self.size == 1:
-            return flag
-        return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
+            return list(flags)
+        shares = self.mean(torch.tensor([float(flag) for flag in flags], device=self.device))
+        return [share > 0 for share in shares.tolist()]
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def on_main(self, action: Callable[[], None]) -> None:
         """Let the main process act while the others wait; what it raises, all of them raise."""
@@ -74,6 +81,82 @@ def mean_over_processes(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value /= dist.get_world_size()
     return value
+
+
+def replicate(module: nn.Module, world: World) -> nn.Module:
+    """The module, with gradients averaged over all processes."""
+    return DistributedDataParallel(module) if world.size > 1 else module
+
+
+def shard(module: nn.Module, world: World) -> nn.Module:
+    """A copy whose parameters are spread over all processes (FSDP2), each layer gathered while it is evaluated.
+
+    The module itself is left as it was.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    copy = deepcopy(module).to(world.device)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for part in copy.modules():
+        if isinstance(part, TransformerLayer):
+            fully_shard(part, mesh=mesh)
+    fully_shard(copy, mesh=mesh)
+    return copy
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be spread over the processes, put together; all must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread over the processes as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor.to(like.device)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def whole_state(tensors: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """Tensors by name, put together on the CPU of the main process, and what is no tensor as it is; all must call."""
+    found = {}
+    for name, value in tensors.items():
+        together = whole(value) if isinstance(value, Tensor) else value
+        if world.is_main:
+            found[name] = together.cpu() if isinstance(together, Tensor) else together
+    return found
+
+
+def optimizer_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, dict[str, Any]]:
+    """What the optimiser keeps for each parameter, by its name; all processes must call."""
+    return {name: whole_state(optimizer.state.get(p, {}), world) for name, p in model.named_parameters()}
+
+
+def set_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take up a whole state, however the processes share the model now."""
+    own = model.state_dict()
+    model.load_state_dict({name: spread_like(value, own[name]) for name, value in state.items()})
+
+
+def set_optimizer_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
+    """Take up what `optimizer_state` gave, however the processes share the model now."""
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            key: spread_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
+            for key, value in state[name].items()
+        }
+
+
+def clip_gradients(parts: Sequence[nn.Module], limit: float) -> Tensor:
+    """Clip the gradient of each part alone to this norm; returns the norm of all of them before."""
+    norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), limit)) for part in parts]
+    return torch.stack(norms).norm()
+
+
+def was_restarted() -> bool:
+    """Whether a launcher started this process again, after others of the same run had failed or were pre-empted."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What watches a run: the log of its numbers, and the progress that a person sees."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -8,34 +10,45 @@ from typing import Any, Self
 import rich.progress as bars
 from rich.console import Console
 
+from biflow.config import FitConfig
 from biflow.files import write_text
-from biflow.training.distributed import World
-from biflow.training.loop import Hook, Report
+from biflow.training.loop import Hook, Report, Trainer
+from biflow.training.trackers import Tracker
 
 
 class History:
     """Appends one line of JSON to a file every few steps: stage, step, loss and its parts, speed.
 
-    Lines that a resumed run will write again are dropped when it starts.
+    Lines that a resumed run will write again are dropped when it starts.  The trackers get the same numbers, and the
+    trainer, whose checkpoints name them.
     """
 
-    def __init__(self, path: Path, stage: str, world: World, *, every: int, start_step: int) -> None:
-        self.path, self.stage, self.world, self.every = path, stage, world, every
-        if world.is_main:
-            kept = [line for line in read_history(path) if line["stage"] != stage or line["step"] <= start_step]
+    def __init__(self, path: Path, stage: str, trainer: Trainer, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self.stage, self.trainer, self.trackers = path, stage, trainer, trackers
+        self.world, self.every = trainer.world, trainer.config.log_every
+        if self.world.is_main:
+            kept = [line for line in read_history(path) if line["stage"] != stage or line["step"] <= trainer.step]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, report: Report) -> None:
         """Record this step if it is one of those to record; all processes must call."""
         if report.step % self.every:
             return
-        line = {"stage": self.stage, "step": report.step, "seconds": round(report.seconds, 3)}
-        line["loss"] = self.world.mean(report.loss.total.detach()).item()
-        line |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
-        line["grad_norm"] = report.grad_norm.item()
+        numbers = {"loss": self.world.mean(report.loss.total.detach()).item()}
+        numbers |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
+        numbers |= {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
+        self.record({"seconds": round(report.seconds, 3), **numbers}, report.step)
+
+    def record(self, numbers: Mapping[str, float], step: int) -> None:
+        """Append one line of these numbers, null for those that are not finite; tell the trackers and the trainer."""
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.trainer.metrics |= finite
         if self.world.is_main:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                line = {name: finite.get(name) for name in numbers}
+                file.write(json.dumps({"stage": self.stage, "step": step, **line}) + "\n")
+            for tracker in self.trackers:
+                tracker.numbers({f"{self.stage}/{name}": value for name, value in numbers.items()}, step)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
@@ -76,8 +89,9 @@ class ProgressBoard:
     ) -> None:
         self.bars.stop()
 
-    def stage(self, name: str, *, start_step: int, steps: int, batch_size: int, every: int) -> Hook:
+    def stage(self, name: str, fit: FitConfig, *, start_step: int) -> Hook:
         """A hook that shows one stage: step, loss, images per second, time left."""
+        steps, every = fit.steps, fit.log_every
         task = self.bars.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
 
@@ -88,7 +102,9 @@ class ProgressBoard:
             if report.step % every and report.step != steps:
                 return
             rate = (report.step - first.step) / max(report.seconds - first.seconds, 1e-9)
-            status = f"loss {report.loss.total.item():.4f}  {rate * batch_size:,.0f} images/s"
+            status = f"loss {report.loss.total.item():.4f}  {rate * fit.batch_size:,.0f} images/s"
+            if report.skipped:
+                status += f"  {report.skipped} skipped"
             self.bars.update(task, status=status)
             due = report.step * self.LINES_PER_STAGE // steps > (report.step - every) * self.LINES_PER_STAGE // steps
             if not self.console.is_terminal and (due or report.step == steps):

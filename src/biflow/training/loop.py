@@ -4,19 +4,37 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
-from biflow.errors import InputError, Interrupted
-from biflow.files import replace_file
+from biflow.errors import Diverged, InputError, Interrupted
 from biflow.losses.perceptual import WHOLE, Window
-from biflow.training.distributed import World
-from biflow.training.optim import EMA, make_optimizer, make_schedule
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.reverse_model import ReverseModel
+from biflow.nn.transformer import Transformer
+from biflow.training import checkpoints
+from biflow.training.checkpoints import Checkpoint
+from biflow.training.distributed import (
+    World,
+    clip_gradients,
+    optimizer_state,
+    replicate,
+    set_model_state,
+    set_optimizer_state,
+    shard,
+    whole,
+    whole_state,
+)
+from biflow.training.optim import EMA, make_optimizer, set_learning_rate
 
 
 class Batch(NamedTuple):
@@ -61,6 +79,14 @@ class Objective(nn.Module):
     def check_resumed(self) -> None:
         """Raise unless the model, whose saved state was just taken up, belongs to all else that the loss reads."""
 
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:  # noqa: ARG002
+        """The flow and the reverse model to sample with, given a copy of the model; none if it cannot sample."""
+        return None, None
+
+    def diagnose(self, batch: Batch) -> str:  # noqa: ARG002
+        """Where numbers grew on the way to a loss that is not finite, in words; nothing if that is not known."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -70,6 +96,7 @@ class Report:
     loss: LossParts
     grad_norm: Tensor  # before clipping
     seconds: float  # trained so far, over all sittings
+    skipped: int  # steps so far whose loss or gradient was not finite
 
 
 Hook = Callable[[Report], None]
@@ -91,14 +118,21 @@ class Trainer:
     """Fits one model: everything that must be kept to go on where it stopped, and the steps themselves."""
 
     def __init__(self, objective: Objective, config: FitConfig, world: World) -> None:
-        self.config = config
-        self.world = world
-        self.model, self.parts = objective.to(world.device).model, objective.parts
-        self.parallel_objective = world.parallel(compile_if_possible(objective) if config.compile else objective)
+        self.config, self.world = config, world
+        self.plain = objective
+        self.objective = spread(objective, config, world)
+        inner = self.objective.module if isinstance(self.objective, DistributedDataParallel) else self.objective
+        assert isinstance(inner, Objective)
+        self.model, self.parts = inner.model, inner.parts
+        for part in self.model.modules():
+            if isinstance(part, Transformer):
+                part.recompute = config.recompute
         self.optimizer = make_optimizer(self.model, config)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         self.ema = EMA(self.model, config.ema_decay)
-        self.step = 0
+        self.step = self.skipped = self.skipped_in_a_row = 0
         self.seconds = 0.0
+        self.metrics: dict[str, float] = {}  # what hooks last measured
 
     def train(
         self,
@@ -110,65 +144,175 @@ class Trainer:
     ) -> None:
         """Take the steps that are left, then put the averaged weights into the model.
 
-        make_batch(step) is this process's part of the batch.  The state is saved to `save_to` now and then,
-        at the end, and before `Interrupted` is raised.
+        make_batch(step) is this process's part of the batch.  Checkpoints go to the folder `save_to` now and then, at
+        the end, and before `Interrupted` is raised.
         """
-        schedule = make_schedule(self.optimizer, self.config, self.step)
-        self.parallel_objective.train()
+        self.objective.train()
         while self.step < self.config.steps:
             start = time.perf_counter()
-            loss, grad_norm = self._take_step(make_batch(self.step))
-            schedule.step()
-            self.ema.update(self.step)
+            batch = make_batch(self.step)
+            set_learning_rate(self.optimizer, self.config, self.step)
+            loss, grad_norm, stop = self._take_step(batch, should_stop)
             self.step += 1
             self.seconds += time.perf_counter() - start
             for hook in hooks:
-                hook(Report(self.step, loss, grad_norm, self.seconds))
-            stop = self.world.any(should_stop())
-            if save_to and (stop or self.step % self.config.save_every == 0 or self.step == self.config.steps):
-                self.save(save_to)
-            if stop and self.step < self.config.steps:
+                hook(Report(self.step, loss, grad_norm, self.seconds, self.skipped))
+            if self.skipped_in_a_row >= self.config.max_skipped:
+                raise Diverged(self._describe_divergence(batch, save_to))
+            done = self.step == self.config.steps
+            due = self.step % self.config.save_every == 0 and not self.skipped_in_a_row
+            if save_to and (stop or done or due):
+                self.save(save_to, required=stop or done)
+            if stop and not done:
                 raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
         self.ema.copy_to_model()
-        self.parallel_objective.eval()
+        self.objective.eval()
+        self._bring_home()
 
-    def _take_step(self, batch: Batch) -> tuple[LossParts, Tensor]:
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=half):
-            loss: LossParts = self.parallel_objective(batch)
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossParts:
+        """The loss of a batch with the averaged weights; nothing is left changed."""
+        with self.ema.in_place():
+            self.objective.eval()
+            loss: LossParts = self.objective(batch)
+            self.objective.train()
+        return loss
+
+    @torch.no_grad()
+    def averaged_model(self) -> nn.Module:
+        """A copy of the model with its averaged weights, whole, in eval mode; all processes must call."""
+        model = deepcopy(self.plain.model).to(self.world.device).eval().requires_grad_(False)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(whole(self.ema.average[name]))
+        return model
+
+    def _take_step(
+        self, batch: Batch, should_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[LossParts, Tensor, bool]:
+        """Evaluate, and move unless a number is not finite; returns loss, gradient's norm, and whether to stop."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        loss = self._add_gradients(batch)
+        self.scaler.unscale_(self.optimizer)
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norms = [nn.utils.clip_grad_norm_(part.parameters(), limit) for part in self.parts]
-        self.optimizer.step()
-        return loss, torch.stack(norms).norm()
+        grad_norm = clip_gradients(self.parts, limit)
+        finite = bool((loss.total + grad_norm).isfinite())
+        stop, broken = self.world.any(should_stop(), not finite)
+        if broken:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.scaler.step(self.optimizer)
+            self.ema.update(self.step)
+            self.skipped_in_a_row = 0
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return loss, grad_norm, stop
 
-    def save(self, path: Path) -> None:
-        """Write the state to one file; the file is whole or not there."""
+    def _add_gradients(self, batch: Batch) -> LossParts:
+        """Evaluate the loss part by part of the batch, add up its gradient, and return its mean."""
+        chunks = split_batch(batch, self.config.accumulate)
+        found = []
+        for place, chunk in enumerate(chunks, start=1):
+            with together(self.objective, last=place == len(chunks)):
+                with self._precision():
+                    loss: LossParts = self.objective(chunk)
+                self.scaler.scale(loss.total / len(chunks)).backward()
+            found.append(loss)
+        return mean_loss(found)
+
+    def _precision(self) -> torch.autocast:
+        kind = torch.float16 if self.config.precision == "float16" else torch.bfloat16
+        return torch.autocast(self.world.device.type, kind, enabled=self.config.precision != "float32")
+
+    def _describe_divergence(self, batch: Batch, folder: Path | None) -> str:
+        with torch.no_grad():
+            where = self.plain.diagnose(batch) if self.config.sharding == "ddp" else ""
+        kept, _ = checkpoints.newest(folder) if folder else (None, [])
+        left = f"The checkpoint of step {kept.step} is kept." if kept else "No checkpoint had been written."
+        precise = "" if self.config.precision == "float32" else ", or set precision=float32"
+        found = f"the loss or its gradient was not finite {self.skipped_in_a_row} steps in a row."
+        repair = f"Lower learning_rate{precise}, and start in another folder."
+        return " ".join(filter(None, [f"Stopped at step {self.step}: {found}", where, left, repair]))
+
+    def save(self, folder: Path, *, required: bool = True) -> None:
+        """Write a checkpoint into the stage's folder; what cannot be written is fatal only if it is required."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "skipped": self.skipped,
+            "model": whole_state(self.model.state_dict(), self.world),
+            "ema": whole_state(self.ema.average, self.world),
+            "optimizer": optimizer_state(self.model, self.optimizer, self.world),
+            "scaler": self.scaler.state_dict(),
         }
 
         def write() -> None:
-            with replace_file(path) as temporary:
-                torch.save(state, temporary)
+            try:
+                checkpoints.save(folder, state, step=self.step, metrics=self.metrics)
+                checkpoints.tidy(folder, self.config)
+            except OSError as error:
+                fault = f"cannot save step {self.step} in {folder} ({error.strerror}); older checkpoints are intact"
+                if required:
+                    raise InputError(f"Expected room for a checkpoint; {fault}. Free some space, and resume.") from None
+                warnings.warn(f"Training goes on, but {fault}.", stacklevel=2)
 
         self.world.on_main(write)
 
-    def load(self, path: Path) -> None:
+    def load(self, found: Checkpoint) -> None:
         """Take up the state that `save` wrote."""
         try:
-            state: dict[str, Any] = torch.load(path, map_location=self.world.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
+            state = found.load(self.world.device)
+            set_model_state(self.model, state["model"])
+            set_optimizer_state(self.model, self.optimizer, state["optimizer"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # a damaged file shows itself as any of a dozen types
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # of another model, or written by another version
             raise InputError(
-                f"Expected a whole training state in {path}; could not read it ({type(error).__name__}). "
-                "Delete this file to train this stage again."
+                f"Expected a training state of this model in {found.folder}; cannot take it up "
+                f"({type(error).__name__}). Delete the folder to go on from an older checkpoint, or start in another."
             ) from None
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.metrics = dict(found.metrics)
+
+    def _bring_home(self) -> None:
+        """Put trained parameters that are spread over the processes into the model that was given."""
+        if self.plain.model is not self.model:
+            trained = {name: whole(value) for name, value in self.model.state_dict().items()}
+            self.plain.model.load_state_dict(trained)
+        self.plain.to(self.world.device).eval()
+
+
+def spread(objective: Objective, config: FitConfig, world: World) -> nn.Module:
+    """The objective as it is evaluated by all processes together."""
+    if config.sharding == "fsdp" and world.size > 1:
+        sharded = shard(objective, world)
+        return compile_if_possible(sharded) if config.compile else sharded
+    objective.to(world.device)
+    return replicate(compile_if_possible(objective) if config.compile else objective, world)
+
+
+def together(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Within it gradients are added up in each process; those of the last part are exchanged."""
+    if isinstance(objective, DistributedDataParallel) and not last:
+        return objective.no_sync()
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in so many parts of one size."""
+    if len(batch.labels) % parts:
+        raise InputError(
+            f"Expected a batch of each process that splits into {parts} parts; got {len(batch.labels)}. "
+            "Set accumulate to a number that divides it."
+        )
+    pieces = [part.chunk(parts) if isinstance(part, Tensor) else [part] * parts for part in batch]
+    return [Batch(*values) for values in zip(*pieces, strict=True)]
+
+
+def mean_loss(losses: Sequence[LossParts]) -> LossParts:
+    """The mean of losses and of their parts, without gradient."""
+    names = losses[0].parts
+    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in names}
+    return LossParts(torch.stack([loss.total.detach() for loss in losses]).mean(), parts)

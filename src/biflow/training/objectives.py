@@ -1,5 +1,7 @@
 """What is minimised: modules that take a batch and return a loss with its parts."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,6 +37,14 @@ class FitFlow(Objective):
         """The mean negative log-likelihood, and the distance from the encoder if the flow is aligned."""
         return self.evaluate(batch)[1]
 
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """The flow alone."""
+        return flow_of(model), None
+
+    def diagnose(self, batch: Batch) -> str:
+        """The block whose scale grew most."""
+        return describe_scales(self.flow, batch)
+
     def evaluate(self, batch: Batch) -> tuple[FlowPass, LossParts]:
         """The flow's pass over a batch, and its loss."""
         places = self.alignment.forward_places if self.alignment else ()
@@ -54,6 +64,26 @@ def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
     return LossParts(loss, {"nats_per_dim": loss.detach()})
 
 
+def flow_of(model: nn.Module) -> ForwardFlow:
+    """The flow in what `FitFlow` trains, which may be trained with a projector beside it."""
+    flow = model["flow"] if isinstance(model, nn.ModuleDict) else model
+    assert isinstance(flow, ForwardFlow)
+    return flow
+
+
+def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
+    """Which block of the flow scales a batch most, or is the first to give what is not finite."""
+    sizes = flow.largest_log_scales(patchify(batch.noisy, flow.config.patch_size), batch.labels)
+    broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
+    if broken:
+        return f"Block {broken[0]} of the flow, counted from 1 at the data, is the first whose scale is not finite."
+    number = sizes.index(max(sizes)) + 1
+    bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
+    return (
+        f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow, counted from 1 at the data.{bound}"
+    )
+
+
 class FitReverse(Objective):
     """The inverse learned from the frozen flow (BiFlow, arXiv 2512.10953), by the strategy of the reverse model.
 
@@ -67,6 +97,15 @@ class FitReverse(Objective):
         self.flow = flow.requires_grad_(False)
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """The frozen flow, and the reverse model."""
+        assert isinstance(model, ReverseModel)
+        return self.flow, model
+
+    def diagnose(self, batch: Batch) -> str:
+        """The block whose scale grew most."""
+        return describe_scales(self.flow, batch)
 
     def check_resumed(self) -> None:
         """Raise unless the flow is the one that the reverse model was being fitted to."""
@@ -95,6 +134,17 @@ class FitJoint(Objective):
         self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
         self.sees_images = forward.sees_images
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """Both."""
+        assert isinstance(model, nn.ModuleDict)
+        reverse = model["reverse"]
+        assert isinstance(reverse, ReverseModel)
+        return flow_of(model["flow"]), reverse
+
+    def diagnose(self, batch: Batch) -> str:
+        """The block whose scale grew most."""
+        return describe_scales(self.fit_flow.flow, batch)
 
     @property
     def parts(self) -> list[nn.Module]:

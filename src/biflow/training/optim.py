@@ -1,13 +1,15 @@
 """The optimiser with its parameter groups, the learning-rate schedule, and the moving average of the weights."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from biflow.config import FitConfig
+from biflow.training.distributed import spread_like
 
 
 def make_optimizer(model: nn.Module, config: FitConfig) -> AdamW:
@@ -20,11 +22,10 @@ def make_optimizer(model: nn.Module, config: FitConfig) -> AdamW:
     return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def make_schedule(optimizer: Optimizer, config: FitConfig, step: int = 0) -> LambdaLR:
-    """Linear warm-up, then constant or a cosine; a pure function of the step, so it starts at any."""
+def set_learning_rate(optimizer: Optimizer, config: FitConfig, step: int) -> None:
+    """The learning rate of a step: linear warm-up, then constant or a cosine; a pure function of the step."""
     for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate
-    return LambdaLR(optimizer, lambda at: learning_rate_factor(at, config), last_epoch=step - 1)
+        group["lr"] = config.learning_rate * learning_rate_factor(step, config)
 
 
 def learning_rate_factor(step: int, config: FitConfig) -> float:
@@ -56,17 +57,25 @@ class EMA:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the averaged weights; after it the live ones, to the bit."""
+        live = {name: parameter.detach().clone() for name, parameter in self.live.items()}
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self.live.items():
+                    parameter.copy_(live[name])
+
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Replace the live parameters by their average."""
         for name, parameter in self.live.items():
             parameter.copy_(self.average[name])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
-        return self.average
-
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from saved averages."""
         for name, value in self.average.items():
-            value.copy_(state[name])
+            value.copy_(spread_like(state[name], value))

@@ -1,5 +1,6 @@
 """The stages of a run: fit the flow, then fit the reverse model to the frozen flow."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,25 +12,27 @@ from torch import Tensor
 from biflow.checkpoint import Model, load_model, new_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config_base import first_difference
-from biflow.data.datasets import ImageSet, indices_at, with_shifts
-from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels
-from biflow.data.randomness import seeded_weights
+from biflow.data.datasets import ImageSet, Source, with_shifts
+from biflow.data.latents import LatentSet
+from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
+from biflow.data.randomness import Key, normal_for, seeded_weights
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
-from biflow.models.codec import Codec, PixelCodec, training_noise
+from biflow.models.codec import Codec, PixelCodec, VaeCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
+from biflow.training.checkpoints import newest, remove_leftovers
 from biflow.training.distributed import World
 from biflow.training.loop import Batch, Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
+from biflow.training.reading import make_reader, some_examples
 from biflow.training.reverse_loss import ReverseLoss
 
 CALIBRATION_IMAGES = 4096
-CALIBRATION_BATCH = 256
 CLASSIFIER_FIT = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
 
 
@@ -38,7 +41,7 @@ class Run:
     """A training run: what to train, on what, and where its state is kept."""
 
     config: RunConfig
-    data: ImageSet
+    data: Source
     codec: Codec
     world: World
     states: Path  # a folder; a state found in it is taken up
@@ -53,11 +56,12 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
+def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
     """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
+    if isinstance(data, LatentSet):
+        check_latents(config, data, codec)
     model = config.model
-    shape = tuple(data.images.shape[1:])
-    channels, _, image_size = codec.latent_shape(shape)
+    channels, _, image_size = codec.latent_shape(data.image_shape)
     wanted = {"image_size": image_size, "channels": channels, "num_classes": len(data.class_names)}
     faults = {key: value for key, value in wanted.items() if getattr(model, key) != value}
     if faults:
@@ -81,7 +85,28 @@ def check_fits(config: RunConfig, data: ImageSet, codec: Codec) -> None:
         make_alignment(config, data, classifier)
 
 
-def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
+def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
+    """Raise unless a cache of latents was made with the model's codec, and nothing needs the images themselves."""
+    if not isinstance(codec, VaeCodec):
+        made_with = data.manifest["codec"]["name"]
+        raise InputError(
+            f"Expected a model of latents for {config.data!r}; got pixels. Set model.codec=vae:{made_with}."
+        )
+    made_with = data.manifest["codec"]
+    if codec.identity() != made_with["sha256"]:
+        raise InputError(
+            f"Expected the codec that made the latents in {data.folder}, {made_with['name']}; model.codec is another "
+            "one, by its weights. Set model.codec to that one, or encode again."
+        )
+    align = config.fit_flow.align
+    if align and align.encoder != "classifier" and config.stage != "reverse":
+        raise InputError(
+            f"Expected images for the encoder {align.encoder!r}; {config.data!r} holds latents alone. "
+            "Set data to the images, or fit_flow.align.encoder=classifier."
+        )
+
+
+def load_flow(config: RunConfig, data: Source) -> ForwardFlow:
     """The flow of the model folder `flow_from`; raise unless it is the one that the config and the data describe."""
     assert config.flow_from is not None
     source, model = load_model(Path(config.flow_from)), config.model
@@ -100,21 +125,22 @@ def load_flow(config: RunConfig, data: ImageSet) -> ForwardFlow:
     return source.flow
 
 
-def make_reverse_loss(config: RunConfig, data: ImageSet, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
+def make_reverse_loss(config: RunConfig, data: Source, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
     """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
     assert config.fit_reverse is not None
-    shape = tuple(data.images.shape[1:])
-    return ReverseLoss(config.fit_reverse, config.model, codec=codec, image_shape=shape, classifier=classifier)
+    return ReverseLoss(
+        config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
+    )
 
 
-def make_alignment(config: RunConfig, data: ImageSet, classifier: Classifier | None) -> Alignment | None:
+def make_alignment(config: RunConfig, data: Source, classifier: Classifier | None) -> Alignment | None:
     """The alignment of the flow's features with the encoder that the config names, if it names one."""
     align = config.fit_flow.align
     if align is None:
         return None
     with seeded_weights(config.seed):
         encoder = make_encoder(align, classifier=classifier)
-        return Alignment(align, config.model, encoder, image_shape=tuple(data.images.shape[1:]))
+        return Alignment(align, config.model, encoder, image_shape=data.image_shape)
 
 
 def needs_classifier(config: RunConfig) -> bool:
@@ -180,6 +206,8 @@ def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: Revers
 
 def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
     """A judge of the run's images, trained on them and their one-pixel shifts, and the seconds that took."""
+    if not isinstance(run.data, ImageSet):
+        raise InputError(f"Expected data that lie in memory for a judge; got {run.config.data!r}. Set data=digits.")
     with seeded_weights(run.config.seed):
         judge = Judge(run.config.model.channels, run.config.model.num_classes)
     return judge, fit(replace(run, data=with_shifts(run.data)), "judge", FitClassifier(judge), config)
@@ -187,16 +215,22 @@ def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
 
 def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     """Fit one model, from its saved state if there is one; returns the seconds it took in all."""
-    path = run.states / f"{stage}.pt"
+    folder = run.states / stage
     trainer = Trainer(objective, config, run.world)
-    if path.exists():
-        trainer.load(path)
+    run.world.on_main(lambda: remove_leftovers(folder))
+    found, faults = newest(folder)
+    for fault in faults:
+        warnings.warn(f"Passed over a damaged checkpoint: {fault}.", stacklevel=2)
+    if faults and not found:
+        warnings.warn(f"No sound checkpoint of the {stage} is left; it begins anew.", stacklevel=2)
+    if found:
+        trainer.load(found)
         objective.check_resumed()
     try:
         trainer.train(
             training_batches(run, stage, objective, config),
             hooks=run.listen(stage, trainer),
-            save_to=path,
+            save_to=folder,
             should_stop=run.should_stop,
         )
     except Interrupted as stop:
@@ -205,37 +239,47 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
-    """A function step -> this process's part of the batch; it depends on (seed, stage, step) alone."""
-    codec, null_label = run.codec.to(run.world.device), run.config.model.null_label
+    """A function step -> this process's part of the batch; see `make_reader` for what it depends on."""
+    codec, null_label, keys = run.codec.to(run.world.device), run.config.model.null_label, (run.config.seed, stage)
+    reading = run.config.reading
+    read = make_reader(run.data, config, reading, *keys, world=run.world)
 
     def make_batch(step: int) -> Batch:
-        keys = (run.config.seed, stage)
-        everyone = indices_at(step, *keys, batch_size=config.batch_size, num_images=len(run.data))
-        chosen = run.world.share(everyone)
-        indices = chosen.tolist()
-        clean = codec.encode(run.data.images[chosen])
+        pixels, labels, indices = read(step)
+        if reading.flip:
+            pixels = flip(pixels, indices, *keys, step)
+        clean = to_latents(codec, pixels, indices, *keys, step)
         noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
-        labels = drop_labels(run.data.labels[chosen], indices, config.label_drop, null_label, *keys, step)
+        labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         clean, noisy, labels, guidance = (part.to(run.world.device) for part in (clean, noisy, labels, guidance))
         images = None
         if objective.sees_images:
-            images = PixelCodec().encode(run.data.images[chosen]).to(run.world.device)
+            images = PixelCodec().encode(pixels).to(run.world.device)
         return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
 
     return make_batch
+
+
+def to_latents(codec: Codec, images: Tensor, indices: list[int], *keys: Key) -> Tensor:
+    """Images as a data set holds them -> what the flow models; moments of a cache are drawn from, for (keys, index)."""
+    if images.dtype == torch.uint8:
+        return codec.encode(images)
+    assert isinstance(codec, VaeCodec)
+    mean, _ = images.chunk(2, dim=1)
+    return codec.draw(images, normal_for(indices, tuple(mean.shape[1:]), "latent", *keys))
 
 
 @torch.no_grad()
 def measure_mean_squares(run: Run, flow: ForwardFlow) -> list[Tensor]:
     """Mean square of every value of the flow's states over noisy training images: for each level, (T, D)."""
     codec, (noise_std, bin_width) = run.codec.to(run.world.device), training_noise(flow.config)
-    everyone = torch.arange(min(len(run.data), CALIBRATION_IMAGES))
+    keys, seen = (run.config.seed, "state rms"), 0
     sums = [torch.zeros_like(flow.prior_variance) for _ in range(len(flow.blocks) + 1)]
-    for chosen in everyone.split(CALIBRATION_BATCH):
-        clean = codec.encode(run.data.images[chosen])
-        noisy = add_noise(clean, chosen.tolist(), noise_std, run.config.seed, "state rms", bin_width=bin_width)
+    for pixels, labels, indices in some_examples(run.data, CALIBRATION_IMAGES, *keys):
+        noisy = add_noise(to_latents(codec, pixels, indices, *keys), indices, noise_std, *keys, bin_width=bin_width)
         patches = patchify(noisy, flow.config.patch_size).to(run.world.device)
-        states = flow(patches, run.data.labels[chosen].to(run.world.device)).states
+        states = flow(patches, labels.to(run.world.device)).states
         sums = [total + state.square().sum(dim=0) for total, state in zip(sums, states, strict=True)]
-    return [total / len(everyone) for total in sums]
+        seen += len(indices)
+    return [total / seen for total in sums]

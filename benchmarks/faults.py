@@ -1,0 +1,225 @@
+"""What a training run survives: kills at any moment, termination, a full disk, damaged checkpoints.
+
+    python benchmarks/faults.py              # about five minutes; writes docs/results/faults.{md,json}
+
+Every fault is real: processes that train are killed with SIGKILL, half of them while they write a checkpoint, and go on
+until their run is done; its weights are then compared, bit for bit, with those of a run that nothing disturbed.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe
+from rich.console import Console
+
+from biflow.checkpoint import load_model, save_model
+from biflow.config import RunConfig, load_recipe
+from biflow.data.datasets import load_data
+from biflow.errors import InputError
+from biflow.files import write_text
+from biflow.training import checkpoints
+from biflow.training.checkpoints import Damaged
+from biflow.training.run import CONFIG_FILE, open_run
+from biflow.training.stages import train_model
+
+SETTINGS = ("fit_flow.steps=1200", "fit_reverse.steps=1200", "fit_flow.save_every=20", "fit_reverse.save_every=20")
+FORK = multiprocessing.get_context("fork")  # children that have imported everything already
+
+
+def config() -> RunConfig:
+    """The recipe of the digits, both stages, with frequent checkpoints."""
+    return load_recipe("biflow_digits", SETTINGS)
+
+
+def train(folder: Path, limit: int | None = None) -> None:
+    """A sitting of a run, as `biflow train` has it; no file may grow beyond the limit."""
+    torch.set_num_threads(1)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    resume = (folder / CONFIG_FILE).exists()
+    with open_run(config(), load_data("digits").train, folder, resume=resume, console=Console(quiet=True)) as run:
+        save_model(train_model(run).model, folder / "model")
+
+
+def sitting(work: Callable[..., None], *arguments: Any) -> Any:
+    """A process that trains."""
+    process = FORK.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def saving(folder: Path, pid: int) -> bool:
+    """Whether this process is writing a checkpoint, or was when it died."""
+    return any(folder.glob(f"states/*/.step_*.{pid}.*"))
+
+
+def kill_and_go_on(folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
+    """Kill a run so many times, then let it finish."""
+    done = in_a_save = 0
+    start = time.perf_counter()
+    while done < kills:
+        process = sitting(train, folder)
+        time.sleep(draw.uniform(0.05, 1.2))
+        while done % 2 and process.is_alive() and not saving(folder, process.pid):
+            time.sleep(0.0005)
+        if not process.is_alive():
+            raise RuntimeError("the run was done before all kills; raise the steps in SETTINGS")
+        time.sleep(draw.uniform(0, 0.004) if done % 2 else 0)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        in_a_save += saving(folder, process.pid)
+        done += 1
+    last = sitting(train, folder)
+    last.join()
+    return {"kills": done, "in_a_save": in_a_save, "seconds": time.perf_counter() - start, "exit_code": last.exitcode}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same model, bit for bit."""
+    a, b = load_model(one / "model"), load_model(other / "model")
+    assert a.reverse
+    assert b.reverse
+    states = [(a.flow.state_dict(), b.flow.state_dict()), (a.reverse.state_dict(), b.reverse.state_dict())]
+    return all(torch.equal(x[name], y[name]) for x, y in states for name in x)
+
+
+def terminate(folder: Path, draw: random.Random) -> dict[str, float]:
+    """Send SIGTERM to the command line's training, and see how soon and how it ends."""
+    command = [sys.executable, "-m", "biflow", "train", "biflow_digits", "--out", str(folder)]
+    for setting in SETTINGS:
+        command += ["--set", setting]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not any(folder.glob("states/*/step_*")):
+        time.sleep(0.05)
+    time.sleep(draw.uniform(0, 2))
+    start = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    return {"seconds": time.perf_counter() - start, "exit_code": process.returncode, "saved": float("saved" in said)}
+
+
+def fill_disk(folder: Path, unbroken: Path) -> dict[str, Any]:
+    """Let a file-size limit, smaller than a checkpoint, fail every save half way; then go on without it."""
+    stopped = sitting(train, folder)
+    while len(list(folder.glob("states/flow/step_*"))) < 2:
+        time.sleep(0.01)
+    os.kill(stopped.pid, signal.SIGTERM)
+    stopped.join()
+    before = sorted(path.name for path in folder.glob("states/flow/step_*"))
+    size = (folder / "states" / "flow" / before[-1] / checkpoints.STATE_FILE).stat().st_size
+    reader, writer = FORK.Pipe(duplex=False)
+
+    def limited() -> None:
+        try:
+            train(folder, limit=size // 2)
+        except InputError as error:
+            writer.send(str(error))
+
+    process = sitting(limited)
+    process.join()
+    said = reader.recv() if reader.poll() else ""
+    kept = sorted(path.name for path in folder.glob("states/flow/step_*")) == before
+    last = sitting(train, folder)
+    last.join()
+    return {"said": said, "older_kept": kept, "same_weights_after": same_weights(folder, unbroken)}
+
+
+def damage(folder: Path, times: int, draw: random.Random) -> dict[str, int]:
+    """Flip a bit, or cut a file, of a checkpoint so many times; how often reading it notices."""
+    found, _ = checkpoints.newest(folder)
+    assert found
+    noticed = {"flips": 0, "cuts": 0}
+    for kind in noticed:
+        for _ in range(times):
+            path = found.folder / draw.choice([checkpoints.STATE_FILE, checkpoints.MANIFEST_FILE])
+            whole = path.read_bytes()
+            changed = bytearray(whole)
+            if kind == "flips":
+                changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            path.write_bytes(changed if kind == "flips" else whole[: draw.randrange(len(whole))])
+            try:
+                checkpoints.read(found.folder)
+            except Damaged:
+                noticed[kind] += 1
+            path.write_bytes(whole)
+    return {"times": times, **noticed}
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page."""
+    kills, full, damaged = found["kills"], found["full_disk"], found["damage"]
+    slowest = max(each["seconds"] for each in found["terminations"])
+    codes = sorted({each["exit_code"] for each in found["terminations"]})
+    return "\n".join(
+        [
+            "# Faults",
+            "",
+            "Written by `python benchmarks/faults.py`: the flow and the reverse model of `biflow_digits`, 1,200 steps",
+            "each and a checkpoint every 20, one thread.",
+            "",
+            "| fault | what came of it |",
+            "|---|---|",
+            f"| {kills['kills']} kills (SIGKILL) at random moments, {kills['in_a_save']} of them while a checkpoint "
+            "was written; resumed each time | weights of the unbroken run, bit for bit: "
+            f"**{yes(kills['same_weights'])}** |",
+            f"| SIGTERM, {len(found['terminations'])} times | saved and ended within {slowest:.1f} s, exit code "
+            f"{', '.join(map(str, codes))} |",
+            f"| no room for a checkpoint: a limit on file sizes fails every save half way | older checkpoints intact: "
+            f"**{yes(full['older_kept'])}**; resumed with room, weights of the unbroken run: "
+            f"**{yes(full['same_weights_after'])}** |",
+            f"| a flipped bit in a checkpoint, {damaged['times']} times | detected {damaged['flips']} times |",
+            f"| a checkpoint's file cut, {damaged['times']} times | detected {damaged['cuts']} times |",
+            "",
+            f"Without room, training goes on and warns; where it must stop, it says: *{full['said']}*",
+            "",
+        ]
+    )
+
+
+def yes(truth: bool) -> str:
+    """A truth in a table."""
+    return "yes" if truth else "no"
+
+
+def main() -> None:
+    """Let everything happen, and write what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--runs", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    draw, runs = random.Random(0), arguments.runs.resolve()
+    sitting(train, runs / "unbroken").join()
+    kills = kill_and_go_on(runs / "killed", arguments.kills, draw)
+    kills["same_weights"] = same_weights(runs / "killed", runs / "unbroken")
+    found = {
+        "machine": describe(torch.device("cpu")),
+        "kills": kills,
+        "terminations": [terminate(runs / f"terminated_{n}", draw) for n in range(5)],
+        "full_disk": fill_disk(runs / "full", runs / "unbroken"),
+        "damage": damage(runs / "unbroken" / "states" / "flow", arguments.flips, draw),
+    }
+    found["full_disk"]["said"] = found["full_disk"]["said"].replace(f"{runs}/", "")
+    page = render(found)
+    write_text(arguments.out / "faults.json", json.dumps(found, indent=1) + "\n")
+    write_text(arguments.out / "faults.md", page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The memory that a training step takes at its peak, beside what `biflow plan` estimates.
+
+    python benchmarks/memory.py                  # a CPU
+    python benchmarks/memory.py --device cuda
+
+A trainer is made and takes two steps, in a process of its own for every row.  On a CPU, PyTorch's profiler reports
+every tensor that is allocated and freed, and the bytes that are allocated then: the peak is the largest of these, exact
+to the byte, where the size of the process would also count libraries, freed memory that is kept, and fragments.  On a
+GPU, it is torch.cuda.max_memory_allocated.  Writes docs/results/plan.{md,json}, or plan_cuda.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import describe, report
+from torch.profiler import ProfilerActivity, profile
+
+from biflow.config import FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
+from biflow.data.perturb import GUIDED_SHARE
+from biflow.features.classifier import Classifier
+from biflow.features.encoders import make_encoder
+from biflow.models.codec import make_codec
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.reverse_model import ReverseModel
+from biflow.plan.memory import step_memory
+from biflow.training.alignment import Alignment
+from biflow.training.distributed import World
+from biflow.training.loop import Batch, Objective, Trainer
+from biflow.training.objectives import FitFlow, FitJoint, FitReverse
+from biflow.training.reverse_loss import ReverseLoss
+
+BATCH = 64
+STEPS = 2  # the second finds the gradients of the first, and all that the optimiser remembers
+MODERN = {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 8 / 3, "positions": "rotary", "qk_norm": True}
+REPA = {"encoder": "classifier", "places": [[3, 2], [4, 2]]}
+ROWS: dict[str, dict[str, Any]] = {
+    "flow, width 128": {},
+    "flow, width 256": {"width": 256},
+    "flow, width 256, one image": {"width": 256, "batch": 1},
+    "flow, width 128, bfloat16": {"precision": "bfloat16"},
+    "flow, RMS, SwiGLU, rotary": {"parts": MODERN},
+    "flow, RMS, SwiGLU, rotary, bfloat16": {"parts": MODERN, "precision": "bfloat16"},
+    "flow, aligned on its way back": {"align": {**REPA, "strategy": "reverse"}},
+    "flow, aligned with detached inputs": {"align": {**REPA, "strategy": "detach"}},
+    "reverse model": {"stage": "reverse"},
+    "reverse model, trained guidance": {"stage": "reverse", "reverse": {"guidance": "trained"}},
+    "reverse model, trained guidance, bfloat16": {
+        "stage": "reverse",
+        "reverse": {"guidance": "trained", **MODERN},
+        "precision": "bfloat16",
+    },
+    "joint": {"stage": "joint"},
+}
+
+
+def run_config(
+    *,
+    width: int = 128,
+    batch: int = BATCH,
+    precision: str = "float32",
+    parts: dict[str, Any] | None = None,
+    align: dict[str, Any] | None = None,
+    stage: str = "flow",
+    reverse: dict[str, Any] | None = None,
+) -> RunConfig:
+    """16x16 RGB images in 64 patches, 4 blocks of 4 layers."""
+    sizes = {"layers": 4, "width": width, "head_width": 32}
+    model = ModelConfig(
+        image_size=16,
+        channels=3,
+        patch_size=2,
+        num_classes=10,
+        noise_std=0.1,
+        flow=FlowConfig.model_validate({"blocks": 4, **sizes, **(parts or {})}),
+        reverse=ReverseConfig.model_validate({**sizes, **(reverse or {})}),
+    )
+    fit = {"batch_size": batch, "precision": precision}
+    return RunConfig.model_validate(
+        {
+            "stage": stage,
+            "flow_from": "a model folder" if stage == "reverse" else None,
+            "model": model,
+            "fit_flow": FlowFitConfig.model_validate({**fit, "align": align}),
+            "fit_reverse": ReverseFitConfig.model_validate(fit),
+        }
+    )
+
+
+def make_objective(config: RunConfig) -> Objective:
+    """What the stage of a config minimises."""
+    model, align = config.model, config.fit_flow.align
+    shape = (model.channels, model.image_size, model.image_size)
+    flow, alignment = ForwardFlow(model), None
+    if align:
+        encoder = make_encoder(align, classifier=Classifier(model.channels, model.num_classes))
+        alignment = Alignment(align, model, encoder, image_shape=shape)
+    if config.stage == "flow":
+        return FitFlow(flow, alignment)
+    assert config.fit_reverse is not None
+    loss = ReverseLoss(config.fit_reverse, model, codec=make_codec(model.codec), image_shape=shape)
+    if config.stage == "reverse":
+        return FitReverse(ReverseModel(model), flow, loss)
+    return FitJoint(ReverseModel(model), FitFlow(flow, alignment), loss)
+
+
+def train(config: RunConfig, device: torch.device) -> None:
+    """A trainer's first steps."""
+    fit, model = config.fit_flow, config.model
+    objective = make_objective(config)
+    trainer = Trainer(objective, fit, World(0, 1, device))
+    images = torch.randn(fit.batch_size, model.channels, model.image_size, model.image_size, device=device)
+    labels = torch.arange(fit.batch_size, device=device) % model.num_classes
+    guided = torch.arange(fit.batch_size, device=device) < GUIDED_SHARE * (1 - fit.label_drop) * fit.batch_size
+    for _ in range(STEPS):
+        trainer._take_step(Batch(images, images + 0.1, labels, guided.float()))
+
+
+def measure(config: RunConfig, device: torch.device) -> int:
+    """The most bytes that are allocated at once."""
+    torch.manual_seed(0)
+    if device.type == "cuda":
+        train(config, device)
+        return torch.cuda.max_memory_allocated(device)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        train(config, device)
+    events = profiler.profiler.kineto_results.events()
+    now, most = 0, 0
+    for event in sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+def compare(name: str, device: str) -> dict[str, Any]:
+    """One row, measured by this script in a process of its own."""
+    config = run_config(**ROWS[name])
+    command = [sys.executable, __file__, "--device", device, "--row", name]
+    measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    memory = step_memory(config, config.stage, devices=1, sharded=False)
+    batch = config.fit_flow.batch_size
+    return {
+        "name": name,
+        "batch_size": batch,
+        "measured": measured,
+        "estimated": memory.peak(batch),
+        "estimated_without_images": memory.fixed,
+    }
+
+
+def main() -> None:
+    """Measure every row and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--row", help="print the bytes of this row, and no more")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if arguments.row:
+        print(measure(run_config(**ROWS[arguments.row]), device))
+        return
+    found = [compare(name, arguments.device) for name in ROWS]
+    head = ["", "batch", "measured, MiB", "estimated, MiB", "of them without images", "estimated / measured"]
+    rows = [
+        [each["name"], str(each["batch_size"])]
+        + [f"{each[key] / 2**20:.1f}" for key in ("measured", "estimated", "estimated_without_images")]
+        + [f"{each['estimated'] / each['measured']:.3f}"]
+        for each in found
+    ]
+    numbers = {"machine": describe(device), "rows": found}
+    report(arguments.out / ("plan_cuda" if device.type == "cuda" else "plan"), head, rows, numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Latents that were encoded beforehand: moments of an autoencoder's distribution, in shards with checksums.
+
+A cache is a folder of safetensors shards, each with its own small description beside it, and a manifest that says what
+made them.  Moments, not draws, are kept, so that training draws a latent anew each time it sees an image.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from biflow.config import ReadingConfig
+from biflow.data.datasets import ImageSource, Split
+from biflow.errors import InputError
+from biflow.files import replace_file, write_text
+
+MANIFEST_FILE = "latents.json"
+FORMAT_VERSION = 1
+SHARD_SIZE = 4096  # images
+Share = tuple[int, int]  # rank and number of the processes that encode together
+
+
+class MomentsCodec(Protocol):
+    """What makes latents: an autoencoder whose encoder gives a distribution."""
+
+    def moments(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H', W')."""
+
+    def identity(self) -> str:
+        """A checksum of everything that the moments depend on."""
+
+
+class LatentSet:
+    """The images of a cache as moments, read by place; mirrored copies follow the images themselves."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.shards = [shard for shard in manifest["shards"] if shard["split"] == split]
+        self.ends = list(accumulate(shard["count"] for shard in self.shards))
+        self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
+        channels, height, width = manifest["image_shape"]
+        self.image_shape: tuple[int, int, int] = (channels, height, width)
+        self.rejected: Mapping[str, str] = {}
+        stored = [self._tensors(shard).get_tensor("labels") for shard in self.shards]
+        self.labels = torch.cat([torch.empty(0).long(), *stored])
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def read(self, places: Tensor) -> Tensor:
+        """Means and log-variances of the images at these places (n,): float32 (n, 2P, H, W)."""
+        found = []
+        for place in places.tolist():
+            number = bisect_right(self.ends, place)
+            start = self.ends[number] - self.shards[number]["count"]
+            found.append(self._tensors(self.shards[number]).get_slice("moments")[place - start])
+        return torch.stack(found)
+
+    def without_classes(self) -> "LatentSet":
+        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        alone = LatentSet(self.folder, self.manifest, self.shards[0]["split"] if self.shards else "train")
+        alone.labels, alone.class_names = torch.zeros_like(self.labels), ()
+        return alone
+
+    def _tensors(self, shard: Mapping[str, Any]) -> Any:
+        return safe_open(self.folder / shard["file"], framework="pt")  # maps the file, and reads what is asked for
+
+
+def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
+    """A cache that `encode_latents` wrote; raise unless it is whole."""
+    if reading.flip or reading.test_share:
+        key, value = ("flip", "false") if reading.flip else ("test_share", "0")
+        raise InputError(
+            f"Expected reading.{key}={value} with latents, whose copies and splits were made when they were encoded. "
+            f"Set it, and encode with --set reading.{key}=... instead."
+        )
+    manifest = read_manifest(folder)
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            raise InputError(f"Expected {shard['bytes']} bytes in {path}; the file is missing or cut. Encode again.")
+    return Split(LatentSet(folder, manifest, "train"), LatentSet(folder, manifest, "test"))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a cache says of itself."""
+    path = folder / MANIFEST_FILE
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(
+            f"Expected latents in {folder}; it has no {MANIFEST_FILE}. Make them with biflow data encode, to its end."
+        ) from None
+    except ValueError:
+        manifest = {}
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}. Encode again.")
+    return manifest
+
+
+def damaged_shards(folder: Path) -> list[str]:
+    """The shards of a cache whose checksum is not that of its manifest; reads everything."""
+    shards = read_manifest(folder)["shards"]
+    return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
+
+
+class Encoder:
+    """Writes a cache: shard by shard, those of other processes left to them, those that are there already kept."""
+
+    def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, share: Share) -> None:
+        self.folder, self.codec, self.flip = folder, codec, flip
+        self.batch_size, (self.rank, self.size) = batch_size, share
+        self.identity = codec.identity()
+
+    def write(self, data: ImageSource, split: str, progress: Callable[[int], None]) -> list[str]:
+        """The shards of one split; progress(n) is told of every n images done.  Returns the names of all shards."""
+        names = []
+        copies = (False, True) if self.flip and split == "train" else (False,)
+        pieces = [(mirrored, piece) for mirrored in copies for piece in torch.arange(len(data)).split(SHARD_SIZE)]
+        for number, (mirrored, places) in enumerate(pieces):
+            name = f"{split}_{number:05d}.safetensors"
+            names.append(name)
+            if number % self.size == self.rank and len(places):
+                if not self._is_there(name, len(places)):
+                    self._write_shard(name, data, places, mirrored=mirrored)
+                progress(len(places))
+        return names
+
+    def _write_shard(self, name: str, data: ImageSource, places: Tensor, *, mirrored: bool) -> None:
+        moments = []
+        for batch in places.split(self.batch_size):
+            pixels = data.read(batch)
+            moments.append(self.codec.moments(pixels.flip(-1) if mirrored else pixels).cpu())
+        tensors = {"moments": torch.cat(moments).contiguous(), "labels": data.labels[places].contiguous()}
+        with replace_file(self.folder / name) as temporary:
+            save_file(tensors, temporary)
+        path = self.folder / name
+        shard = {"file": name, "split": name.partition("_")[0], "count": len(places), "mirrored": mirrored}
+        facts = {**shard, "bytes": path.stat().st_size, "sha256": checksum(path), "codec": self.identity}
+        write_text(description(path), json.dumps(facts) + "\n")
+
+    def _is_there(self, name: str, count: int) -> bool:
+        """Whether an earlier, interrupted command wrote this shard, with this codec."""
+        path = self.folder / name
+        try:
+            facts = json.loads(description(path).read_text(encoding="utf-8"))
+            same = facts["count"] == count and facts["codec"] == self.identity
+            return bool(same and facts["sha256"] == checksum(path))
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> int:
+    """Finish a cache whose shards all processes have written: one manifest.  Returns the number of its entries."""
+    shards = []
+    for name in names:
+        shard = json.loads(description(folder / name).read_text(encoding="utf-8"))
+        shards.append({key: shard[key] for key in ("file", "split", "count", "mirrored", "bytes", "sha256")})
+    content = {"format_version": FORMAT_VERSION, **facts, "shards": shards}
+    write_text(folder / MANIFEST_FILE, json.dumps(content, indent=1) + "\n")
+    for name in names:
+        description(folder / name).unlink()
+    return sum(shard["count"] for shard in shards)
+
+
+def description(path: Path) -> Path:
+    """Beside a shard while others are still being written: what the manifest will say of it."""
+    return path.with_suffix(".json")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,67 @@
+"""What a run was made by: each sitting's revision, packages and machine, for about.json."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import biflow
+from biflow.files import write_text
+from biflow.training.distributed import World
+
+
+def add_sitting(path: Path, world: World) -> None:
+    """Append this sitting to the list in the file."""
+    try:
+        sittings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        sittings = []
+    write_text(path, json.dumps([*sittings, describe_sitting(world)], indent=1) + "\n")
+
+
+def describe_sitting(world: World) -> dict[str, Any]:
+    """When, of which revision, with which packages, on what."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "biflow": biflow.__version__,
+        "git": git_revision(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of biflow's source, with a plus if files differ from it; none outside a clone."""
+    folder = Path(biflow.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that biflow needs, or may use, as far as they are installed."""
+    found = {}
+    for requirement in requires("biflow") or []:
+        name = requirement.partition(";")[0].strip()
+        for mark in "<>=~![ ":
+            name = name.partition(mark)[0]
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))

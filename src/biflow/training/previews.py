@@ -1,0 +1,83 @@
+"""What shows how training goes and never changes it: samples from fixed noise, losses of images held out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from biflow.data.images import enlarge, make_grid, write_picture
+from biflow.data.randomness import normal_for
+from biflow.models.codec import Codec, make_codec
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import unpatchify
+from biflow.models.reverse_model import ReverseModel
+from biflow.sampling.one_pass import sample_in_one_pass
+from biflow.sampling.sequential import invert_sequentially
+from biflow.training.loop import Batch, LossParts, Report, Trainer
+from biflow.training.trackers import Tracker
+
+COLUMNS, ROWS = 8, 4
+
+
+class Previews:
+    """A hook that draws a grid of samples every few steps, always from the same noise, with the averaged weights."""
+
+    def __init__(self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker]) -> None:
+        self.folder, self.stage, self.trainer = folder, stage, trainer
+        self.every, self.trackers = every, trackers
+
+    def __call__(self, report: Report) -> None:
+        """Draw if it is time; all processes must call."""
+        if report.step % self.every:
+            return
+        flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
+        if flow is None or not self.trainer.world.is_main:
+            return
+        pixels = draw(flow, reverse, make_codec(flow.config.codec).to(self.trainer.world.device))
+        grid = make_grid(pixels, columns=COLUMNS)
+        self.folder.mkdir(exist_ok=True)
+        write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
+        for tracker in self.trackers:
+            tracker.picture(f"{self.stage}/samples", grid, report.step)
+
+
+@torch.no_grad()
+def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tensor:
+    """Samples without guidance, a column for each of the first classes: uint8 (N, P, H, W).
+
+    In one pass where there is a reverse model, else by the exact inverse.
+    """
+    config, device = flow.config, flow.prior_variance.device
+    noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
+    labels = torch.arange(COLUMNS, device=device).repeat(ROWS) % max(1, config.num_classes)
+    z = flow.scale_noise(noise)
+    patches = sample_in_one_pass(reverse, z, labels).x if reverse else invert_sequentially(flow, z, labels).x
+    return codec.decode(unpatchify(patches, config.patch_size, config.channels)).cpu()
+
+
+class Validation:
+    """A hook that measures the loss on images held out, with the averaged weights and the same noise every time."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        batches: Sequence[Callable[[], Batch]],
+        *,
+        every: int,
+        record: Callable[[Mapping[str, float], int], None],
+    ) -> None:
+        self.trainer, self.batches, self.every, self.record = trainer, batches, every, record
+
+    def __call__(self, report: Report) -> None:
+        """Measure if it is time; all processes must call."""
+        if report.step % self.every:
+            return
+        losses = [self.trainer.evaluate(make_batch()) for make_batch in self.batches]
+        self.record(self.mean(losses), report.step)
+
+    def mean(self, losses: Sequence[LossParts]) -> dict[str, float]:
+        """The mean loss and its parts over batches and processes, by name."""
+        world = self.trainer.world
+        parts = [{"loss": loss.total, **loss.parts} for loss in losses]
+        return {f"test_{name}": world.mean(torch.stack([p[name] for p in parts]).mean()).item() for name in parts[0]}

@@ -1,0 +1,106 @@
+"""biflow data check."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from biflow import cli
+from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
+from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    write_kinds(folder / "cat")
+    write_broken(folder / "[dog]")
+    Image.fromarray(np.full((40, 20), 77, np.uint8)).save(folder / "[dog]" / "x.png")
+    return folder
+
+
+@pytest.fixture
+def check(monkeypatch, capsys):
+    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["biflow", "data", "check", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_images_are_counted_by_class_size_and_kind(images):
+    found = check_folder(images)
+    assert class_rows(found) == [["class", "images", "rejected"], ["[dog]", "1", "5"], ["cat", "19", "0"]]
+    assert size_rows(found)[1:] == [
+        ["width", "10", "10", "20"],
+        ["height", "10", "12", "40"],
+        ["shorter side", "10", "10", "20"],
+    ]
+    assert common_size_rows(found)[1] == ["10x12", "18"]
+    kinds = dict(kind_rows(found)[1:])
+    assert (kinds["PNG I;16"], kinds["TIFF CMYK"], kinds["WEBP RGBA"]) == ("1", "1", "1")
+
+
+def test_a_test_set_has_a_column_of_its_own(tmp_path):
+    for place, name in enumerate(("train/a/1.png", "train/a/2.png", "val/a/1.png")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(8, 8, seed=place)).save(tmp_path / name)
+    assert class_rows(check_folder(tmp_path)) == [["class", "train", "test", "rejected"], ["a", "2", "1", "0"]]
+
+
+def test_many_classes_are_cut_short(tmp_path):
+    for place in range(25):
+        (tmp_path / f"c{place}").mkdir()
+        Image.fromarray(noise(2, 2)).save(tmp_path / f"c{place}" / "x.png")
+    rows = class_rows(check_folder(tmp_path))
+    assert (len(rows), rows[-1]) == (22, ["... and 5 more", "", ""])
+
+
+def test_the_contact_sheet_has_a_row_for_each_class(images):
+    sheet = contact_sheet(check_folder(images), 10)
+    assert tuple(sheet.shape) == (3, 21, 87)
+    assert (sheet[:, :10, :10] == 77).all()
+    assert (sheet[:, :10, 11:] == 0).all()
+    assert all(sheet[:, 11:, 11 * column : 11 * column + 10].any() for column in range(8))
+
+
+def test_the_command_reports_writes_and_leaves_the_folder_alone(check, images, tmp_path):
+    before = state_of(images)
+    outputs = ["--out", tmp_path / "new" / "sheet.png", "--rejected", tmp_path / "new" / "rejected.txt"]
+    code, out, err = check(images, "--size", 12, *outputs)
+    assert (code, err) == (0, "")
+    assert "20 images in 2 classes; 5 cannot be read" in out
+    assert "[dog]" in out
+    assert all(f"Cannot read [dog]/{name}: " in out for name in BROKEN)
+    assert f"--set data=folder:{images} --set model.num_classes=2" in out
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert sheet.size == (8 * 13 - 1, 2 * 13 - 1)
+    assert len((tmp_path / "new" / "rejected.txt").read_text().splitlines()) == 5
+    assert state_of(images) == before
+
+
+def test_a_flat_folder_is_shown_as_a_square(check, tmp_path):
+    write_kinds(tmp_path / "images")
+    code, out, _ = check(tmp_path / "images", "--size", 9, "--out", tmp_path / "sheet.png")
+    assert code == 0
+    assert "19 images in no classes" in out
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 8 * 10 - 1
+
+
+def test_a_folder_of_broken_images_is_reported_too(check, tmp_path):
+    for place in range(12):
+        (tmp_path / f"{place}.png").write_text("none")
+    code, out, _ = check(tmp_path)
+    assert code == 0
+    assert out.count("Cannot read") == 10
+    assert "2 more that cannot be read" in out
+    code, _, err = check(tmp_path, "--out", tmp_path.parent / "sheet.png")
+    assert code == 2
+    assert "none can be read" in err

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from biflow.data.decode import CROPS, at_size, decode, read_image, reason_of
+from biflow.errors import InputError
+from tests.data.pictures import bomb, noise, write_kinds
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path, suffix):
+    grey = noise(8, 8)
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    assert (read_image(path, 8, 1)[0].numpy() == grey).all()
+    assert (read_image(path, 8, 3).numpy() == grey).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_sixteen_bits_are_rounded_to_the_nearest_of_eight(tmp_path, kind):
+    values = np.tile(np.array([0, 128, 129, 385, 386, 65535]), (6, 1)).astype(kind)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    assert read_image(tmp_path / "x.tif", 6, 1)[0, 0].tolist() == [0, 0, 1, 1, 2, 255]
+
+
+def test_big_endian_sixteen_bits_are_read_alike(tmp_path):
+    grey = noise(8, 8)
+    Image.fromarray((grey.astype(np.uint16) * 257).astype(">u2")).save(tmp_path / "x.tif")
+    assert (read_image(tmp_path / "x.tif", 8, 1)[0].numpy() == grey).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [(-1, "16 bits"), (70000, "16 bits"), (float("nan"), "16 bits"), (0.5, "floating-point")],
+)
+def test_grey_values_of_unknown_range_are_refused(tmp_path, values, reason):
+    Image.fromarray(np.full((4, 4), values, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=reason):
+        decode(tmp_path / "x.tif")
+
+
+def test_a_transparent_value_of_sixteen_bits_becomes_background(tmp_path):
+    values = np.full((4, 4), 25700, np.uint16)
+    values[:2] = 257
+    Image.fromarray(values).save(tmp_path / "x.png", transparency=257)
+    found = read_image(tmp_path / "x.png", 4, 1)[0]
+    assert (found[:2] == 255).all()
+    assert (found[2:] == 100).all()
+
+
+@pytest.mark.parametrize(("background", "value"), [("white", 255), ("black", 0), ("grey", 128)])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_transparent_parts_take_the_colour_of_the_background(tmp_path, mode, background, value):
+    image = Image.new("RGBA", (8, 8), (60, 60, 60, 255))
+    image.paste((10, 10, 10, 0), (0, 0, 8, 4))
+    if mode == "P":
+        image = Image.fromarray(np.repeat(np.uint8([[0], [1]]), 4, axis=0).repeat(8, axis=1), mode="P")
+        image.putpalette([10, 10, 10, 60, 60, 60])
+        image.save(tmp_path / "x.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png", 8, 3, background=background)
+    assert (found[:, :4] == value).all()
+    assert (found[:, 4:] == 60).all()
+
+
+def test_half_transparent_parts_are_mixed_with_the_background(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 100, 200, 128)).save(tmp_path / "x.png")
+    found = read_image(tmp_path / "x.png", 4, 3)[:, 0, 0].tolist()
+    assert found == pytest.approx([127, 177, 227], abs=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_every_exif_rotation_is_undone(tmp_path, suffix, orientation):
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :16] = 255  # the bright quarter is at the top left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = Image.fromarray(upright)
+    for back in {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}.get(orientation, []):
+        turned = turned.transpose(Image.Transpose(back))
+    options = {"lossless": True} if suffix == "webp" else {}
+    turned.convert("RGB").save(tmp_path / f"x.{suffix}", exif=exif, **options)
+    found = np.asarray(decode(tmp_path / f"x.{suffix}").image.convert("L"))
+    assert found.shape == upright.shape
+    assert abs(found.astype(int) - upright).max() < 40
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own
+def test_damaged_exif_is_no_reason_to_reject_an_image(tmp_path):
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_image(tmp_path / "x.jpg", 8, 1).shape == (1, 8, 8)
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for suffix in ("webp", "tif", "png"):
+        frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
+        assert read_image(tmp_path / f"x.{suffix}", 8, 3)[0].float().mean() > 240, suffix
+
+
+def test_every_kind_is_read_in_grey_and_in_colour(tmp_path):
+    for name in write_kinds(tmp_path):
+        for channels in (1, 3):
+            assert read_image(tmp_path / name, 8, channels).shape == (channels, 8, 8), name
+
+
+def test_the_crop_of_tarflow_is_one_bilinear_step_and_torchvisions_centre():
+    image = Image.fromarray(noise(33, 50))
+    found = at_size(image, 8, 1, crop="tarflow")[0].numpy()
+    whole = np.asarray(image.resize((12, 8), Image.Resampling.BILINEAR))  # 8 * 50 / 33 = 12.1
+    assert (found == whole[:, 2:10]).all()
+    assert not (found == at_size(image, 8, 1, crop="adm")[0].numpy()).all()
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_an_image_of_the_models_size_stays_as_it_is(crop):
+    grey = noise(8, 8)
+    assert (at_size(Image.fromarray(grey), 8, 1, crop=crop)[0].numpy() == grey).all()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [10000, 30000])  # Pillow warns of the first and refuses the second
+def test_decompression_bombs_are_refused(tmp_path, side):
+    (tmp_path / "x.png").write_bytes(bomb(side, side))
+    assert (tmp_path / "x.png").stat().st_size < 200_000
+    with pytest.raises(Exception, match=r"pixels|bomb") as fault:
+        decode(tmp_path / "x.png")
+    assert reason_of(fault.value) == "more than 89 megapixels, which may be a decompression bomb"
+
+
+def test_a_warning_of_a_bomb_that_is_an_error_gives_the_same_reason(tmp_path):
+    (tmp_path / "x.png").write_bytes(bomb(10000, 10000))
+    with pytest.raises(Image.DecompressionBombWarning) as fault:
+        decode(tmp_path / "x.png")
+    assert reason_of(fault.value).startswith("more than 89 megapixels")
+
+
+def test_other_formats_are_not_opened_whatever_their_name(tmp_path):
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.gif")
+    (tmp_path / "x.gif").rename(tmp_path / "x.png")
+    with pytest.raises(OSError, match="cannot identify") as fault:
+        decode(tmp_path / "x.png")
+    assert reason_of(fault.value) == "not a PNG, JPEG, WebP, BMP or TIFF image"

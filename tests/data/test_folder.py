@@ -1,0 +1,325 @@
+"""Training on a folder of images."""
+
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biflow import cli
+from biflow.config import ReadingConfig
+from biflow.data.datasets import indices_at
+from biflow.data.decode import read_image
+from biflow.data.folder import is_held_out, open_folder
+from biflow.data.reader import Reader
+from biflow.data.scan import list_images, scan
+from biflow.data.sources import check_apart, open_data
+from biflow.errors import InputError
+from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
+
+SHAPE = (3, 8, 8)
+ALL_BUT_BROKEN = ReadingConfig(rejected_share=0.5)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two classes of every kind of image, and one of broken ones and three whole ones."""
+    folder = tmp_path / "images"
+    for seed, kind in enumerate(("cat", "dog")):
+        write_kinds(folder / kind, seed)
+    write_broken(folder / "newt")
+    write_grey(folder, "newt/a.png", "newt/b.png", "newt/deep/below/c.PNG")
+    return folder
+
+
+def write_grey(folder, *names):
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(9, 8, seed=seed)).save(folder / name)
+
+
+def names_of(source):
+    return [os.fsdecode(name) for name in source.names.tolist()]
+
+
+def test_a_folder_of_classes_gives_every_image_with_its_label(images):
+    split = open_folder(images, SHAPE, ALL_BUT_BROKEN)
+    train = split.train
+    assert train.class_names == ("cat", "dog", "newt")
+    assert train.labels.bincount().tolist() == [19, 19, 3]
+    assert train.image_shape == SHAPE
+    assert len(split.test) == 0
+    pixels = train.read(torch.tensor([40, 0, 3]))
+    assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, *SHAPE))
+    assert names_of(train)[40] == "newt/deep/below/c.PNG"
+    assert torch.equal(pixels[0], read_image(images / "newt/deep/below/c.PNG", 8, 3))
+
+
+def test_files_that_cannot_be_read_are_left_out_with_their_reasons(images):
+    split = open_folder(images, SHAPE, ALL_BUT_BROKEN)
+    rejected = dict(split.train.rejected)
+    assert rejected.keys() == {f"newt/{name}" for name in BROKEN}
+    assert "truncated" in rejected["newt/cut_off.jpg"]
+    assert rejected["newt/text.png"] == "not a PNG, JPEG, WebP, BMP or TIFF image"
+    assert rejected["newt/empty.webp"] == "an empty file"
+    assert "100x1 pixels" in rejected["newt/strip.png"]
+    assert "more than 89 megapixels" in rejected["newt/bomb.png"]
+
+
+def test_more_unreadable_files_than_allowed_are_an_error_that_names_three(images):
+    with pytest.raises(InputError, match=r"at most 0\.05 .* got 5 of 46 .*newt/bomb\.png \(more than 89.*data check"):
+        open_folder(images, SHAPE, ReadingConfig())
+
+
+def test_nothing_is_written_to_the_folder(images):
+    before = state_of(images)
+    split = open_folder(images, SHAPE, ALL_BUT_BROKEN)
+    split.train.read(torch.arange(len(split.train)))
+    assert state_of(images) == before
+
+
+def test_a_flat_folder_has_no_classes(tmp_path):
+    write_grey(tmp_path, "a.png", "b.jpg")
+    train = open_folder(tmp_path, SHAPE, ReadingConfig()).train
+    assert (train.class_names, train.labels.tolist(), len(train)) == ((), [0, 0], 2)
+
+
+def test_numbers_in_names_of_classes_sort_by_value(tmp_path):
+    write_grey(tmp_path, *(f"{name}/x.png" for name in ("class10", "class9", "class", "1a")))
+    assert open_folder(tmp_path, SHAPE, ReadingConfig()).train.class_names == ("1a", "class", "class9", "class10")
+
+
+def test_hidden_and_other_files_and_circles_of_links_are_left_out(tmp_path):
+    write_grey(tmp_path, "a/x.png", ".hidden.png", ".thumbs/x.png", "a/.x.png")
+    for name in ("a/notes.txt", ".DS_Store", "Thumbs.db", "notes.txt"):
+        (tmp_path / name).write_text("nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a" / "self")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert list_images(tmp_path) == ["a/x.png", "b/x.png"]
+
+
+def test_links_that_lead_nowhere_are_rejected(tmp_path):
+    write_grey(tmp_path, "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "c.png").symlink_to(tmp_path / "pipe")
+    rejected = scan(tmp_path, list_images(tmp_path)).rejected
+    assert rejected == {"b.png": "No such file or directory", "c.png": "not a file"}
+
+
+@pytest.mark.parametrize("other", ["val", "test"])
+def test_a_folder_may_bring_its_own_test_set(tmp_path, other):
+    write_grey(tmp_path, "train/a/x.png", "train/b/y.png", "train/b/z.png", f"{other}/b/x.png")
+    split = open_folder(tmp_path, SHAPE, ReadingConfig(test_share=0.9))
+    assert names_of(split.train) == ["train/a/x.png", "train/b/y.png", "train/b/z.png"]
+    assert names_of(split.test) == [f"{other}/b/x.png"]
+    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([0, 1, 1], [1])
+    assert split.train.class_names == split.test.class_names == ("a", "b")
+
+
+def test_train_and_val_may_be_flat(tmp_path):
+    write_grey(tmp_path, "train/x.png", "val/y.png")
+    split = open_folder(tmp_path, SHAPE, ReadingConfig())
+    assert (names_of(split.train), names_of(split.test), split.train.class_names) == (
+        ["train/x.png"],
+        ["val/y.png"],
+        (),
+    )
+
+
+def test_a_share_of_each_class_is_held_out(tmp_path):
+    write_grey(tmp_path, *(f"{kind}/{i}.png" for kind in "ab" for i in range(60)))
+    split = open_folder(tmp_path, SHAPE, ReadingConfig(test_share=0.25))
+    assert not set(names_of(split.train)) & set(names_of(split.test))
+    assert len(split.train) + len(split.test) == 120
+    assert all(8 <= count <= 22 for count in split.test.labels.bincount().tolist())
+
+
+def test_new_images_do_not_move_others_between_training_and_test(tmp_path):
+    reading = ReadingConfig(test_share=0.3)
+    write_grey(tmp_path, *(f"a/{i}.png" for i in range(30)))
+    before = open_folder(tmp_path, SHAPE, reading)
+    write_grey(tmp_path, *(f"a/new{i}.png" for i in range(30)), *(f"0/{i}.png" for i in range(9)))
+    after = open_folder(tmp_path, SHAPE, reading)
+    assert set(names_of(before.train)) < set(names_of(after.train))
+    assert set(names_of(before.test)) < set(names_of(after.test))
+
+
+def test_a_larger_share_holds_out_the_same_images_and_more():
+    names = [f"{i}.png" for i in range(1000)]
+    some, more = ({name for name in names if is_held_out(name, share)} for share in (0.1, 0.3))
+    assert some < more
+    assert (abs(len(some) - 100) < 40, abs(len(more) - 300) < 60) == (True, True)
+    assert not any(is_held_out(name, 0.0) for name in names)
+
+
+def test_workers_read_the_same_images(images):
+    source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
+    readers = [Reader(source, places_at, steps=4, workers=workers) for workers in (0, 2)]
+    for step in range(4):
+        alone, ahead = (read(step) for read in readers)
+        assert torch.equal(alone.images, ahead.images)
+        assert torch.equal(alone.labels, ahead.labels)
+        assert alone.indices == ahead.indices
+
+
+def places_at(step):
+    return indices_at(step, 0, batch_size=6, num_images=41)
+
+
+def first_place(_):
+    return torch.tensor([0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_goes_away_in_training_is_named_in_one_sentence(tmp_path, workers):
+    write_grey(tmp_path, "a.png")
+    source = open_folder(tmp_path, SHAPE, ReadingConfig()).train
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(InputError, match=r"^Expected to read .*a\.png .* No such file .* --resume\.$") as fault:
+        Reader(source, first_place, steps=1, workers=workers)(0)
+    assert "\n" not in str(fault.value)
+
+
+def test_images_survive_pickling_and_drop_their_classes(images):
+    source = pickle.loads(pickle.dumps(open_folder(images, SHAPE, ALL_BUT_BROKEN).train))
+    plain = source.without_classes()
+    assert (plain.class_names, plain.labels.unique().tolist()) == ((), [0])
+    assert plain.rejected == source.rejected
+    assert torch.equal(plain.read(torch.arange(4)), source.read(torch.arange(4)))
+
+
+def test_reading_follows_its_settings(tmp_path):
+    Image.fromarray(np.zeros((9, 21, 4), np.uint8)).save(tmp_path / "clear.png")
+    Image.fromarray(noise(33, 50, 3)).save(tmp_path / "wide.png")
+    for crop, background, value in (("adm", "black", 0), ("tarflow", "grey", 128)):
+        train = open_folder(tmp_path, SHAPE, ReadingConfig(crop=crop, background=background)).train
+        clear, wide = train.read(torch.tensor([0, 1]))
+        assert (clear == value).all()
+        assert torch.equal(wide, read_image(tmp_path / "wide.png", 8, 3, crop=crop))
+
+
+def test_a_second_scan_decodes_nothing_that_has_not_changed(tmp_path, cache):
+    write_grey(tmp_path, "a.png", "b.png", "c.png")
+    names = list_images(tmp_path)
+    first = scan(tmp_path, names)
+    assert len(list((cache / "biflow" / "scans").iterdir())) == 1
+    for name in ("a.png", "b.png"):  # broken, one of them in a way that the scan cannot notice
+        status = (tmp_path / name).stat()
+        (tmp_path / name).write_bytes(bytes(status.st_size))
+        changed = status.st_mtime_ns + (name == "b.png")
+        os.utime(tmp_path / name, ns=(changed, changed))
+    second = scan(tmp_path, names)
+    assert second.readable.keys() == {"a.png", "c.png"}
+    assert second.readable["c.png"] == first.readable["c.png"]
+    assert scan(tmp_path, names, afresh=True).readable.keys() == {"c.png"}
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"decoder": 3}', "cut", '{"files'])
+def test_a_damaged_record_of_a_scan_is_ignored(tmp_path, cache, damage):
+    write_grey(tmp_path, "a.png")
+    first = scan(tmp_path, ["a.png"])
+    (record,) = (cache / "biflow" / "scans").iterdir()
+    text = record.read_text()
+    record.write_text(damage if damage != "cut" else text.replace('"PNG"]', "]"))
+    assert scan(tmp_path, ["a.png"]) == first
+    assert record.read_text() == text
+
+
+def test_a_place_that_cannot_keep_the_record_is_no_fault(tmp_path, monkeypatch):
+    write_grey(tmp_path / "images", "a.png")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert scan(tmp_path / "images", ["a.png"]).readable
+    before = state_of(tmp_path / "images")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "images"))
+    assert scan(tmp_path / "images", ["a.png"]).readable
+    assert state_of(tmp_path / "images") == before
+
+
+def test_names_of_any_bytes_are_read_and_shown(tmp_path):
+    name = os.fsdecode(b"a\xff\n.png")
+    (tmp_path / "c\udcff").mkdir()
+    write_grey(tmp_path, f"c\udcff/{name}")
+    train = open_folder(tmp_path, SHAPE, ReadingConfig()).train
+    assert train.class_names == (r"c\udcff",)
+    assert train.read(torch.tensor([0])).shape == (1, *SHAPE)
+
+
+FAULTS = {
+    "loose beside classes": (["x.png", "a/y.png"], {}, r"loose images or folders.*x\.png beside a\. Move"),
+    "three parts": ([f"{part}/a/x.png" for part in ("train", "val", "test")], {}, "got all three"),
+    "test set of other classes": (["train/a/x.png", "val/b/x.png"], {}, "the classes b that train/ has not"),
+    "test set without classes": (["train/a/x.png", "val/x.png"], {}, "images of no class"),
+    "nothing": ([], {}, "there is none"),
+    "a class without images": (["a/bad.png", *[f"b/{i}.png" for i in range(20)]], {}, "those in a are all"),
+    "all held out": (["x.png"], {"test_share": 0.999999}, "all are held out"),
+    "none readable": (["b/bad.png", "b/bad.jpg"], {}, "2 of 2"),
+}
+
+
+@pytest.mark.parametrize(("names", "settings", "message"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_folder_that_cannot_be_trained_on_is_one_sentence(tmp_path, names, settings, message):
+    write_grey(tmp_path, *names)
+    for bad in tmp_path.rglob("bad.*"):
+        bad.write_text("none")
+    with pytest.raises(InputError, match=message) as fault:
+        open_folder(tmp_path, SHAPE, ReadingConfig(**settings))
+    assert "\n" not in str(fault.value)
+
+
+def test_a_folder_must_exist_and_the_model_be_of_images(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="does not exist"):
+        open_data(f"folder:{tmp_path}/none", SHAPE, ReadingConfig())
+    with pytest.raises(InputError, match="is no folder"):
+        open_data(f"folder:{tmp_path}/file", SHAPE, ReadingConfig())
+    with pytest.raises(InputError, match="1 or 3 channels; got 4"):
+        open_data(f"folder:{tmp_path}", (4, 8, 8), ReadingConfig())
+
+
+def test_no_output_goes_into_the_folder(tmp_path):
+    with pytest.raises(InputError, match="outside of"):
+        check_apart(f"folder:{tmp_path}", tmp_path / "runs" / "x")
+    check_apart(f"folder:{tmp_path}/images", tmp_path / "runs")
+    check_apart("digits", tmp_path)
+
+
+def test_training_on_a_folder_makes_a_model_and_lists_what_was_rejected(images, tmp_path, monkeypatch, capsys):
+    before = state_of(images)
+    settings = ["model.num_classes=3", "reading.rejected_share=0.2", "reading.flip=true", "reading.workers=1"]
+    settings += [f"data=folder:{images}", "fit_flow.steps=3", "fit_reverse.steps=3"]
+    arguments = ["biflow", "train", "biflow_digits", "--smoke", "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", [*arguments, *(word for each in settings for word in ("--set", each))])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (stop.value.code or 0) == 0, printed.err
+    assert printed.out.count("Warning: skipped 5 unreadable images") == 1
+    lines = dict(line.split("\t") for line in (tmp_path / "run" / "rejected.txt").read_text().splitlines())
+    assert lines.keys() == {f"newt/{name}" for name in BROKEN}
+    assert lines["newt/empty.webp"] == "an empty file"
+    assert '"cat"' in (tmp_path / "run" / "model" / "config.json").read_text()
+    assert state_of(images) == before
+
+
+def test_the_number_of_classes_must_be_the_folders(images, tmp_path, monkeypatch, capsys):
+    arguments = [
+        "--set",
+        f"data=folder:{images}",
+        "--set",
+        "reading.rejected_share=0.2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["biflow", "train", "biflow_digits", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Set model.num_classes=3." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

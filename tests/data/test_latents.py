@@ -1,0 +1,187 @@
+import json
+
+import pytest
+import torch
+
+from biflow import cli
+from biflow.config import ReadingConfig
+from biflow.data.datasets import ImageSet
+from biflow.data.images import to_pil
+from biflow.data.latents import Encoder, damaged_shards, open_latents, write_manifest
+from biflow.data.sources import open_data
+from biflow.errors import InputError
+from biflow.models.codec import make_codec
+from biflow.training.stages import check_fits, to_latents
+from tests.builders import read_npz, tiny_config, tiny_run
+
+
+def colours(count: int = 10) -> ImageSet:
+    images = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return ImageSet(images, torch.arange(count) % 2, ("a", "b"))
+
+
+@pytest.fixture
+def codec(autoencoder):
+    return make_codec(f"vae:{autoencoder}")
+
+
+def write(folder, codec, data, *, flip=False, processes=1):
+    """A cache as so many processes write it together."""
+    folder.mkdir()
+    for rank in range(processes):
+        encoder = Encoder(folder, codec, flip=flip, batch_size=4, share=(rank, processes))
+        names = encoder.write(data, "train", lambda _: None)
+    facts = {"codec": {"name": "x", "sha256": encoder.identity}, "image_shape": (3, 8, 8), "class_names": ["a", "b"]}
+    write_manifest(folder, names, facts)
+    return open_latents(folder, ReadingConfig()).train
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr("biflow.data.latents.SHARD_SIZE", 4)
+
+
+def test_a_cache_holds_the_moments_labels_and_classes_of_every_image(codec, tmp_path):
+    data = colours()
+    cache = write(tmp_path / "cache", codec, data)
+    assert len(cache) == 10
+    assert cache.image_shape == (3, 8, 8)
+    assert cache.class_names == ("a", "b")
+    assert torch.equal(cache.labels, data.labels)
+    places = torch.tensor([9, 0, 5, 4])
+    torch.testing.assert_close(cache.read(places), codec.moments(data.images[places]))
+
+
+def test_several_processes_write_the_same_cache(codec, tmp_path):
+    one, two = (write(tmp_path / str(n), codec, colours(), processes=n) for n in (1, 2))
+    assert torch.equal(one.read(torch.arange(10)), two.read(torch.arange(10)))
+    assert {each.name for each in one.folder.iterdir()} == {each.name for each in two.folder.iterdir()}
+
+
+def test_mirrored_copies_follow_the_images(codec, tmp_path):
+    data = colours()
+    cache = write(tmp_path / "cache", codec, data, flip=True)
+    assert len(cache) == 20
+    torch.testing.assert_close(cache.read(torch.tensor([13])), codec.moments(data.images[3:4].flip(-1)))
+    assert torch.equal(cache.labels, data.labels.repeat(2))
+
+
+def test_latents_are_drawn_anew_for_every_key_with_the_moments_of_the_encoder(codec, tmp_path):
+    data = colours(2)
+    cache = write(tmp_path / "cache", codec, data)
+    moments = cache.read(torch.tensor([1])).expand(4000, -1, -1, -1)
+    drawn = to_latents(codec, moments, list(range(4000)), 0, "flow", 5)
+    mean, log_variance = codec.moments(data.images[1:])[0].chunk(2)
+    torch.testing.assert_close(drawn.mean(0), codec.scaled(mean), atol=0.1 * codec.scale, rtol=0)
+    spread = (0.5 * log_variance).exp() * codec.scale
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
+    again = to_latents(codec, moments[:2], [0, 1], 0, "flow", 6)
+    assert not torch.allclose(drawn[:2], again)
+    torch.testing.assert_close(to_latents(codec, moments[:2], [7, 8], 0, "flow", 5), drawn[7:9])
+
+
+def test_encoding_goes_on_where_it_was_stopped(codec, tmp_path, monkeypatch):
+    data, folder = colours(), tmp_path / "cache"
+    folder.mkdir()
+
+    def encoder():
+        return Encoder(folder, codec, flip=False, batch_size=4, share=(0, 1))
+
+    done = []
+
+    def stop_after_two(count):
+        done.append(count)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encoder().write(data, "train", stop_after_two)
+    (folder / "train_00001.safetensors").write_bytes(b"damaged since")
+    written = []
+    whole = Encoder._write_shard
+    monkeypatch.setattr(
+        Encoder, "_write_shard", lambda self, name, *a, **k: written.append(name) or whole(self, name, *a, **k)
+    )
+    encoder().write(data, "train", lambda _: None)
+    assert written == ["train_00001.safetensors", "train_00002.safetensors"]
+
+
+def test_latents_of_another_codec_are_refused(codec, tmp_path):
+    cache = write(tmp_path / "cache", codec, colours())
+    model = tiny_config(codec="vae:x", channels=4, num_classes=2)
+    check_fits(tiny_run(model=model), cache, codec)
+    with torch.no_grad():
+        next(codec.autoencoder.parameters()).flatten()[0].add_(1e-3)
+    with pytest.raises(InputError, match="another one, by its weights"):
+        check_fits(tiny_run(model=model), cache, codec)
+
+
+def test_a_changed_shard_is_found(codec, tmp_path):
+    cache = write(tmp_path / "cache", codec, colours())
+    assert damaged_shards(cache.folder) == []
+    path = cache.folder / "train_00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert damaged_shards(cache.folder) == ["train_00001.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "latents.json").unlink(), "it has no latents.json"),
+        (lambda folder: (folder / "latents.json").write_text("{"), "a manifest of latents, format 1"),
+        (lambda folder: (folder / "train_00000.safetensors").unlink(), "missing or cut"),
+        (lambda folder: (folder / "train_00000.safetensors").write_bytes(b"x"), "missing or cut"),
+    ],
+)
+def test_a_cache_that_is_not_whole_is_refused(codec, tmp_path, damage, message):
+    damage(write(tmp_path / "cache", codec, colours()).folder)
+    with pytest.raises(InputError, match=message):
+        open_data(f"latents:{tmp_path / 'cache'}", (3, 8, 8), ReadingConfig())
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"test_share": 0.1}])
+def test_what_encoding_decides_cannot_be_set_later(codec, tmp_path, change):
+    write(tmp_path / "cache", codec, colours())
+    with pytest.raises(InputError, match=f"reading.{next(iter(change))}="):
+        open_latents(tmp_path / "cache", ReadingConfig(**change))
+
+
+def test_the_manifest_names_every_shard_with_size_and_checksum(codec, tmp_path):
+    cache = write(tmp_path / "cache", codec, colours())
+    shards = json.loads((cache.folder / "latents.json").read_text())["shards"]
+    assert [shard["count"] for shard in shards] == [4, 4, 2]
+    assert all(len(shard["sha256"]) == 64 and shard["bytes"] for shard in shards)
+
+
+def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoencoder, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "images"
+    for place, image in enumerate(colours(40).images):
+        path = folder / "ab"[place % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(path)
+
+    def biflow(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["biflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0
+
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    encode = ["data", "encode", f"folder:{folder}", "--vae", autoencoder, "--out", cache, "--size", 8]
+    encode += ["--set", "reading.flip=true", "--set", "reading.test_share=0.2"]
+    assert biflow(*encode) == 0
+    assert biflow("data", "check", cache) == 0
+    assert "Every shard is as it was written" in capsys.readouterr().out
+    assert biflow(*encode) == 2
+    assert "is whole" in capsys.readouterr().err
+    settings = [f"data=latents:{cache}", "model.image_size=4", "model.channels=4", "model.num_classes=2"]
+    train = ["train", "biflow_digits", "--smoke", "--out", run]
+    for setting in [*settings, "watch.validate_every=10"]:
+        train += ["--set", setting]
+    assert biflow(*train) == 2
+    assert f"Set model.codec=vae:{autoencoder}" in capsys.readouterr().err
+    assert biflow(*train, "--set", f"model.codec=vae:{autoencoder}") == 0
+    assert biflow("sample", run / "model", "--num", 4, "--out", tmp_path / "x.npz") == 0
+    assert read_npz(tmp_path / "x.npz")["arr_0"].shape == (4, 8, 8, 3)

@@ -1,0 +1,102 @@
+"""Precision, accumulation, recomputation, and numbers that are not finite."""
+
+import json
+
+import pytest
+import torch
+
+from biflow.config import FitConfig
+from biflow.errors import Diverged, InputError
+from biflow.training.hooks import History
+from biflow.training.loop import Trainer
+from biflow.training.objectives import FitFlow
+from tests.builders import tiny_model
+from tests.training.test_training import ALONE, tiny_batch
+
+
+def steps(count: int = 3, **changes) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses and last weights of a few steps on one batch."""
+    trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(warmup_steps=0, **changes), ALONE)
+    losses = [trainer._take_step(tiny_batch())[0].total.item() for _ in range(count)]
+    return losses, [parameter.detach() for parameter in trainer.model.parameters()]
+
+
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole():
+    found = []
+    for parts in (1, 3):
+        trainer = Trainer(FitFlow(tiny_model().flow.double()), FitConfig(accumulate=parts), ALONE)
+        batch = tiny_batch()._replace(noisy=tiny_batch().noisy.double())
+        loss = trainer._add_gradients(batch).total
+        found.append([loss.detach(), *(parameter.grad for parameter in trainer.model.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    with pytest.raises(InputError, match="splits into 4 parts; got 6"):
+        steps(accumulate=4)
+
+
+def test_recomputed_layers_train_as_kept_ones():
+    for ours, theirs in zip(steps(recompute=True), steps(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputed_layers_keep_less():
+    kept = {}
+    for recompute in (False, True):
+        trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(recompute=recompute), ALONE)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            trainer._add_gradients(tiny_batch())
+        kept[recompute] = sum(sizes)
+    assert kept[True] < kept[False]
+
+
+def test_float16_training_stays_near_float32_and_keeps_its_weights_in_it():
+    losses, parameters = steps(precision="float16")
+    assert losses == pytest.approx(steps()[0], rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in parameters)
+
+
+def broken_batch():
+    batch = tiny_batch()
+    return batch._replace(noisy=torch.full_like(batch.noisy, torch.nan))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(precision):
+    trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(precision=precision, warmup_steps=0), ALONE)
+    trainer._take_step(tiny_batch())
+    before = [*(p.detach().clone() for p in trainer.model.parameters()), *trainer.ema.average.values()]
+    moments = [value["exp_avg"].clone() for value in trainer.optimizer.state.values()]
+    trainer._take_step(broken_batch())
+    assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 1)
+    after = [*trainer.model.parameters(), *trainer.ema.average.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    now = [value["exp_avg"] for value in trainer.optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, now, strict=True))
+    trainer._take_step(tiny_batch())
+    assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
+
+
+def test_training_stops_after_so_many_in_a_row_keeps_the_last_good_state_and_names_the_block(tmp_path):
+    config = FitConfig(steps=20, max_skipped=3, save_every=1, warmup_steps=0)
+    flow = tiny_model().flow
+    flow.flow_blocks[1].project_out.weight.data *= 1e4
+    trainer = Trainer(FitFlow(flow), config, ALONE)
+    reports = []
+    with pytest.raises(Diverged, match=r"step 3: .* 3 steps in a row\. .*lock (2|3) of the flow, counted from 1"):
+        trainer.train(lambda _: tiny_batch(), hooks=[reports.append], save_to=tmp_path)
+    assert [report.skipped for report in reports] == [1, 2, 3]
+    assert not list(tmp_path.iterdir())
+
+
+def test_skipped_steps_are_in_the_log_which_stays_json(tmp_path):
+    trainer = Trainer(FitFlow(tiny_model().flow), FitConfig(steps=3, warmup_steps=0, log_every=1), ALONE)
+    batches = [tiny_batch(), broken_batch(), tiny_batch()]
+    trainer.train(batches.__getitem__, hooks=[History(tmp_path / "log.jsonl", "flow", trainer)])
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 1, 1]
+    assert [line["loss"] is None for line in lines] == [False, True, False]
