@@ -49,6 +49,12 @@ def test_help_names_every_command(biflow):
     assert all(command in out for command in ("quickstart", "train", "sample", "recipes"))
 
 
+def test_of_several_processes_one_speaks(biflow, monkeypatch):
+    assert "Unknown" in biflow("train", "no_recipe", "--out", "x")[2]
+    monkeypatch.setenv("RANK", "1")
+    assert biflow("train", "no_recipe", "--out", "x") == (2, "", "")
+
+
 def test_version(biflow):
     import biflow as package
 

@@ -252,21 +252,21 @@ def test_every_recipe_can_be_planned(name):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_most_images_a_device_are_as_many_as_fit(sharded, checkpointing):
-    memory = step_memory(run_config(), "flow", devices=4, sharded=sharded, checkpointing=checkpointing)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_most_images_a_device_are_as_many_as_fit(sharded, recompute):
+    memory = step_memory(run_config(), "flow", devices=4, sharded=sharded, recompute=recompute)
     for room in (2 * memory.fixed, 100 * memory.fixed):
         most = memory.largest_batch(room)
         assert memory.peak(most) <= room < memory.peak(most + 1)
     assert memory.largest_batch(memory.fixed / 2) == 0
 
 
-def test_sharding_and_checkpointing_save_memory():
+def test_sharding_and_recomputing_save_memory():
     config = load_recipe("tarflow_imagenet64")
     plain, sharded = (step_memory(config, "flow", devices=8, sharded=each) for each in (False, True))
     assert sharded.parameters == plain.parameters / 8
     assert sharded.fixed < plain.fixed / 4
-    assert step_memory(config, "flow", devices=8, sharded=False, checkpointing=True).peak(32) < plain.peak(32) / 3
+    assert step_memory(config, "flow", devices=8, sharded=False, recompute=True).peak(32) < plain.peak(32) / 3
 
 
 @pytest.mark.parametrize(

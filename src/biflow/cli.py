@@ -17,7 +17,7 @@ from biflow.cli_data import Out, data_app
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
-from biflow.terminal import console, program, say, table, tell
+from biflow.terminal import console, program, say, say_once, table, tell
 
 if TYPE_CHECKING:
     from biflow.evaluation.score import Ranked
@@ -305,6 +305,7 @@ def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
 
 COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
 COMMANDS += [str(group.name) for group in app.registered_groups]
+INTERRUPTED = 130
 RESUMABLE = ("quickstart", "train")
 
 
@@ -326,9 +327,12 @@ def main() -> None:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        sys.exit(app(prog_name="biflow", standalone_mode=False))
+        code = app(prog_name="biflow", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of a Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except InputError as error:
-        say(f"Error: {error}")
+        (say if error.alone else say_once)(f"Error: {error}")
         sys.exit(2)
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
@@ -336,10 +340,10 @@ def main() -> None:
             say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
         sys.exit(2)
     except Interrupted as stop:
-        say(f"Stopped: {stop}; {how_to_resume()}")
-        sys.exit(0 if stop.terminated else 130)
+        say_once(f"Stopped: {stop}; {how_to_resume()}")
+        sys.exit(0 if stop.terminated else INTERRUPTED)
     except Diverged as fault:
-        say(f"Error: {fault}")
+        say_once(f"Error: {fault}")
         sys.exit(1)
     except KeyboardInterrupt:
         pass
@@ -349,8 +353,17 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     # Only a Ctrl-C comes here.
-    say(f"Stopped. If training had begun: {how_to_resume()}" if sys.argv[1:2][0] in RESUMABLE else "Stopped.")
-    sys.exit(130)
+    say_once(f"Stopped.{what_is_left()}")
+    sys.exit(INTERRUPTED)
+
+
+def what_is_left() -> str:
+    """What a person who stopped this command in the middle can do next."""
+    if sys.argv[1:2][0] in RESUMABLE:
+        return f" If training had begun: {how_to_resume()}"
+    if sys.argv[1:3] == ["data", "encode"]:
+        return " What was encoded is kept; the same command goes on."
+    return ""
 
 
 def how_to_resume() -> str:

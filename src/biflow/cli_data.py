@@ -28,8 +28,9 @@ def check(
     Of latents, made by `data encode`, the checksums are compared.
     """
     from biflow.data.latents import MANIFEST_FILE, damaged_shards
+    from biflow.encode import SETTINGS_FILE
 
-    if (path / MANIFEST_FILE).is_file():
+    if (path / MANIFEST_FILE).is_file() or (path / SETTINGS_FILE).is_file():
         changed = damaged_shards(path)
         tell("\n".join(f"Has changed: {name}" for name in changed) or "Every shard is as it was written.")
         sys.exit(1 if changed else 0)

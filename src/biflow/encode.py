@@ -67,14 +67,23 @@ def encode_data(
 
 
 def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
-    """The shards of one split, with a bar in a terminal."""
+    """The shards of one split, with a bar in a terminal and lines elsewhere."""
     if isinstance(data, ImageStream):
         raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
-    shown = console.is_terminal and encoder.rank == 0 and len(data) > 0
-    with bars.Progress(console=console, disable=not shown) as progress:
-        copies = 1 + (encoder.flip and split == "train")
-        task = progress.add_task(f"encoding {split}", total=copies * len(data) // encoder.size)
-        return encoder.write(data, split, lambda count: progress.advance(task, count))
+    shown = encoder.rank == 0 and len(data) > 0
+    total = (1 + (encoder.flip and split == "train")) * len(data) // encoder.size
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.update(task, completed=done)
+        if shown and not console.is_terminal:
+            console.print(f"encoding {split}: {min(done, total):,} of {total:,}", highlight=False)
+
+    with bars.Progress(console=console, disable=not (shown and console.is_terminal)) as progress:
+        task = progress.add_task(f"encoding {split}", total=total)
+        return encoder.write(data, split, advance)
 
 
 def check_cache_folder(out: Path, config: EncodeConfig) -> None:
@@ -82,7 +91,8 @@ def check_cache_folder(out: Path, config: EncodeConfig) -> None:
     settings = out / SETTINGS_FILE
     if settings.is_file():
         recorded = parse_config(EncodeConfig, settings.read_text(encoding="utf-8"), origin=str(settings))
-        if difference := first_difference(recorded, config):
+        difference = first_difference(recorded, config)
+        if difference and any(out.glob("*.safetensors")):
             key, old, new = difference
             raise InputError(
                 f"Expected the settings that {settings} records; got {key}={new} instead of {old}. "
@@ -90,7 +100,7 @@ def check_cache_folder(out: Path, config: EncodeConfig) -> None:
             )
         if (out / MANIFEST_FILE).is_file():
             raise InputError(f"Expected latents that are not finished yet; {out} is whole. Choose another folder.")
-        return
-    check_new_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    else:
+        check_new_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
     write_text(settings, to_yaml(config))

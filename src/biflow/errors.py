@@ -11,6 +11,8 @@ V = TypeVar("V")
 class InputError(ValueError):
     """Bad input from the user: one sentence that says what was expected and how to repair it."""
 
+    alone: bool | None = None  # of several processes: True if only this one may have met it, False if the main one did
+
 
 class Interrupted(Exception):
     """Training was asked to stop, and has saved its state; `terminated` by SIGTERM, or by a person."""

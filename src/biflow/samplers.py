@@ -146,7 +146,7 @@ class Refine:
 def check_has_reverse(model: Model) -> None:
     """Raise unless the model has a reverse model."""
     if model.reverse is None:
-        raise InputError("Expected a model with a reverse model; this one has only a flow. Use method 'sequential'.")
+        raise InputError("Expected a model with a reverse model; this one has only a flow. Use --method sequential.")
 
 
 SAMPLERS: Mapping[str, Sampler] = {

@@ -1,5 +1,6 @@
 """How the command line speaks: results, notes, tables."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -26,11 +27,18 @@ def say(message: str) -> None:
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_once(message: str) -> None:
+    """Print a note that all processes of a launcher could print."""
+    if os.environ.get("RANK", "0") == "0":
+        say(message)
+
+
 def table(title: str, rows: list[list[str]]) -> Table:
-    """A table with its head in the first row; all columns but the first are numbers."""
+    """A table with its head in the first row; all columns but the first are numbers, which are never cut."""
     shown = Table(title=title, title_justify="left")
-    for place, heading in enumerate(rows[0]):
-        shown.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    shown.add_column(rows[0][0], overflow="fold")
+    for heading in rows[0][1:]:
+        shown.add_column(heading.replace(", ", ",\n"), justify="right", no_wrap=True)
     for row in rows[1:]:
         shown.add_row(*map(escape, row))
     return shown

@@ -169,8 +169,26 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
         return stop.value.code or 0
 
     cache, run = tmp_path / "cache", tmp_path / "run"
-    encode = ["data", "encode", f"folder:{folder}", "--vae", autoencoder, "--out", cache, "--size", 8]
-    encode += ["--set", "reading.flip=true", "--set", "reading.test_share=0.2"]
+    encode = ["data", "encode", f"folder:{folder}", "--vae", autoencoder, "--out", cache]
+    whole, write = Encoder._write_shard, Encoder.write
+    monkeypatch.setattr(Encoder, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert biflow(*encode) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert biflow("data", "check", cache) == 2
+    assert "Run biflow data encode to its end" in capsys.readouterr().err
+    monkeypatch.setattr(Encoder, "write", write)  # nothing was encoded yet, so that the settings may change
+    encode += ["--size", 8, "--set", "reading.flip=true", "--set", "reading.test_share=0.2"]
+
+    def fail_at_last(self, name, *arguments, **options):
+        if name.startswith("test"):
+            raise KeyboardInterrupt
+        whole(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Encoder, "_write_shard", fail_at_last)
+    assert biflow(*encode) == 130
+    assert biflow(*encode, "--size", 16) == 2
+    assert "got size=16 instead of 8" in capsys.readouterr().err
+    monkeypatch.setattr(Encoder, "_write_shard", whole)
     assert biflow(*encode) == 0
     assert biflow("data", "check", cache) == 0
     assert "Every shard is as it was written" in capsys.readouterr().out

@@ -13,7 +13,16 @@ from torch import Tensor
 from biflow.errors import InputError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SIGNATURES = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # no other decoder is ever tried, whatever a file turns out to be
+NO_IMAGE = "not a PNG, JPEG, WebP, BMP or TIFF image"
 MOST_STRETCHED = 32  # longer side over shorter: at a model's size, a longer strip would not fit into memory
 GREY_MODES = {"1", "L", "I", "F"}
 TURNS = {
@@ -47,9 +56,15 @@ def decode(path: Path, background: str = "white") -> Decoded:
         raise InputError("not a file")
     if not status.st_size:
         raise InputError("an empty file")
-    with Image.open(path, formats=FORMATS) as file:  # reads the header only
-        _check_size(*file.size)
-        return Decoded(as_seen(file, background), file.mode, file.format or "")
+    try:
+        with Image.open(path, formats=FORMATS) as file:  # reads the header only
+            _check_size(*file.size)
+            return Decoded(as_seen(file, background), file.mode, file.format or "")
+    except UnidentifiedImageError:
+        with path.open("rb") as start:
+            head = start.read(4)
+        damaged = [kind for signature, kind in SIGNATURES.items() if head.startswith(signature)]
+        raise InputError(f"a damaged {damaged[0]} image" if damaged else NO_IMAGE) from None
 
 
 def as_seen(image: Image.Image, background: str = "white") -> Image.Image:
@@ -97,8 +112,6 @@ def reason_of(error: Exception) -> str:
     """In a few words, without the path, why a file could not be decoded."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_many_pixels()
-    if isinstance(error, UnidentifiedImageError):
-        return "not a PNG, JPEG, WebP, BMP or TIFF image"
     system = error.strerror if isinstance(error, OSError) else None
     return system or str(error).partition("\n")[0] or type(error).__name__
 

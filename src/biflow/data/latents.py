@@ -24,7 +24,7 @@ from biflow.files import replace_file, write_text
 
 MANIFEST_FILE = "latents.json"
 FORMAT_VERSION = 1
-SHARD_SIZE = 4096  # images
+SHARD_SIZE = 512  # images: what a stop of an encoding may cost
 Share = tuple[int, int]  # rank and number of the processes that encode together
 
 
@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
-            f"Expected latents in {folder}; it has no {MANIFEST_FILE}. Make them with biflow data encode, to its end."
+            f"Expected whole latents in {folder}; it has no {MANIFEST_FILE}. Run biflow data encode to its end."
         ) from None
     except ValueError:
         manifest = {}

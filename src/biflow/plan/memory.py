@@ -55,7 +55,7 @@ class Memory(NamedTuple):
         return max(0, math.floor(min(free / self.image, (free + self.gradients) / (self.image + self.work))))
 
 
-def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, checkpointing: bool = False) -> Memory:
+def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, recompute: bool = False) -> Memory:
     """What a stage's step holds on each of these devices, by DDP, or by FSDP2 if sharded."""
     fit = config.fit_reverse if stage == "reverse" and config.fit_reverse else config.fit_flow
     trained, frozen = trained_parameters(config, stage), frozen_parameters(config, stage)
@@ -71,24 +71,24 @@ def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, c
         moments=MOMENTS * FULL * trained.all / split,
         average=FULL * trained.all / split,
         copies=copies,
-        image=_image_bytes(training_step(config, stage), checkpointing=checkpointing),
-        work=_work_bytes(config, stage, fit, checkpointing=checkpointing),
+        image=_image_bytes(training_step(config, stage), recompute=recompute),
+        work=_work_bytes(config, stage, fit, recompute=recompute),
     )
 
 
-def _image_bytes(step: Step, *, checkpointing: bool) -> float:
-    return step.held + step.trained.kept - (step.trained.spared if checkpointing else 0)
+def _image_bytes(step: Step, *, recompute: bool) -> float:
+    return step.held + step.trained.kept - (step.trained.spared if recompute else 0)
 
 
-def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, checkpointing: bool) -> float:
-    """Of the layer that needs most; with checkpointing, what that layer keeps once more."""
+def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: bool) -> float:
+    """Of the layer that needs most; with recompute, what that layer keeps once more."""
     model, value = config.model, bytes_of_a_value(fit)
     found: list[tuple[TransformerConfig, int]] = []
     if stage != "flow" and model.reverse:
         found.append((model.reverse, model.num_patches + model.reverse.class_tokens))
     if stage != "reverse":
         found.append((model.flow, model.num_patches))
-    again = float(checkpointing)
+    again = float(recompute)
     return max(
         length * layer_at_work(sizes, value) + again * layer(sizes, length, value=value).spared
         for sizes, length in found

@@ -21,7 +21,7 @@ class Cost:
     first: float = 0.0  # those of linear maps whose input needs no gradient
     attention: float = 0.0  # operations of attention
     kept: float = 0.0  # bytes that the backward pass reads
-    spared: float = 0.0  # those of them that activation checkpointing does not keep
+    spared: float = 0.0  # those of them that recomputing the layers does not keep
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))

@@ -67,11 +67,11 @@ def operation_rows(config: RunConfig) -> list[list[str]]:
 
 
 def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[str]]:
-    """GiB on a device at the peak of a stage's step, without and with activation checkpointing."""
+    """GiB on a device at the peak of a stage's step, without and with recomputing the layers."""
     batch = machine.share(stage_fits(config)[stage].batch_size)
     columns = {
-        f"{way}{', checkpointing' if again else ''}": step_memory(
-            config, stage, devices=machine.devices, checkpointing=again, **options
+        f"{way}{', recompute' if again else ''}": step_memory(
+            config, stage, devices=machine.devices, recompute=again, **options
         )
         for again in (False, True)
         for way, options in WAYS.items()

@@ -71,6 +71,8 @@ class World:
         if self.size > 1:
             dist.broadcast_object_list(fault)
         if fault[0]:
+            if isinstance(fault[0], InputError):
+                fault[0].alone = False
             raise fault[0]
 
 
@@ -175,5 +177,8 @@ def join_world() -> Iterator[World]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield World(rank, size, device)
+    except InputError as error:
+        error.alone = error.alone is None
+        raise
     finally:
         dist.destroy_process_group()

@@ -94,6 +94,8 @@ class ProgressBoard:
         steps, every = fit.steps, fit.log_every
         task = self.bars.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
+        if 0 < start_step < steps:
+            self.console.print(f"{name:<8} goes on after step {start_step}/{steps}", highlight=False)
 
         def show(report: Report) -> None:
             nonlocal first
