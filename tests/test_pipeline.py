@@ -159,7 +159,7 @@ def test_bad_options_are_refused(pipe, options, message):
 
 def test_a_flow_alone_says_how_it_can_be_sampled():
     pipe = Pipeline(tiny_model(tiny_config(reverse=None)))
-    with pytest.raises(InputError, match="method 'sequential'"):
+    with pytest.raises(InputError, match="--method sequential"):
         pipe.sample([0])
     assert len(pipe.sample([0], method="sequential")) == 1
 
