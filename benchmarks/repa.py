@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from machine import describe
 from rich.console import Console
 from runs import trained, trained_judge
 from seeds import judge, summary
@@ -33,7 +32,7 @@ from biflow.data.datasets import load_data
 from biflow.data.perturb import add_noise
 from biflow.data.randomness import seeded_weights
 from biflow.evaluation.classify import classify_images
-from biflow.evaluation.evaluate import SampleJudge, measure_flow
+from biflow.evaluation.measures import SampleJudge, describe_machine, measure_flow
 from biflow.evaluation.metrics import calibration_error
 from biflow.evaluation.probe import probe
 from biflow.features.classifier import Classifier
@@ -446,7 +445,7 @@ def main() -> None:
     found = gather(work, seeds)
     draw(arguments.out / "repa.png", found["curves"])
     page = render(work, len(seeds), found)
-    numbers = {"machine": describe(torch.device("cpu")), **work._asdict(), "runs": None, **found}
+    numbers = {"machine": describe_machine(torch.device("cpu")), **work._asdict(), "runs": None, **found}
     write_text(arguments.out / "repa.json", json.dumps(numbers, indent=1) + "\n")
     write_text(arguments.out / "repa.md", page)
     print(page)

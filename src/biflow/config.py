@@ -26,12 +26,14 @@ __all__ = [
     "FlowConfig",
     "FlowFitConfig",
     "Kind",
+    "LabelSchedule",
     "ModelConfig",
     "ReadingConfig",
     "ReverseConfig",
     "ReverseFitConfig",
     "RunConfig",
     "ScoreNoise",
+    "SplitName",
     "TrackerName",
     "TransformerConfig",
     "WatchConfig",
@@ -46,6 +48,8 @@ ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
 ClassifyMethod = Literal["gradient", "steps", "bayes"]
 ClassifyNoise = Literal["training", "uniform", "none"]
+SplitName = Literal["train", "test"]
+LabelSchedule = Literal["balanced", "random"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from biflow.evaluation.evaluate import measure_copying, milliseconds_per_image
+from biflow.evaluation.measures import measure_copying, milliseconds_per_image
 from biflow.evaluation.metrics import (
     calibration_error,
     frechet_distance,

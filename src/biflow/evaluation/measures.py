@@ -1,7 +1,11 @@
 """What is measured of a model and its samples; each function gives plain numbers for a report."""
 
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,3 +169,17 @@ def _median(values: Sequence[float]) -> float:
 def count_parameters(module: torch.nn.Module) -> int:
     """Trained numbers in a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What numbers were measured on."""
+    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists() and (names := re.findall(r"model name\s*: (.*)", info.read_text())):
+        processor = names[0]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
