@@ -14,7 +14,8 @@ from biflow.checkpoint import Model
 from biflow.data.datasets import ImageSet
 from biflow.data.perturb import add_noise
 from biflow.evaluation.classify import METHODS, classify_images
-from biflow.evaluation.metrics import calibration_error, frechet_distance, nearest_distances, nearest_distances_within
+from biflow.evaluation.metrics import Gaussian, calibration_error, frechet_distance
+from biflow.evaluation.neighbours import nearest_distances, nearest_distances_within
 from biflow.features.judge import Judge
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import PixelCodec, make_codec, training_noise
@@ -103,12 +104,12 @@ def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 class SampleJudge:
-    """Scores sets of images with a judge, against reference images whose features it keeps."""
+    """Scores sets of images with a judge, against reference images, of whose features it keeps a Gaussian."""
 
     def __init__(self, judge: Judge, reference: ImageSet) -> None:
         self.judge = judge
         self.reference = reference
-        self.reference_features = self._features(reference.images)
+        self.reference_gaussian = Gaussian.fit(self._features(reference.images))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, labels: Tensor) -> dict[str, float]:
@@ -117,7 +118,7 @@ class SampleJudge:
         read = self.judge.readout(features).argmax(dim=1).cpu()
         return {
             "class_accuracy": (read == labels).double().mean().item(),
-            "frechet_distance": frechet_distance(features, self.reference_features),
+            "frechet_distance": frechet_distance(Gaussian.fit(features), self.reference_gaussian),
             **measure_copying(pixels, self.reference),
         }
 
