@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from biflow.config import LabelSchedule, ReadingConfig, SplitName
-from biflow.config_base import Config, parse_config
+from biflow.config_base import Config, parse_config, to_yaml
 from biflow.errors import InputError
 from biflow.terminal import console, table, tell
 
@@ -47,7 +47,7 @@ def evaluate(
     torchrun shares the drawing among its processes; the images are the same for any number of them.
     """
     strengths = parse_sweep(sweep) if sweep else []
-    reading = parse_config(Overrides, "", set_ or (), origin="the settings").reading
+    reading = parse_config(Overrides, to_yaml(Overrides()), set_ or (), origin="the settings").reading
     from biflow.evaluate import REPORT_FILE, Request
     from biflow.evaluate import evaluate as run
     from biflow.evaluation.evaluation_report import cost_rows, quality_rows, sweep_rows

@@ -215,7 +215,7 @@ class Drawing:
 
         shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
         shown, own = self.world.is_main, sum(len(shard.numbers) for shard in shards.own)
-        with counting(self.site.console, f"drawing at {guidance}", own, shown=shown) as progress:
+        with counting(self.site.console, f"drawing at guidance {guidance}", own, shown=shown) as progress:
             shards.draw(labels, draw, progress)
         places = {}
         for name, (net, _) in self.grounds.items():

@@ -1,5 +1,6 @@
 """What samples are compared with: networks, and what real images are to them."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,4 +144,9 @@ def train_judge(folder: Path, data: ImageSource, world: World, console: Console)
             lambda stage, trainer: [board.stage(stage, trainer.config, start_step=trainer.step)],
         )
         judge, _ = fit_judge(run, CLASSIFIER_FIT)
-    world.on_main(lambda: save_judge(judge.cpu(), folder))
+
+    def keep() -> None:
+        save_judge(judge.cpu(), folder)
+        shutil.rmtree(run.states)
+
+    world.on_main(keep)

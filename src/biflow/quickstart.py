@@ -18,7 +18,7 @@ from biflow.data.images import write_npz
 from biflow.errors import InputError
 from biflow.evaluation import measures
 from biflow.evaluation.report import Pictures, check_report, render_report, side_by_side
-from biflow.features.judge import Judge
+from biflow.features.judge import Judge, save_judge
 from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
@@ -28,6 +28,7 @@ from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
+JUDGE_FOLDER = "judge"
 SEED = 0
 METHODS = {"exact": "sequential", "reverse": "reverse"}  # name in the report -> method of the pipeline
 Numbers = dict[str, Any]
@@ -89,6 +90,7 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         model, seconds = train_model(run)
         judge, seconds["judge"] = fit_judge(run, plan.judge)
     save_model(model, out / MODEL_FOLDER)
+    save_judge(judge, out / JUDGE_FOLDER)
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 
     console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from biflow.errors import InputError
-from biflow.evaluation.evaluate import measure_copying
+from biflow.evaluation.measures import measure_copying
 from biflow.evaluation.neighbours import (
     nearest_distances,
     nearest_distances_within,

@@ -1,17 +1,19 @@
 """An evaluation as tables for the terminal, and as one page."""
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from torch import Tensor
 
 from biflow.data.images import enlarge, make_grid
-from biflow.evaluation.page import ACCENT, html_table, picture, render_page, style, svg
+from biflow.evaluation.page import ACCENT, html_table, render_page, style, svg
+from biflow.evaluation.report import picture
 
 Numbers = Mapping[str, Any]
 NAMES = {"inception": "Inception", "dinov2": "DINOv2", "judge": "judge"}
 DISTANCES = {"inception": "FID", "dinov2": "Frechet distance in DINOv2 features", "judge": "Frechet distance (judge)"}
-KERNELS = {"inception": "KID"}
+KERNELS = {"inception": "KID", "dinov2": "kernel distance, DINOv2"}  # of features of a known scale
 COLUMNS = 10
 
 
@@ -25,7 +27,7 @@ def quality_rows(result: Numbers) -> list[list[str]]:
             [f"{DISTANCES[network]}{unsure}", _number(found["frechet_distance"])],
             ["sFID", _number(found["spatial_frechet_distance"])],
             ["Inception Score", _spread(found, "inception_score")],
-            [KERNELS.get(network, f"kernel distance{of}"), _spread(found, "kernel_distance")],
+            [KERNELS.get(network, ""), _spread(found, "kernel_distance") if network in KERNELS else ""],
             [f"precision{of}", _number(found["precision"])],
             [f"recall{of}", _number(found["recall"])],
             ["read as their class by the judge", _share(found["class_accuracy"])],
@@ -82,7 +84,7 @@ def render_evaluation(result: Numbers, pixels: Tensor) -> str:
     """The page; pixels uint8 (N, P, H, W) are the first of the images that were measured."""
     parts = [
         "<h1>How good the samples are</h1>",
-        f'<p class="lead">{_lead(result)}</p>',
+        f'<p class="lead">{escape(_lead(result))}</p>',
         "<h2>Samples</h2>",
         "<p>The first by number; none is picked.</p>",
         f"<figure>{picture(enlarge(make_grid(pixels, columns=COLUMNS)), 'samples')}</figure>",
@@ -100,7 +102,7 @@ def render_evaluation(result: Numbers, pixels: Tensor) -> str:
             f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
             f'<div class="scroll">{html_table(rows)}</div>',
         ]
-    facts = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(result).items())
+    facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in _facts(result).items())
     parts += ["<h2>How it was measured</h2>", f"<dl>{facts}</dl>"]
     return render_page("biflow evaluate", "\n".join(parts))
 

@@ -101,7 +101,7 @@ def render_report(report: Numbers, history: Sequence[Numbers], pictures: Picture
         quality=_table(quality_rows(report)),
         speed=_table(speed_rows(report)),
         classification=_table(classification_rows(report)),
-        **{f"grid_{name}": _picture(grid, name) for name, grid in _grids(pictures).items()},
+        **{f"grid_{name}": picture(grid, name) for name, grid in _grids(pictures).items()},
         way=_way(pictures),
         curves=_curves(history),
         sweep=_sweep(report["sweep"]),
@@ -176,7 +176,7 @@ def _by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     return make_grid(torch.stack([column[:rows] for column in columns], dim=1).flatten(0, 1), columns=classes)
 
 
-def _picture(pixels: Tensor, name: str) -> str:
+def picture(pixels: Tensor, name: str) -> str:
     """uint8 (P, H, W) -> an <img> that carries its own data."""
     buffer = io.BytesIO()
     to_pil(pixels).save(buffer, format="PNG")
@@ -197,7 +197,7 @@ def _way(pictures: Pictures) -> str:
 
 
 def _tile(image: Tensor, name: str) -> str:
-    return f"<figure>{_picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
+    return f"<figure>{picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
 
 
 def _visible(image: Tensor) -> Tensor:

@@ -162,7 +162,9 @@ def each_batch(net: FeatureNet, pixels: Tensor, batch_size: int) -> Iterator[Fea
     device = next(net.parameters()).device
     for batch in pixels.split(batch_size):
         found = net(batch.to(device))
-        yield Features(*(None if part is None else part.float().cpu() for part in found))
+        pooled, spatial, logits = (None if part is None else part.float().cpu() for part in found)
+        assert pooled is not None
+        yield Features(pooled, spatial, logits)
 
 
 def _count(path: Path) -> int:
