@@ -103,7 +103,8 @@ def save_reference(reference: Reference, path: Path) -> None:
     if reference.spatial:
         tensors |= {"spatial_mean": reference.spatial.mean, "spatial_covariance": reference.spatial.covariance}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    content = {"format_version": FORMAT_VERSION, "sha256": _checksum(tensors), **reference.facts}
+    facts = dict(reference.facts)
+    content = {"format_version": FORMAT_VERSION, "sha256": _checksum(tensors, facts), **facts}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         save_file(tensors, temporary, metadata={"reference": json.dumps(content)})
@@ -115,7 +116,7 @@ def load_reference(path: Path) -> Reference:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["reference"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        sound = facts.pop("format_version") == FORMAT_VERSION and facts.pop("sha256") == _checksum(tensors)
+        sound = facts.pop("format_version") == FORMAT_VERSION and facts.pop("sha256") == _checksum(tensors, facts)
     except Exception:  # what is no such file shows itself as any of a dozen types
         sound = False
     if not sound:
@@ -188,8 +189,8 @@ def _short(value: object) -> str:
     return f"{text[:12]}..." if len(text) == 64 else text
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
