@@ -28,6 +28,7 @@ from biflow.training.distributed import World
 from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
 
+LEAST_IMAGES = 4  # that have three neighbours, as precision and recall need
 JUDGE_IMAGES = 20_000  # at most, that a judge is trained on
 
 
@@ -84,8 +85,11 @@ def lay_ground(names: Sequence[str], files: Sequence[Path], reals: Reals, site: 
     """
     if files and len(files) != len(names):
         raise InputError(f"Expected one --reference for each of {len(names)} --features; got {len(files)}.")
-    if not len(reals.images):
-        raise InputError(f"Expected images in the {reals.split} split of {reals.name!r}; it has none. Give another.")
+    if len(reals.images) < LEAST_IMAGES:
+        raise InputError(
+            f"Expected {LEAST_IMAGES} images or more in the {reals.split} split of {reals.name!r}; it has "
+            f"{len(reals.images)}. Give another --split or --data."
+        )
     nets = [_open_net(name, reals, site) for name in names]
     grounds = {}
     for place, net in enumerate(nets):
