@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow check smoke clean
+.PHONY: quickstart test slow check smoke results clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what can be made.
@@ -27,6 +27,10 @@ check: $(VENV)/.dev  ## Lint, format and types.
 smoke: $(VENV)/.quickstart  ## The quickstart at a tiny size.
 	rm -rf runs/smoke
 	$(BIN)/biflow quickstart --smoke --out runs/smoke
+
+results: $(VENV)/.quickstart  ## Write the pages that gather docs/results: tables.md, index.html.
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## Remove the environment and the caches, not the runs.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from machine import describe
 from rich.console import Console
 from runs import trained, trained_judge
 from seeds import judge, summary
@@ -26,7 +25,7 @@ from seeds import judge, summary
 from biflow.checkpoint import Model, load_model
 from biflow.config import ReverseConfig, RunConfig, load_recipe
 from biflow.data.datasets import load_data
-from biflow.evaluation.evaluate import SampleJudge
+from biflow.evaluation.measures import SampleJudge, describe_machine
 from biflow.features.judge import Judge
 from biflow.files import write_text
 from biflow.pipeline import Pipeline
@@ -291,7 +290,7 @@ def main() -> None:
         for row in rows
     }
     real = SampleJudge(judge, data.train)(data.test.images, data.test.labels)["frechet_distance"]
-    numbers: dict[str, Any] = {"machine": describe(torch.device("cpu")), "seeds": len(seeds), "real": real}
+    numbers: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "seeds": len(seeds), "real": real}
     numbers |= {"steps": work.steps, "samples": work.samples, "data": work.data}
     numbers["rows"] = [{"table": table, "row": row, "seeds": found} for (table, row), found in scores.items()]
     page = render(scores, work, len(seeds), real)

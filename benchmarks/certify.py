@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, report
+from machine import report
 from runs import trained_judge
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from biflow.config import RunConfig
 from biflow.config_base import parse_config
 from biflow.data.datasets import load_data
+from biflow.evaluation.measures import describe_machine
 from biflow.features.judge import Judge
 from biflow.pipeline import Pipeline
 from biflow.training.run import CONFIG_FILE
@@ -91,7 +92,7 @@ def main() -> None:
         + [str(each[name]) for name in ("rejected", "rejected_of_the_better_half")]
         for each in found
     ]
-    numbers = {"machine": describe(pipe.device), "samples": SAMPLES, "strengths": found}
+    numbers = {"machine": describe_machine(pipe.device), "samples": SAMPLES, "strengths": found}
     report(arguments.out / "certify", head, rows, numbers)
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe
 from rich.console import Console
 
 from biflow.checkpoint import load_model, save_model
 from biflow.config import RunConfig, load_recipe
 from biflow.data.datasets import load_data
 from biflow.errors import InputError
+from biflow.evaluation.measures import describe_machine
 from biflow.files import write_text
 from biflow.training import checkpoints
 from biflow.training.checkpoints import Damaged
@@ -208,7 +208,7 @@ def main() -> None:
     kills = kill_and_go_on(runs / "killed", arguments.kills, draw)
     kills["same_weights"] = same_weights(runs / "killed", runs / "unbroken")
     found = {
-        "machine": describe(torch.device("cpu")),
+        "machine": describe_machine(torch.device("cpu")),
         "kills": kills,
         "terminations": [terminate(runs / f"terminated_{n}", draw) for n in range(5)],
         "full_disk": fill_disk(runs / "full", runs / "unbroken"),

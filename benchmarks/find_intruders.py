@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, report
+from machine import report
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from biflow.data.datasets import ImageSet, load_data
+from biflow.evaluation.measures import describe_machine
 from biflow.pipeline import Pipeline
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
@@ -66,7 +67,7 @@ def main() -> None:
     found = {name: measure(pipe, test, way) for name, way in WAYS.items()}
     head = ["scored with", "bits/dim", *list(next(iter(found.values())))[1:]]
     rows = [[name, *(f"{value:.3f}" for value in each.values())] for name, each in found.items()]
-    report(arguments.out / "out_of_place", head, rows, {"machine": describe(pipe.device), "areas": found})
+    report(arguments.out / "out_of_place", head, rows, {"machine": describe_machine(pipe.device), "areas": found})
 
 
 if __name__ == "__main__":

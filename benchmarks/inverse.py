@@ -24,13 +24,14 @@ from typing import Any
 import runs
 import torch
 import torch.nn.functional as F
-from machine import describe, report, seconds
+from machine import report, seconds
 from rich.console import Console
 
 from biflow.checkpoint import Model, load_model
 from biflow.config import FlowConfig, ModelConfig, load_recipe
 from biflow.data.datasets import load_data
 from biflow.data.randomness import normal_for, seeded_weights
+from biflow.evaluation.measures import describe_machine
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/inverse"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
     arguments = parser.parse_args()
-    numbers: dict[str, Any] = {"machine": describe(arguments.device)}
+    numbers: dict[str, Any] = {"machine": describe_machine(arguments.device)}
     if arguments.shape:
         shapes = [load_recipe(arguments.recipe).model] if arguments.recipe else [wide(t) for t in arguments.lengths]
         numbers["shapes"] = [measure_shape(shape, arguments.device) for shape in shapes]

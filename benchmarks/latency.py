@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, report, seconds
+from machine import report, seconds
 
 from biflow.checkpoint import new_model
 from biflow.config import ModelConfig, load_recipe
 from biflow.data.randomness import normal_for
-from biflow.evaluation.evaluate import count_parameters
+from biflow.evaluation.measures import count_parameters, describe_machine
 from biflow.models.reverse_model import ReverseModel
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
@@ -84,7 +84,7 @@ def main() -> None:
     head = ["", *(f"ms an image, batch {batch}" for batch in arguments.batch)]
     rows = [[name, *(f"{time:.3f}" for time in times.values())] for name, times in found.items()]
     numbers: dict[str, Any] = {
-        "machine": describe(device),
+        "machine": describe_machine(device),
         "recipe": arguments.recipe,
         "reverse_parameters": count_parameters(ReverseModel(config)),
         "precision": "bfloat16" if device.type == "cuda" else "float32",

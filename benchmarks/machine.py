@@ -1,8 +1,6 @@
 """What the benchmarks share: the machine's description, its speed at matrix products, timing, tables and JSON."""
 
 import json
-import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,19 +9,6 @@ from typing import Any
 import torch
 
 from biflow.files import write_text
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists() and (names := re.findall(r"model name\s*: (.*)", info.read_text())):
-        cpu = names[0]
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "torch": torch.__version__,
-    }
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, report
+from machine import report
 from torch.profiler import ProfilerActivity, profile
 
 from biflow.config import FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.perturb import GUIDED_SHARE
+from biflow.evaluation.measures import describe_machine
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.models.codec import make_codec
@@ -170,7 +171,7 @@ def main() -> None:
         + [f"{each['estimated'] / each['measured']:.3f}"]
         for each in found
     ]
-    numbers = {"machine": describe(device), "rows": found}
+    numbers = {"machine": describe_machine(device), "rows": found}
     report(arguments.out / ("plan_cuda" if device.type == "cuda" else "plan"), head, rows, numbers)
 
 

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from machine import describe
 from rich.console import Console
 from runs import trained, trained_judge
 from seeds import judge, summary
@@ -33,8 +32,9 @@ from biflow.data.datasets import load_data
 from biflow.data.perturb import add_noise
 from biflow.data.randomness import seeded_weights
 from biflow.evaluation.classify import classify_images
-from biflow.evaluation.evaluate import SampleJudge, measure_flow
+from biflow.evaluation.measures import SampleJudge, describe_machine, measure_flow
 from biflow.evaluation.metrics import calibration_error
+from biflow.evaluation.page import COLOURS, style
 from biflow.evaluation.probe import probe
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
@@ -235,34 +235,38 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
     return {strategy: best["none"] / best[strategy] for strategy in TIMED}
 
 
-def claims(scores: Scores, reach: Scores, inverses: Scores) -> list[str]:
-    """The paper's claims, and ours, each with what the seeds say."""
+def claims(scores: Scores, reach: Scores, inverses: Scores) -> dict[str, str]:
+    """The paper's claims, and ours, by a short name, each with what the seeds say."""
 
     def gains(better: str, worse: str, key: str, *, sign: int = 1, of: Scores = scores) -> list[float]:
         return [sign * (a[key] - b[key]) for a, b in zip(of[better], of[worse], strict=True)]
 
     points = {"reverse": "aligned by reverse", "forward": "aligned by forward", "detach": "aligned by detach"}
-    lines = []
+    lines = {}
     for strategy, text in points.items():
         found = judge([100 * gain for gain in gains(strategy, "none", "accuracy")])
-        lines.append(f"- A flow {text} classifies better by one gradient: **{found.outcome}** (by {found} points)")
+        line = f"- A flow {text} classifies better by one gradient: **{found.outcome}** (by {found} points)"
+        lines[f"accuracy {strategy}"] = line
+    drawn = f"accuracy_of_{DRAWS[-1]}"
     for strategy, text in points.items():
-        found = judge([100 * gain for gain in gains(strategy, "none", f"accuracy_of_{DRAWS[-1]}")])
-        lines.append(f"- The same with {DRAWS[-1]} draws, {text}: **{found.outcome}** (by {found} points)")
+        found = judge([100 * gain for gain in gains(strategy, "none", drawn)])
+        line = f"- The same with {DRAWS[-1]} draws, {text}: **{found.outcome}** (by {found} points)"
+        lines[f"{drawn} {strategy}"] = line
     for strategy, text in points.items():
         found = judge(gains(strategy, "none", "frechet_distance", sign=-1))
-        lines.append(f"- Samples of a flow {text} are better: **{found.outcome}** (FD lower by {found})")
+        lines[f"FD {strategy}"] = f"- Samples of a flow {text} are better: **{found.outcome}** (FD lower by {found})"
     for other in ("forward", "detach"):
         found = judge(gains("reverse", other, "frechet_distance", sign=-1))
-        lines.append(f"- Reverse gives better samples than {other}: **{found.outcome}** (FD lower by {found})")
+        line = f"- Reverse gives better samples than {other}: **{found.outcome}** (FD lower by {found})"
+        lines[f"FD reverse over {other}"] = line
     faster = judge([1 - (each["frechet_distance"] or 1) for each in reach["reverse"]])  # never saves nothing
-    lines.append(
+    lines["reach"] = (
         f"- Reverse reaches the plain flow's last FD in fewer steps (the paper's 3.3 times): **{faster.outcome}** "
         f"(a share of {faster} of the steps saved)"
     )
     found = judge(gains("reverse", "none", "frechet_distance", sign=-1, of=inverses))
-    lines.append(f"- The learned inverse of an aligned flow is better: **{found.outcome}** (FD lower by {found})")
-    return lines
+    text = f"- The learned inverse of an aligned flow is better: **{found.outcome}** (FD lower by {found})"
+    return {**lines, "inverse": text}
 
 
 def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
@@ -340,7 +344,7 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "Holds, or does not: zero lies outside the 95% interval (Student's t over seeds) of the difference within",
             "each seed, for each claim by itself.",
             "",
-            *claims(scores, reach, inverses),
+            *claims(scores, reach, inverses).values(),
             "",
         ]
     )
@@ -362,27 +366,30 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
+PANELS = {"accuracy": "accuracy by one gradient", "frechet_distance": "Frechet distance, exact inverse"}
+
+
 def draw(path: Path, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> None:
     """Accuracy and Frechet distance over the steps, the mean of the seeds and each of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
-    panels = (("accuracy", "accuracy by one gradient"), ("frechet_distance", "Frechet distance, exact inverse"))
-    for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for place, (strategy, seeds) in enumerate(curves.items()):
-            steps = [line["step"] for line in seeds[0]]
-            values = torch.tensor([[line[key] for line in seed] for seed in seeds])
-            axes.plot(steps, values.mean(0), color=f"C{place}", label=strategy, linewidth=1.6)
-            axes.fill_between(steps, values.amin(0), values.amax(0), color=f"C{place}", alpha=0.15, linewidth=0)
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("step", fontsize=9)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+    for axes, (key, title) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+        draw_curves(axes, curves, key)
+        style(axes, title, "step")
     axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def draw_curves(axes: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str) -> None:
+    """One measure over the steps: for every strategy the mean of the seeds, and the band that they fill."""
+    for colour, (strategy, seeds) in zip(COLOURS, curves.items(), strict=False):
+        steps = [line["step"] for line in seeds[0]]
+        values = torch.tensor([[line[key] for line in seed] for seed in seeds])
+        axes.plot(steps, values.mean(0), color=colour, label=strategy, linewidth=1.6)
+        axes.fill_between(steps, values.amin(0), values.amax(0), color=colour, alpha=0.15, linewidth=0)
 
 
 def gather(work: Work, seeds: Sequence[int]) -> dict[str, Any]:
@@ -446,7 +453,7 @@ def main() -> None:
     found = gather(work, seeds)
     draw(arguments.out / "repa.png", found["curves"])
     page = render(work, len(seeds), found)
-    numbers = {"machine": describe(torch.device("cpu")), **work._asdict(), "runs": None, **found}
+    numbers = {"machine": describe_machine(torch.device("cpu")), **work._asdict(), "runs": None, **found}
     write_text(arguments.out / "repa.json", json.dumps(numbers, indent=1) + "\n")
     write_text(arguments.out / "repa.md", page)
     print(page)

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe, matmul_rate, rated_rate, report, seconds
+from machine import matmul_rate, rated_rate, report, seconds
 
 from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
+from biflow.evaluation.measures import describe_machine
 from biflow.memory import keep_freed_memory
 from biflow.models.forward_flow import ForwardFlow
 from biflow.training.distributed import World
@@ -112,7 +113,7 @@ def main() -> None:
     ]
     head = ["width", "parameters", "T", "batch", "precision", "ms a step", "tokens/s", "GFLOP/s", "matmul", "share"]
     head += ["of rated (MFU)"] if found[0]["share_of_rated"] else []
-    numbers = {"machine": describe(arguments.device), "steps": found}
+    numbers = {"machine": describe_machine(arguments.device), "steps": found}
     name = "_".join(["training_step", *(arguments.recipe or []), *(["compiled"] if arguments.compile else [])])
     report(arguments.out / name, head, [row(each) for each in found], numbers)
 

@@ -1,7 +1,11 @@
-"""The counts that benchmarks rest on."""
+"""The counts that benchmarks rest on, and the pages that are made of what they measured."""
 
 import importlib.util
+import json
+import shlex
+import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from biflow.config import FlowConfig, ReverseConfig
+from biflow.config import FlowConfig, ReverseConfig, load_recipe
 from biflow.models.forward_flow import ForwardFlow
+from biflow.samplers import find_sampler
+from biflow.sampling.guidance import parse_guidance
 from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RESULTS = BENCHMARKS.parent / "docs" / "results"
+PAPER_TABLES = {
+    "BiFlow": [
+        "Strategies of learning the inverse", "Denoising", "Norm control", "Guidance", "Perceptual distances",
+        "Scaling", "Comparison", "Speed",
+    ],
+    "FlowBack": ["Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 7", "Table 8", "Table 9", "Convergence"],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -28,7 +42,7 @@ def load(monkeypatch):
         return module
 
     yield load
-    for name in ("machine", "runs", "seeds", "training_step", "ablations"):
+    for name in ("machine", "runs", "seeds", "training_step", "ablations", "repa", "tables", "report"):
         sys.modules.pop(name, None)
 
 
@@ -82,3 +96,114 @@ def test_every_row_of_the_ablations_can_be_trained_and_every_claim_names_rows(ab
         assert ReverseConfig(**{**config.model.reverse.model_dump(), **dict(row.sampled_as)})
     for claim in ablations.CLAIMS:
         assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()
+
+
+def options(words, name):
+    """The values of an option that may come several times."""
+    return [value for key, value in pairwise(words) if key == name]
+
+
+@pytest.fixture
+def tables(load):
+    return load("tables")
+
+
+@pytest.fixture
+def paper(tables):
+    return tables.read_tables()
+
+
+@pytest.fixture
+def rows(paper):
+    return [(section, row) for section in paper.sections for row in section.rows]
+
+
+def test_every_table_of_the_papers_has_a_section(paper):
+    for name, titles in PAPER_TABLES.items():
+        assert [each.title.split(",")[0] for each in paper.sections if each.paper == name] == titles
+
+
+def test_every_training_of_the_papers_rows_is_a_recipe_with_settings_that_fit(tables, paper, rows):
+    first = [tables.wrapped(paper.filled(text)) for section in paper.sections for text in section.first]
+    trainings = [line for section, row in rows for line in tables.commands(paper, section, row)[:1]] + first
+    for words in map(shlex.split, trainings):
+        if "train" in words:
+            config = load_recipe(words[words.index("train") + 1], options(words, "--set"))
+            assert config.flow_from is None or config.flow_from.startswith("runs/tables/")
+        else:
+            assert (BENCHMARKS.parent / words[1]).exists()
+            assert load_recipe(*options(words, "--recipe"))
+
+
+def test_every_evaluation_of_the_papers_rows_samples_in_a_way_that_there_is(tables, paper, rows):
+    lines = [shlex.split(line) for section, row in rows for line in tables.commands(paper, section, row)[1:]]
+    assert len(lines) > 40
+    for words in lines:
+        assert words[:2] == ["biflow", "evaluate"]
+        find_sampler(*options(words, "--method"))
+        for guidance in options(words, "--guidance"):
+            parse_guidance(guidance)
+        assert len(options(words, "--guidance") + options(words, "--sweep")) == 1
+
+
+def test_a_flow_that_a_row_starts_from_is_trained_by_a_row_above_and_no_folder_by_two(tables, paper):
+    trained = {}
+    for section in paper.sections:
+        of_rows = [line for row in section.rows for line in tables.commands(paper, section, row)[:1]]
+        for line in [*map(paper.filled, section.first), *of_rows]:
+            words = shlex.split(line)
+            for out in options(words, "--out"):
+                assert trained.setdefault(out, words[words.index("train") :]) == words[words.index("train") :]
+            sources = [each.partition("=")[2] for each in options(words, "--set") if each.startswith("flow_from=")]
+            assert all(source.removesuffix("/model") in trained for source in sources)
+
+
+def test_numbers_of_a_row_are_as_many_as_the_columns(rows):
+    assert [row.name for section, row in rows if row.numbers and len(row.numbers) != len(section.columns)] == []
+
+
+def test_a_wrapped_command_is_the_same_command(tables, paper, rows):
+    for section, row in rows:
+        for line in tables.commands(paper, section, row):
+            assert shlex.split(tables.wrapped(line).replace("\\\n", "")) == shlex.split(line)
+
+
+def test_the_page_of_tables_is_what_its_script_writes_now(tables, paper):
+    written = (RESULTS / "tables.md").read_text(encoding="utf-8")
+    assert written == tables.render(paper, tables.read_results(RESULTS))
+
+
+def test_the_claims_of_the_alignment_are_those_of_its_page(load):
+    repa, found = load("repa"), json.loads((RESULTS / "repa.json").read_text())
+    page = (RESULTS / "repa.md").read_text(encoding="utf-8")
+    assert page.endswith("\n".join(repa.claims(found["scores"], found["reach"], found["inverses"]).values()) + "\n")
+
+
+def test_one_seed_is_never_called_a_result(tables):
+    assert "too close to tell" in tables.best_guided(tables.read_results(RESULTS))
+
+
+@pytest.fixture
+def report(load):
+    return load("report")
+
+
+def test_the_page_of_figures_names_every_measurement_and_needs_nothing_else(report):
+    page = report.render(RESULTS)
+    assert [path for path in RESULTS.rglob("*.json") if path.relative_to(RESULTS).as_posix() not in page] == []
+    assert "More files" not in page
+    assert "<script" not in page
+    assert 'src="' not in page
+    assert report.render(RESULTS) == page
+
+
+def test_the_page_of_figures_lists_what_it_does_not_know(report, tmp_path):
+    shutil.copy(RESULTS / "faults.json", tmp_path)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "kind.json").write_text("[1, 2]")
+    (tmp_path / "plan.json").write_text('{"another": "form"}')
+    page = report.render(tmp_path)
+    more = page[page.index("More files") :]
+    assert "new/kind.json" in more
+    assert "plan.json" in more
+    assert "faults.json" not in more

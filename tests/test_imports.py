@@ -23,8 +23,8 @@ ROWS = [
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow"},
-    {"quickstart", "pipeline", "plan", "encode"},
-    {"cli_data"},
+    {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate"},
+    {"cli_data", "cli_evaluate"},
     {"cli"},
     {"__main__"},
 ]
@@ -41,6 +41,11 @@ SAME_ROW_ALLOWED = {
     ("shorthand", "errors"),
     ("tensors", "errors"),
     ("quickstart", "pipeline"),
+    ("cost", "pipeline"),
+    ("cost", "plan"),
+    ("evaluate", "pipeline"),
+    ("evaluate", "cost"),
+    ("evaluate", "ground"),
 }
 
 

@@ -9,8 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig
@@ -20,7 +19,7 @@ from biflow.errors import InputError
 from biflow.files import check_writable, replace_folder
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
-from biflow.tensors import describe_faults, shapes
+from biflow.tensors import describe_faults, read_safetensors, shapes
 
 FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to
 CONFIG_FILE = "config.json"
@@ -84,7 +83,7 @@ def load_model(folder: Path) -> Model:
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
-    _load_tensors(_networks(model), _read_tensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    _load_tensors(_networks(model), read_safetensors(folder / WEIGHTS_FILE, "the model folder"), folder / WEIGHTS_FILE)
     if model.reverse and not model.reverse.belongs_to(model.flow):
         raise InputError(
             f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; it holds another one. "
@@ -130,15 +129,6 @@ def _read_description(path: Path) -> dict[str, Any]:
             "Give the folder that training wrote."
         )
     return description
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except OSError:
-        raise InputError(f"Expected {path}; it is missing or cannot be read. Copy the model folder whole.") from None
-    except SafetensorError as error:
-        raise InputError(f"Expected whole weights in {path}; the file is damaged ({error}). Copy it again.") from None
 
 
 def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

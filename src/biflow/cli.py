@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.cli_data import Out, data_app
+from biflow.cli_evaluate import evaluate
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
@@ -204,6 +205,9 @@ def classify(
         tell(f"Wrote {out}.")
 
 
+app.command()(evaluate)
+
+
 @app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
@@ -363,6 +367,8 @@ def what_is_left() -> str:
         return f" If training had begun: {how_to_resume()}"
     if sys.argv[1:3] == ["data", "encode"]:
         return " What was encoded is kept; the same command goes on."
+    if sys.argv[1:2] == ["evaluate"]:
+        return " What was drawn is kept; the same command goes on."
     return ""
 
 

@@ -26,12 +26,14 @@ __all__ = [
     "FlowConfig",
     "FlowFitConfig",
     "Kind",
+    "LabelSchedule",
     "ModelConfig",
     "ReadingConfig",
     "ReverseConfig",
     "ReverseFitConfig",
     "RunConfig",
     "ScoreNoise",
+    "SplitName",
     "TrackerName",
     "TransformerConfig",
     "WatchConfig",
@@ -46,6 +48,8 @@ ScoreNoise = Literal["uniform", "training"]
 Average = Literal["mean", "importance"]
 ClassifyMethod = Literal["gradient", "steps", "bayes"]
 ClassifyNoise = Literal["training", "uniform", "none"]
+SplitName = Literal["train", "test"]
+LabelSchedule = Literal["balanced", "random"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -56,8 +60,8 @@ class ReadingConfig(Config):
     "tarflow" resizes the shorter side in one bilinear step (TARFlow's code); both cut out the centre.
     flip: mirror half of the training images, drawn anew each time.  background: behind transparent parts.
     rejected_share: of the files of a folder that may be unreadable before it is an error.
-    test_share: of the images, of each class alike, that training never sees; data with a test set of their own, such as
-    the digits, keep that.
+    test_share: of the images, chosen by their names or places alone, that training never sees; data with a test set of
+    their own, such as the digits, keep that.
     workers: processes that read ahead, 0 for none.
     image_column, label_column: of hub data sets, where their types and names leave it open.
     streaming: read a hub data set as it comes, not stored here; shuffle_buffer: so many of its images are shuffled at

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import rich.progress as bars
 from rich.console import Console
 
 from biflow.config import ReadingConfig
@@ -15,6 +14,7 @@ from biflow.data.sources import check_apart, open_data
 from biflow.errors import InputError
 from biflow.files import check_new_folder, write_text
 from biflow.models.codec import VaeCodec, make_codec
+from biflow.terminal import counting
 from biflow.training.distributed import join_world
 
 SETTINGS_FILE = "encode.yaml"
@@ -67,23 +67,12 @@ def encode_data(
 
 
 def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
-    """The shards of one split, with a bar in a terminal and lines elsewhere."""
+    """The shards of one split, with its progress."""
     if isinstance(data, ImageStream):
         raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
-    shown = encoder.rank == 0 and len(data) > 0
     total = (1 + (encoder.flip and split == "train")) * len(data) // encoder.size
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress.update(task, completed=done)
-        if shown and not console.is_terminal:
-            console.print(f"encoding {split}: {min(done, total):,} of {total:,}", highlight=False)
-
-    with bars.Progress(console=console, disable=not (shown and console.is_terminal)) as progress:
-        task = progress.add_task(f"encoding {split}", total=total)
-        return encoder.write(data, split, advance)
+    with counting(console, f"encoding {split}", total, shown=encoder.rank == 0) as progress:
+        return encoder.write(data, split, progress)
 
 
 def check_cache_folder(out: Path, config: EncodeConfig) -> None:

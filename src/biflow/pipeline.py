@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from PIL import Image
@@ -24,6 +24,14 @@ from biflow.tarflow import load_tarflow
 
 Labels = Sequence[int] | Tensor
 REDRAWS = 4  # at most, of an image that is not finite
+
+
+class Drawn(NamedTuple):
+    """Images, and what went wrong with them."""
+
+    pixels: Tensor  # uint8 (N, P, H, W), on the CPU; values that are no finite numbers are black
+    broken: int  # images that held such values
+    left: int  # those of them that still do, after they were drawn again if that was asked for
 
 
 class Pipeline:
@@ -116,32 +124,49 @@ class Pipeline:
         Images with values that are not finite numbers are counted in a warning; with `redraw` they are drawn again
         from other noise, a few times at most.
         """
+        drawn = self.draw(
+            labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size, redraw=redraw, start=0
+        )
+        if drawn.broken:
+            after = f" and were drawn again; {drawn.left} of them still do" if redraw else ""
+            message = f"{drawn.broken} of {len(labels)} images hold values that are not finite numbers{after}."
+            warnings.warn(message, stacklevel=2)
+        return drawn.pixels
+
+    def draw(
+        self,
+        labels: Labels,
+        *,
+        guidance: float | Guidance,
+        method: str | Sampler,
+        seed: int,
+        batch_size: int,
+        redraw: bool,
+        start: int,
+    ) -> Drawn:
+        """The images at the places start, start + 1, ... of a longer list, which has these labels there."""
         labels = self.check_labels(labels)
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         sampler = self._prepare(find_sampler(method), guidance)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
 
-        def draw(places: Tensor, attempt: int) -> Tensor:
-            z = self.noise(places.tolist(), seed, attempt)
+        def latents_at(places: Tensor, attempt: int) -> Tensor:
+            z = self.noise((start + places).tolist(), seed, attempt)
             return self.to_latents(sampler(self.model, z, labels[places].to(self.device), guidance).x)
 
         chunks, broken, left = [], 0, 0
         for places in torch.arange(len(labels)).split(batch_size):
-            latents = draw(places, 0)
+            latents = latents_at(places, 0)
             bad = not_finite(latents)
             broken += int(bad.sum())
             for attempt in range(1, 1 + REDRAWS * redraw):
                 if bad.any():
-                    latents[bad] = draw(places[bad.cpu()], attempt)
+                    latents[bad] = latents_at(places[bad.cpu()], attempt)
                     bad = not_finite(latents)
             left += int(bad.sum())
             chunks.append(self.codec.decode(latents).cpu())
-        if broken:
-            after = f" and were drawn again; {left} of them still do" if redraw else ""
-            message = f"{broken} of {len(labels)} images hold values that are not finite numbers{after}."
-            warnings.warn(message, stacklevel=2)
-        return torch.cat(chunks)
+        return Drawn(torch.cat(chunks), broken, left)
 
     def log_prob(
         self,

@@ -1,7 +1,6 @@
 """The whole story on real images: train a flow on the digits, learn its inverse, sample both ways, measure, report."""
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,9 @@ from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
 from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import write_npz
 from biflow.errors import InputError
-from biflow.evaluation import evaluate
+from biflow.evaluation import measures
 from biflow.evaluation.report import Pictures, check_report, render_report, side_by_side
-from biflow.features.judge import Judge
+from biflow.features.judge import Judge, save_judge
 from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
@@ -29,6 +28,7 @@ from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
 RECIPE = "biflow_digits"
 JUDGE = "a small convolutional network, trained on the training images and their one-pixel shifts, never on samples"
+JUDGE_FOLDER = "judge"
 SEED = 0
 METHODS = {"exact": "sequential", "reverse": "reverse"}  # name in the report -> method of the pipeline
 Numbers = dict[str, Any]
@@ -90,10 +90,11 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         model, seconds = train_model(run)
         judge, seconds["judge"] = fit_judge(run, plan.judge)
     save_model(model, out / MODEL_FOLDER)
+    save_judge(judge, out / JUDGE_FOLDER)
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 
     console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
-    measure = evaluate.SampleJudge(judge, split.train)
+    measure = measures.SampleJudge(judge, split.train)
     draws = {sampler: draw_all(pipe, measure, sampler, plan) for sampler in METHODS}
     best = {sampler: min(drawn, key=lambda d: d.scores["frechet_distance"]) for sampler, drawn in draws.items()}
     console.print("timing every sampler")
@@ -101,12 +102,12 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
         "biflow": __version__,
         "smoke": plan.smoke,
         "resumed": resume,
-        "machine": describe_machine(run.world.device),
+        "machine": measures.describe_machine(run.world.device),
         "data": {"name": plan.run.data, "train_images": len(split.train), "test_images": len(split.test)},
         **describe_networks(pipe, judge, plan, seconds, test=split.test),
         "real": measure(split.test.images, split.test.labels),
         "samples": describe_samples(best),
-        "classification": evaluate.measure_classification(pipe.model, split.test),
+        "classification": measures.measure_classification(pipe.model, split.test),
         "sweep": {sampler: [each.describe() for each in drawn] for sampler, drawn in draws.items()},
         "speed": measure_speed(pipe, plan, best),
         "recipe": plan.run.model_dump(mode="json"),
@@ -116,7 +117,7 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
     return report
 
 
-def draw_all(pipe: Pipeline, measure: evaluate.SampleJudge, sampler: str, plan: Plan) -> list[Draw]:
+def draw_all(pipe: Pipeline, measure: measures.SampleJudge, sampler: str, plan: Plan) -> list[Draw]:
     """Sample with every guidance of the plan, every class equally often, always from the same noise."""
     labels = torch.arange(plan.samples) % pipe.config.num_classes
     draws = []
@@ -144,20 +145,9 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbe
     }
     batches: Numbers = {}
     for size, repeats in plan.timings:
-        times = evaluate.milliseconds_per_image(samplers, size, repeats)
+        times = measures.milliseconds_per_image(samplers, size, repeats)
         batches[str(size)] = times | {"ratio_guided": times["exact_guided"] / times["reverse_guided"]}
     return {"milliseconds_per_image_by_batch_size": batches}
-
-
-def describe_machine(device: torch.device) -> Numbers:
-    """What the run was trained and measured on."""
-    return {
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def describe_networks(
@@ -168,13 +158,13 @@ def describe_networks(
     assert model.reverse is not None
 
     def trained(module: nn.Module, config: FitConfig, stage: str) -> Numbers:
-        parameters = evaluate.count_parameters(module)
+        parameters = measures.count_parameters(module)
         return {"parameters": parameters, "steps": config.steps, "train_seconds": seconds[stage]}
 
     return {
-        "flow": trained(model.flow, plan.run.fit_flow, "flow") | evaluate.measure_flow(model, test),
+        "flow": trained(model.flow, plan.run.fit_flow, "flow") | measures.measure_flow(model, test),
         "reverse": trained(model.reverse, plan.run.fit_reverse or plan.run.fit_flow, "reverse")
-        | evaluate.measure_reverse(model, test),
+        | measures.measure_reverse(model, test),
         "judge": {"what": JUDGE} | trained(judge, plan.judge, "judge"),
     }
 
@@ -197,7 +187,7 @@ def write_results(out: Path, report: Numbers, pipe: Pipeline, best: Mapping[str,
     for sampler, drawn in best.items():
         write_npz(out / f"samples_{sampler}.npz", drawn.pixels, drawn.labels)
     write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
-    there, back = evaluate.follow_one_image(pipe.model, test)
+    there, back = measures.follow_one_image(pipe.model, test)
     samples = {sampler: drawn.pixels for sampler, drawn in best.items()}
     pictures = Pictures(test, **samples, labels=best["exact"].labels, way_to_noise=there, way_back=back)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))

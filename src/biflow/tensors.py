@@ -1,11 +1,14 @@
 """Files of named tensors: read without running anything in them, and compared with what is expected."""
 
+import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from biflow.errors import InputError
@@ -31,6 +34,25 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
         raise InputError(f"Expected names and tensors in {path}; got something else. Save model.state_dict() alone.")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def read_safetensors(path: Path, whole: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `whole` names what it is a part of, in errors."""
+    try:
+        return load_file(path)
+    except OSError:
+        raise InputError(f"Expected {path}; it is missing or cannot be read. Copy {whole} whole.") from None
+    except SafetensorError as error:
+        raise InputError(f"Expected whole weights in {path}; the file is damaged ({error}). Copy it again.") from None
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], first: str = "") -> str:
+    """SHA-256 of these tensors' names, shapes and values in float32, behind a text; their order does not matter."""
+    digest = hashlib.sha256(first.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> Shapes:

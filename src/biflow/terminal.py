@@ -3,11 +3,16 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import rich.progress as bars
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+LINES = 10  # of progress, where there is no terminal
 
 console = Console()
 
@@ -42,3 +47,22 @@ def table(title: str, rows: list[list[str]]) -> Table:
     for row in rows[1:]:
         shown.add_row(*map(escape, row))
     return shown
+
+
+@contextmanager
+def counting(console: Console, title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A function that is told of every n things done, of so many: a bar in a terminal, at most ten lines elsewhere."""
+    done = lines = 0
+    with bars.Progress(console=console, disable=not (shown and total and console.is_terminal)) as progress:
+        task = progress.add_task(title, total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done, lines
+            done += count
+            progress.update(task, completed=done)
+            due = LINES * done // max(1, total)
+            if shown and not console.is_terminal and due > lines:
+                console.print(f"{title}: {done:,} of {total:,}", markup=False, highlight=False)
+                lines = due
+
+        yield advance

@@ -1,16 +1,27 @@
+"""Scores of sets of images: closed forms, loops, and torchmetrics and scipy as second implementations."""
+
+import math
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import linalg
+from torch import nn
 
-from biflow.evaluation.evaluate import measure_copying, milliseconds_per_image
+from biflow.errors import InputError
+from biflow.evaluation.measures import milliseconds_per_image
 from biflow.evaluation.metrics import (
+    Gaussian,
+    Moments,
     calibration_error,
+    enough_samples,
     frechet_distance,
-    nearest_distances,
-    nearest_distances_within,
+    inception_score,
+    kernel_distance,
+    squared_discrepancy,
 )
-from tests.builders import tiny_images
 
 
 def features(count: int, width: int, seed: int) -> torch.Tensor:
@@ -18,53 +29,204 @@ def features(count: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(count, width, generator=generator, dtype=torch.float64)
 
 
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return frechet_distance(Gaussian.fit(one), Gaussian.fit(other))
+
+
+def diagonal(mean: list[float], variance: list[float]) -> Gaussian:
+    return Gaussian(torch.tensor(mean).double(), torch.tensor(variance).double().diag(), 100)
+
+
+seeds = st.integers(0, 10_000)
+quickly = settings(max_examples=25, deadline=None)
+
+
 def test_frechet_distance_to_itself_is_zero():
     x = features(50, 8, 0)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_distance_of_a_shift_is_its_squared_length():
     x = features(50, 8, 0)
-    assert frechet_distance(x + 2, x) == pytest.approx(8 * 4)
+    assert distance(x + 2, x) == pytest.approx(8 * 4)
 
 
 def test_frechet_distance_of_a_scale_is_known():
     x = features(50, 8, 0) - features(50, 8, 0).mean(0)
-    assert frechet_distance(3 * x, x) == pytest.approx(4 * x.T.cov().trace().item())
+    assert distance(3 * x, x) == pytest.approx(4 * x.T.cov().trace().item())
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_that_of_every_axis():
+    one, other = diagonal([0, 1, 2], [1, 4, 0]), diagonal([3, 1, 0], [9, 0, 0])
+    axes = [(3**2, (1 - 3) ** 2), (0, (2 - 0) ** 2), (2**2, 0)]  # of means, of deviations
+    assert frechet_distance(one, other) == pytest.approx(sum(a + b for a, b in axes))
 
 
 def test_frechet_distance_agrees_with_the_matrix_square_root():
     x, y = features(60, 8, 0), features(70, 8, 1) @ features(8, 8, 2)
     a, b = np.cov(x.T.numpy()), np.cov(y.T.numpy())
     expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
-    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-7)
+    assert distance(x, y) == pytest.approx(float(expected), rel=1e-7)
 
 
 def test_frechet_distance_holds_for_singular_covariances():
     x = features(50, 8, 0)
     x[:, 4:] = 0
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x + 1, x) == pytest.approx(8)
+    assert distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert distance(x + 1, x) == pytest.approx(8)
+    few = features(5, 30, 1)  # fewer samples than features
+    assert distance(few + 1, few) == pytest.approx(30, rel=1e-6)
 
 
-def test_nearest_distances_are_those_of_brute_force():
-    x, y = features(6, 3, 0), features(9, 3, 1)
-    expected = [min((a - b).norm().item() for b in y) for a in x]
-    assert nearest_distances(x, y).tolist() == pytest.approx(expected)
-    within = [min((x[i] - x[j]).norm().item() for j in range(6) if j != i) for i in range(6)]
-    assert nearest_distances_within(x).tolist() == pytest.approx(within)
+@quickly
+@given(seeds, st.integers(2, 30), st.integers(1, 12))
+def test_frechet_distance_is_symmetric_never_negative_and_blind_to_rotations(seed, count, width):
+    x, y = features(count, width, seed), features(count + 3, width, seed + 1) * 2 + 1
+    rotation = torch.linalg.qr(features(width, width, seed + 2)).Q
+    assert distance(x, y) >= 0
+    assert distance(x, x) >= 0
+    assert distance(y, x) == pytest.approx(distance(x, y), rel=1e-6, abs=1e-6)
+    assert distance(x @ rotation, y @ rotation) == pytest.approx(distance(x, y), rel=1e-6, abs=1e-6)
 
 
-def test_copies_of_training_images_are_found():
-    train = tiny_images(60)
-    assert measure_copying(train.images[:20], train)["nearer_than_real_share"] == 1
-    assert measure_copying(tiny_images(60, seed=5).images, train)["nearer_than_real_share"] < 0.2
+@quickly
+@given(seeds, st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(-1e4, 1e4))
+def test_moments_of_batches_are_those_of_the_whole(seed, sizes, offset):
+    """In two heaps that are merged at the end, as two processes have them; far from zero, too."""
+    x = features(sum(sizes) + 2, 6, seed) + offset
+    heaps = [Moments.none(6).update(x[:2]), Moments.none(6)]
+    for i, batch in enumerate(x[2:].split(sizes)):
+        heaps[i % 2] = heaps[i % 2].update(batch)
+    found, expected = heaps[0].merge(heaps[1]).gaussian(), Gaussian.fit(x)
+    assert found.count == expected.count == len(x)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_samples_that_repeat_each_other_have_no_spread():
-    train = tiny_images(60)
-    assert measure_copying(train.images[:1].repeat(30, 1, 1, 1), train)["spread_ratio"] == 0
-    assert measure_copying(train.images, train)["spread_ratio"] == pytest.approx(1)
+def test_a_gaussian_of_one_feature_has_a_covariance_of_one_by_one():
+    x = torch.tensor([[1.0], [3.0]])
+    assert Gaussian.fit(x).covariance.tolist() == [[2.0]]
+    assert Gaussian.fit(x).covariance.dtype == torch.float64
+
+
+def test_a_distance_is_trusted_with_more_samples_than_features():
+    assert enough_samples(2049, 2048)
+    assert not enough_samples(2048, 2048)
+    assert torch.linalg.matrix_rank(Gaussian.fit(features(9, 8, 0)).covariance) == 8
+    assert torch.linalg.matrix_rank(Gaussian.fit(features(8, 8, 0)).covariance) == 7
+
+
+def cubic(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (float(a @ b) / len(a) + 1) ** 3
+
+
+def test_squared_discrepancy_is_that_of_loops_over_pairs():
+    x, y = features(7, 4, 0), features(5, 4, 1) + 1
+    expected = sum(cubic(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (7 * 6)
+    expected += sum(cubic(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / (5 * 4)
+    expected -= 2 * sum(cubic(a, b) for a in x for b in y) / 35
+    assert float(squared_discrepancy(x, y)) == pytest.approx(expected)
+
+
+def test_kernel_distance_between_sets_of_one_kind_is_about_zero_on_average():
+    scores = [kernel_distance(features(40, 5, 2 * s), features(40, 5, 2 * s + 1), subsets=1).mean for s in range(200)]
+    error = np.std(scores) / math.sqrt(len(scores))
+    assert abs(np.mean(scores)) < 4 * error
+    assert min(scores) < 0 < max(scores)
+
+
+def test_kernel_distance_of_other_sets_is_far_above_its_deviation():
+    found = kernel_distance(features(300, 5, 0) + 1, features(300, 5, 1), subsets=20, subset_size=100)
+    assert found.mean > 5 * found.deviation > 0
+
+
+def test_kernel_distance_draws_the_same_subsets_for_the_same_seed():
+    x, y = features(50, 5, 0), features(60, 5, 1)
+    same = [kernel_distance(x, y, subsets=3, subset_size=20, seed=7) for _ in range(2)]
+    assert same[0] == same[1]
+    assert kernel_distance(x, y, subsets=3, subset_size=20, seed=8) != same[0]
+
+
+def test_kernel_distance_of_whole_sets_does_not_depend_on_their_order():
+    x, y = features(30, 5, 0), features(30, 5, 1)
+    found = kernel_distance(x, y, subsets=4)
+    assert found.mean == pytest.approx(float(squared_discrepancy(x, y)))
+    assert found.deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_inception_score_of_sure_guesses_is_the_number_of_classes():
+    assert inception_score(torch.eye(7).repeat(3, 1) * 1000).mean == pytest.approx(7)
+
+
+def test_inception_score_of_unsure_or_equal_guesses_is_one():
+    assert inception_score(torch.zeros(9, 7)).mean == pytest.approx(1)
+    assert inception_score(torch.tensor([[3.0, 1.0, 0.0]]).expand(9, 3)).mean == pytest.approx(1)
+
+
+def test_inception_score_is_over_splits_of_neighbours():
+    logits = torch.eye(4).repeat_interleave(3, dim=0) * 1000
+    assert inception_score(logits, split_size=3) == pytest.approx((1, 0))
+    found = inception_score(logits, split_size=9)  # one of three classes, and one of a single class
+    assert found == pytest.approx((2, 1))
+
+
+def test_inception_score_is_that_of_the_formula():
+    logits = features(20, 6, 0)
+    p = logits.softmax(dim=1)
+    divergence = (p * (p.log() - p.mean(0).log())).sum(dim=1)
+    assert inception_score(logits).mean == pytest.approx(divergence.mean().exp().item())
+
+
+class Own(nn.Module):
+    """What torchmetrics takes for a network: the features themselves."""
+
+    num_features = 6
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_those_of_torchmetrics():
+    fid, kid, inception = (pytest.importorskip(f"torchmetrics.image.{name}") for name in ("fid", "kid", "inception"))
+    own = Own()
+    x, y = features(60, 6, 0).float(), (features(60, 6, 1) * 1.5 + 0.3).float()
+
+    def told(metric):
+        metric.update(y[:, :, None, None], real=True)
+        metric.update(x[:, :, None, None], real=False)
+        return metric.compute()
+
+    frechet = told(fid.FrechetInceptionDistance(feature=own, input_img_size=(6, 1, 1)))
+    assert distance(x, y) == pytest.approx(float(frechet), rel=1e-4)
+    kernel, _ = told(kid.KernelInceptionDistance(feature=own, subsets=1, subset_size=60))
+    assert kernel_distance(x, y, subsets=1).mean == pytest.approx(float(kernel), rel=1e-4)
+    score = inception.InceptionScore(feature=own, splits=1)
+    score.update(x[:, :, None, None])
+    assert inception_score(x).mean == pytest.approx(float(score.compute()[0]), rel=1e-4)
+
+
+def test_features_that_no_score_can_be_of_are_refused():
+    x = features(9, 4, 0)
+    spoilt = x.clone()
+    spoilt[2, 1] = torch.nan
+    with pytest.raises(InputError, match="got others for 1 of 9"):
+        Gaussian.fit(spoilt)
+    with pytest.raises(InputError, match="got others for 1 of 9"):
+        Moments.none(4).update(spoilt)
+    with pytest.raises(InputError, match="features of 2 images or more; got 1"):
+        Gaussian.fit(x[:1])
+    with pytest.raises(InputError, match="features of 2 images or more; got 0"):
+        Moments.none(4).gaussian()
+    with pytest.raises(InputError, match="features of 2 images or more; got 1"):
+        kernel_distance(x, x[:1])
+    with pytest.raises(InputError, match=r"features \(N, F\); got \(9, 4, 1\)"):
+        Gaussian.fit(x[:, :, None])
+    for compare in (distance, kernel_distance):
+        with pytest.raises(InputError, match="of one width; got 4 and 3"):
+            compare(x, x[:, :3])
+    with pytest.raises(InputError, match="of one width; got 4 and 3"):
+        Moments.none(4).update(x[:, :3])
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

@@ -134,16 +134,36 @@ def read_pictures(path: Path, size: int, channels: int) -> Pictures:
     return Pictures(torch.stack(images), names, rejected)
 
 
-def _read_npz(path: Path, size: int, channels: int) -> Pictures:
+class Samples(NamedTuple):
+    """Images that were drawn, and the labels they were drawn with, if the file says."""
+
+    pixels: Tensor  # uint8 (N, P, H, W)
+    labels: Tensor | None  # (N,)
+
+
+def read_samples(path: Path) -> Samples:
+    """The ADM sample format: arr_0 uint8 (N, H, W, P), and arr_1 (N,) if there is one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels = torch.from_numpy(file["arr_0"])
+            labels = torch.from_numpy(file["arr_1"]).long() if "arr_1" in file.files else None
     except Exception:  # what is no such file shows itself as any of a dozen types
         raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
-    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) != (size, size, channels) or not len(pixels):
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in {1, 3} or not len(pixels):
+        raise InputError(
+            f"Expected uint8 images of shape (N, H, W, 3) in {path}; got {tuple(pixels.shape)} {pixels.dtype}."
+        )
+    if labels is not None and labels.shape != pixels.shape[:1]:
+        raise InputError(f"Expected a label for each of {len(pixels)} images in {path}; got {tuple(labels.shape)}.")
+    return Samples(pixels.permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def _read_npz(path: Path, size: int, channels: int) -> Pictures:
+    pixels = read_samples(path).pixels
+    if tuple(pixels.shape[1:]) != (channels, size, size):
         raise InputError(
             f"Expected uint8 images of shape (N, {size}, {size}, {channels}) in {path}, as the model's; "
-            f"got {tuple(pixels.shape)} {pixels.dtype}."
+            f"got {tuple(pixels.permute(0, 2, 3, 1).shape)}."
         )
     names = [f"{path.name}[{i}]" for i in range(len(pixels))]
-    return Pictures(pixels.permute(0, 3, 1, 2), names, {})
+    return Pictures(pixels, names, {})

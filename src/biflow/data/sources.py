@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import DATASETS, Source, Split, load_data
+from biflow.data.datasets import DATASETS, ImageSource, ImageStream, Source, Split, load_data
 from biflow.errors import InputError, nearest
 from biflow.files import check_outside
 
@@ -30,6 +30,18 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
 
         return open_latents(Path(where).expanduser(), reading)
     raise InputError(f"Unknown data set {name!r}; {nearest(name, [*DATASETS, *KINDS])}")
+
+
+def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[ImageSource]:
+    """The same, where images are needed that are read by place: neither latents nor a stream."""
+    if name.startswith("latents:"):
+        raise InputError(f"Expected images to compare with; {name!r} holds latents. Give the images they were made of.")
+    if reading.streaming:
+        raise InputError("Expected images that are stored here; got a stream. Set reading.streaming=false.")
+    split = open_data(name, image_shape, reading)
+    assert not isinstance(split.train, ImageStream)
+    assert not isinstance(split.test, ImageStream)
+    return Split(split.train, split.test)
 
 
 def check_apart(name: str, output: Path) -> None:

@@ -1,34 +1,156 @@
-"""Distances between two sets of images, as pure functions of their features or pixels."""
+"""Distances and scores of sets of images, as pure functions of their features, logits or probabilities; in float64."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from biflow.errors import InputError
 
-def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features, (N, F) and (M, F).
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The mean (F,) and covariance (F, F) of a set of features, in float64, and how many features they are of."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    @classmethod
+    def fit(cls, features: Tensor) -> "Gaussian":
+        """Fit features (N, F); the covariance is the unbiased one, divided by N - 1, as in every code for FID."""
+        check_features(features, least=2)
+        features = features.double()
+        return cls(features.mean(0), features.T.cov().reshape(2 * features.shape[1:]), len(features))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A Gaussian in the making, batch by batch: what has been seen so far, as float64 sums around its own mean.
+
+    Sums around the mean lose no digits where the mean is large beside the deviation (Chan et al. 1979).
+    """
+
+    count: int
+    mean: Tensor  # (F,)
+    scatter: Tensor  # (F, F): the sum of (x - mean)(x - mean)^T
+
+    @classmethod
+    def none(cls, width: int, device: torch.device | str = "cpu") -> "Moments":
+        """Those of no features at all, of this width."""
+        zeros = torch.zeros(width, width + 1, dtype=torch.float64, device=device)
+        return cls(0, zeros[:, 0], zeros[:, 1:])
+
+    def update(self, features: Tensor) -> "Moments":
+        """These and those of a batch of features (B, F)."""
+        check_features(features, least=1)
+        features = features.to(self.mean)
+        mean = features.mean(0)
+        return self.merge(Moments(len(features), mean, (features - mean).T @ (features - mean)))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Those of both sets together, of another process, say."""
+        check_same_width(self.mean, other.mean)
+        count = self.count + other.count
+        share, apart = other.count / max(count, 1), other.mean - self.mean
+        scatter = self.scatter + other.scatter + self.count * share * torch.outer(apart, apart)
+        return Moments(count, self.mean + share * apart, scatter)
+
+    def gaussian(self) -> Gaussian:
+        """The Gaussian of all that was seen; the same as `Gaussian.fit` of it in one piece."""
+        if self.count < 2:
+            raise InputError(_too_few(self.count, 2))
+        return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
+
+
+def enough_samples(count: int, width: int) -> bool:
+    """Are these more samples than features?
+
+    A covariance of fewer has no volume, and a Frechet distance with it says more of the count than of the images.
+    """
+    return count > width
+
+
+def frechet_distance(gaussian: Gaussian, reference: Gaussian) -> float:
+    """Frechet distance between Gaussians, 0 or more.
 
     |mean difference|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in float64; with Inception features this is FID
     (Heusel et al. 2017, arXiv 1706.08500, eq. 6).  The square root's trace comes from the eigenvalues of
     the symmetric C1^(1/2) C2 C1^(1/2), which also holds for singular covariances.
     """
-    a, b = features.double(), reference.double()
-    mean_term = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(cov_a)
+    check_same_width(gaussian.mean, reference.mean)
+    device = gaussian.mean.device
+    one, other = gaussian.covariance.double(), reference.covariance.to(device).double()
+    mean_term = (gaussian.mean.double() - reference.mean.to(device).double()).square().sum()
+    values, vectors = torch.linalg.eigh(one)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float(mean_term + cov_a.trace() + cov_b.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
+    return max(0.0, float(mean_term + one.trace() + other.trace() - 2 * cross))
 
 
-def nearest_distances(items: Tensor, others: Tensor) -> Tensor:
-    """Euclidean distance from each of items (N, ...) to the nearest of others (M, ...): (N,)."""
-    return torch.cdist(items.flatten(1).double(), others.flatten(1).double()).amin(dim=1)
+class Estimate(NamedTuple):
+    """The mean of a score over several parts of the samples, and its deviation between them."""
+
+    mean: float
+    deviation: float
 
 
-def nearest_distances_within(items: Tensor) -> Tensor:
-    """Euclidean distance from each of items (N, ...) to the nearest other one: (N,)."""
-    distances = torch.cdist(items.flatten(1).double(), items.flatten(1).double())
-    return distances.fill_diagonal_(torch.inf).amin(dim=1)
+def kernel_distance(
+    features: Tensor, reference: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> Estimate:
+    """Kernel distance between two sets of features, (N, F) and (M, F); with Inception features this is KID.
+
+    The unbiased squared maximum mean discrepancy under (x.y / F + 1)^3, its mean over random subsets of both sets
+    (Binkowski et al. 2018, arXiv 1801.01401, section 4; eq. 4); about 0, and below it as often as above, for sets of
+    the same kind.  Subsets are smaller where a set is; the same seed draws the same ones.
+    """
+    for each in (features, reference):
+        check_features(each, least=2)
+    check_same_width(features, reference)
+    size = min(subset_size, len(features), len(reference))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(items: Tensor) -> Tensor:
+        return items[torch.randperm(len(items), generator=generator)[:size].to(items.device)].double()
+
+    return _estimate([squared_discrepancy(draw(features), draw(reference)) for _ in range(subsets)])
+
+
+def squared_discrepancy(features: Tensor, reference: Tensor) -> Tensor:
+    """Unbiased squared maximum mean discrepancy under a cubic kernel, of (N, F) and (M, F): a scalar.
+
+    The mean kernel within either set, of different items, less twice that between the sets (Gretton et al. 2012,
+    Journal of Machine Learning Research 13, eq. 3).
+    """
+    within = sum(_mean_within(_cubic_kernel(each, each)) for each in (features, reference))
+    return within - 2 * _cubic_kernel(features, reference).mean()
+
+
+def _cubic_kernel(items: Tensor, others: Tensor) -> Tensor:
+    return (items @ others.T / items.shape[1] + 1) ** 3
+
+
+def _mean_within(kernel: Tensor) -> Tensor:
+    """The mean of a square table without its diagonal."""
+    return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
+
+
+def inception_score(logits: Tensor, *, split_size: int = 5000) -> Estimate:
+    """exp of the mean divergence of an image's classes from all images' classes: from 1 to the number of classes.
+
+    logits (N, K), in splits of neighbours, as the evaluator of guided-diffusion has it: images must not be sorted by
+    class.  The score of the field is of Inception's logits without bias (Salimans et al. 2016, arXiv 1606.03498,
+    section 4), for 50,000 images.
+    """
+    check_features(logits, least=1)
+    return _estimate([_exp_information(split) for split in logits.double().softmax(dim=1).split(split_size)])
+
+
+def _exp_information(probabilities: Tensor) -> Tensor:
+    """exp of the mutual information of image and class, for (N, K): the mean's entropy less the mean entropy."""
+    entropy = torch.special.entr(probabilities).sum(dim=1).mean()
+    return (torch.special.entr(probabilities.mean(0)).sum() - entropy).exp()
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -42,3 +164,32 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
     places = (confidence * bins).long().clamp(max=bins - 1)
     gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, places, right - confidence)
     return float(gaps.abs().sum() / len(labels))
+
+
+def _estimate(scores: list[Tensor]) -> Estimate:
+    found = torch.stack(scores)
+    return Estimate(found.mean().item(), found.std(correction=0).item())
+
+
+def check_features(features: Tensor, *, least: int) -> None:
+    """Raise unless these are features (N, F) of so many images or more, all of them finite."""
+    if features.ndim != 2:
+        raise InputError(f"Expected features (N, F); got {tuple(features.shape)}. Flatten what belongs to an image.")
+    if len(features) < least:
+        raise InputError(_too_few(len(features), least))
+    if spoilt := int((~features.isfinite().all(dim=1)).sum()):
+        raise InputError(
+            f"Expected finite numbers for every image; got others for {spoilt} of {len(features)}. "
+            "Look at those images: one that the model spoilt spoils every score."
+        )
+
+
+def _too_few(count: int, least: int) -> str:
+    return f"Expected features of {least} images or more; got {count}. Draw more."
+
+
+def check_same_width(features: Tensor, reference: Tensor) -> None:
+    """Raise unless both, (N, F) and (M, F) or both (F,), can be of the same network."""
+    width, other = features.shape[-1], reference.shape[-1]
+    if width != other:
+        raise InputError(f"Expected features of one width; got {width} and {other}. Take both from the same network.")

@@ -14,11 +14,11 @@ from torch import Tensor
 from biflow.data.datasets import ImageSet
 from biflow.data.images import enlarge, make_grid, to_pil
 from biflow.errors import InputError
+from biflow.evaluation.page import ACCENT, QUIET, html_table, render_page, style, svg
 
 Numbers = Mapping[str, Any]
 GRID_ROWS = 8
 SIDE_GAP, PICTURE_WIDTH = 8, 1000  # pixels: between two grids of `side_by_side`, and its least width
-INK, ACCENT, QUIET = "#1c1b22", "#b4441f", "#2f6f9f"
 
 
 class Pictures(NamedTuple):
@@ -96,26 +96,19 @@ def render_report(report: Numbers, history: Sequence[Numbers], pictures: Picture
     """The whole page."""
     template = Template((resources.files("biflow.evaluation") / "report.html").read_text(encoding="utf-8"))
     machine = report["machine"]
-    return template.substitute(
+    body = template.substitute(
         headline=_headline(report),
-        quality=_table(quality_rows(report)),
-        speed=_table(speed_rows(report)),
-        classification=_table(classification_rows(report)),
-        **{f"grid_{name}": _picture(grid, name) for name, grid in _grids(pictures).items()},
+        quality=html_table(quality_rows(report)),
+        speed=html_table(speed_rows(report)),
+        classification=html_table(classification_rows(report)),
+        **{f"grid_{name}": picture(grid, name) for name, grid in _grids(pictures).items()},
         way=_way(pictures),
         curves=_curves(history),
-        sweep=_sweep(report["sweep"]),
+        sweep=guidance_chart(report["sweep"]),
         facts="".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(report).items()),
         machine=f"{machine['system']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in body)
-    return (
-        f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{lines}</tbody></table>"
-    )
+    return render_page("biflow quickstart", body)
 
 
 def _headline(report: Numbers) -> str:
@@ -176,7 +169,7 @@ def _by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
     return make_grid(torch.stack([column[:rows] for column in columns], dim=1).flatten(0, 1), columns=classes)
 
 
-def _picture(pixels: Tensor, name: str) -> str:
+def picture(pixels: Tensor, name: str) -> str:
     """uint8 (P, H, W) -> an <img> that carries its own data."""
     buffer = io.BytesIO()
     to_pil(pixels).save(buffer, format="PNG")
@@ -197,7 +190,7 @@ def _way(pictures: Pictures) -> str:
 
 
 def _tile(image: Tensor, name: str) -> str:
-    return f"<figure>{_picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
+    return f"<figure>{picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
 
 
 def _visible(image: Tensor) -> Tensor:
@@ -219,39 +212,35 @@ def _curves(history: Sequence[Numbers]) -> str:
         lines = [line for line in history if line["stage"] == stage and line.get(key) is not None]
         axes.plot([line["step"] for line in lines], [line[key] for line in lines], color=QUIET, linewidth=1.3)
         axes.set_yscale("log" if stage == "reverse" else "linear")
-        _style(axes, title, "step")
-    return _svg(figure)
+        style(axes, title, "step")
+    return svg(figure)
 
 
-def _sweep(sweep: Mapping[str, Sequence[Numbers]]) -> str:
+GUIDANCE_PANELS = {
+    "frechet_distance": "Frechet distance (lower is better)",
+    "class_accuracy": "read as their class",
+}
+
+
+def guidance_chart(sweep: Mapping[str, Sequence[Numbers]]) -> str:
+    """Frechet distance and accuracy of both ways of sampling over the strength of guidance."""
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, 2), GUIDANCE_PANELS.items(), strict=True):
+        draw_guidance(axes, sweep, key)
+        style(axes, title, "guidance w")
+    return svg(figure)
+
+
+def draw_guidance(axes: Any, sweep: Mapping[str, Sequence[Numbers]], key: str) -> None:
+    """One measure of both ways of sampling over the strength of guidance."""
     lines = (
         ("exact", [row for row in sweep["exact"] if not row["annealed"]], QUIET, "-"),
         ("exact, annealed", [row for row in sweep["exact"] if row["annealed"] or not row["guidance"]], QUIET, "--"),
         ("one pass", sweep["reverse"], ACCENT, "-"),
     )
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
-    panels = (("frechet_distance", "Frechet distance (lower is better)"), ("class_accuracy", "read as their class"))
-    for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        for label, rows, color, style in lines:
-            strengths, values = [row["guidance"] for row in rows], [row[key] for row in rows]
-            axes.plot(strengths, values, style, marker="o", markersize=4, color=color, label=label)
-        axes.legend(frameon=False, fontsize=8)
-        _style(axes, title, "guidance w")
-    return _svg(figure)
-
-
-def _style(axes: Any, title: str, x_label: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", color=INK)
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.tick_params(which="both", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.5)
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    for label, rows, color, dash in lines:
+        strengths, values = [row["guidance"] for row in rows], [row[key] for row in rows]
+        axes.plot(strengths, values, dash, marker="o", markersize=4, color=color, label=label)
+    axes.legend(frameon=False, fontsize=8)

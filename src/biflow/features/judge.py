@@ -1,6 +1,18 @@
 """A small convolutional classifier that judges samples of small images; it is trained on real images only."""
 
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from biflow.errors import InputError
+from biflow.files import check_new_folder, replace_folder
+from biflow.tensors import describe_faults, read_safetensors, shapes
+
+CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
+FORMAT_VERSION = 1
 
 
 class Judge(nn.Module):
@@ -10,6 +22,7 @@ class Judge(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
+        self.channels, self.num_classes = channels, num_classes
         width = self.WIDTH
         self.trunk = nn.Sequential(
             *(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()),
@@ -29,3 +42,45 @@ class Judge(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """images (B, P, H, W) in [-1, 1] -> features (B, F), the last hidden layer."""
         return self.trunk(images)
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Write judge.json and judge.safetensors, whole or not at all, to a new folder or in the place of another judge."""
+    if not (folder / CONFIG_FILE).exists():
+        check_new_folder(folder)
+    sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
+    with replace_folder(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
+
+
+def load_judge(folder: Path) -> Judge:
+    """Rebuild a judge from its folder, in eval mode, on the CPU."""
+    channels, num_classes = _read_sizes(folder / CONFIG_FILE)
+    with torch.device("meta"):  # no random numbers for weights that are replaced
+        judge = Judge(channels, num_classes)
+    found = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    if faults := describe_faults(shapes(judge.state_dict()), shapes(found)):
+        raise InputError(f"Expected weights that belong to {folder / CONFIG_FILE}; {faults}. Copy the folder whole.")
+    judge.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+    return judge.eval().requires_grad_(False)
+
+
+def _read_sizes(path: Path) -> tuple[int, int]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"Expected {path}; it is missing or cannot be read. Give a folder of save_judge.") from None
+    except ValueError:  # not UTF-8, or not JSON
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
+    sizes = found if isinstance(found, dict) else {}
+    if sizes.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"Expected format_version {FORMAT_VERSION} in {path}; got {sizes.get('format_version')}. "
+            "Save the judge again with this version of biflow."
+        )
+    numbers = (sizes.get("channels"), sizes.get("num_classes"))
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {numbers}. Copy it again.")
+    return int(sizes["channels"]), int(sizes["num_classes"])

@@ -1,6 +1,5 @@
 """Pixels <-> what the flow models.  The scale of the data is known here and nowhere else."""
 
-import hashlib
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig
 from biflow.errors import InputError
+from biflow.tensors import hash_tensors
 
 
 class Codec(nn.Module):
@@ -108,11 +108,7 @@ class VaeCodec(Codec):
 
     def identity(self) -> str:
         """SHA-256 of the autoencoder's weights, and of the scale that its latents are brought to."""
-        digest = hashlib.sha256(f"{self.scale} {self.shift}".encode())
-        for name, tensor in sorted(self.autoencoder.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return hash_tensors(self.autoencoder.state_dict(), first=f"{self.scale} {self.shift}")
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""

@@ -37,6 +37,12 @@ class Guidance:
         if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
             raise InputError(f"Expected a finite temperature above 0 (1 changes nothing); got {self.temperature!r}.")
 
+    def __str__(self) -> str:
+        """As `parse_guidance` reads it."""
+        annealed = ",annealed" * self.annealed
+        on = f",on={self.on}" * (self.on != "both")
+        return f"{self.strength:g}{annealed}{on}" + f",temperature={self.temperature:g}" * (self.temperature != 1)
+
     def strengths(self, num_patches: int, like: Tensor) -> Tensor:
         """The strength for each patch in reading order: (T, 1), in the precision and on the device of `like`."""
         places = torch.arange(num_patches, dtype=like.dtype, device=like.device)[:, None]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 
 from biflow.errors import InputError
 from biflow.nn.transformer import TransformerLayer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,14 @@ class World:
         """Until all processes have come here."""
         if self.size > 1:
             dist.barrier()
+
+    def gather(self, value: T) -> list[T]:
+        """What every process has, by rank; all must call."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def on_main(self, action: Callable[[], None]) -> None:
         """Let the main process act while the others wait; what it raises, all of them raise."""

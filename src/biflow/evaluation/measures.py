@@ -1,7 +1,11 @@
 """What is measured of a model and its samples; each function gives plain numbers for a report."""
 
+import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +14,8 @@ from biflow.checkpoint import Model
 from biflow.data.datasets import ImageSet
 from biflow.data.perturb import add_noise
 from biflow.evaluation.classify import METHODS, classify_images
-from biflow.evaluation.metrics import calibration_error, frechet_distance, nearest_distances, nearest_distances_within
+from biflow.evaluation.metrics import Gaussian, calibration_error, frechet_distance
+from biflow.evaluation.neighbours import nearest_distances, nearest_distances_within
 from biflow.features.judge import Judge
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import PixelCodec, make_codec, training_noise
@@ -99,12 +104,12 @@ def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 class SampleJudge:
-    """Scores sets of images with a judge, against reference images whose features it keeps."""
+    """Scores sets of images with a judge, against reference images, of whose features it keeps a Gaussian."""
 
     def __init__(self, judge: Judge, reference: ImageSet) -> None:
         self.judge = judge
         self.reference = reference
-        self.reference_features = self._features(reference.images)
+        self.reference_gaussian = Gaussian.fit(self._features(reference.images))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, labels: Tensor) -> dict[str, float]:
@@ -113,7 +118,7 @@ class SampleJudge:
         read = self.judge.readout(features).argmax(dim=1).cpu()
         return {
             "class_accuracy": (read == labels).double().mean().item(),
-            "frechet_distance": frechet_distance(features, self.reference_features),
+            "frechet_distance": frechet_distance(Gaussian.fit(features), self.reference_gaussian),
             **measure_copying(pixels, self.reference),
         }
 
@@ -165,3 +170,17 @@ def _median(values: Sequence[float]) -> float:
 def count_parameters(module: torch.nn.Module) -> int:
     """Trained numbers in a module."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What numbers were measured on."""
+    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists() and (names := re.findall(r"model name\s*: (.*)", info.read_text())):
+        processor = names[0]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

@@ -1,0 +1,163 @@
+"""An evaluation as tables for the terminal, and as one page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+from biflow.data.images import enlarge, make_grid
+from biflow.evaluation.page import ACCENT, html_table, render_page, style, svg
+from biflow.evaluation.report import picture
+
+Numbers = Mapping[str, Any]
+NAMES = {"inception": "Inception", "dinov2": "DINOv2", "judge": "judge"}
+DISTANCES = {"inception": "FID", "dinov2": "Frechet distance in DINOv2 features", "judge": "Frechet distance (judge)"}
+KERNELS = {"inception": "KID", "dinov2": "kernel distance, DINOv2"}  # of features of a known scale
+COLUMNS = 10
+
+
+def quality_rows(result: Numbers) -> list[list[str]]:
+    """How good the samples are, by every network's features, and what the likelihood knows; a head first."""
+    rows = []
+    for network, found in result["metrics"].items():
+        of = f", {NAMES[network]}"
+        unsure = "" if found["reliable"] else " (unreliable: fewer images than features)"
+        rows += [
+            [f"{DISTANCES[network]}{unsure}", _number(found["frechet_distance"])],
+            ["sFID", _number(found["spatial_frechet_distance"])],
+            ["Inception Score", _spread(found, "inception_score")],
+            [KERNELS.get(network, ""), _spread(found, "kernel_distance") if network in KERNELS else ""],
+            [f"precision{of}", _number(found["precision"])],
+            [f"recall{of}", _number(found["recall"])],
+            ["read as their class by the judge", _share(found["class_accuracy"])],
+        ]
+    if test := result.get("test"):
+        rows += [
+            ["bits per dimension, test images", _number(test["bits_per_dim"])],
+            ["the same with the training noise", _number(test["bits_per_dim_of_noisy_data"])],
+            ["test images classified by one gradient", _share(test["accuracy_by_gradient"])],
+        ]
+    return [["measure", "value"], *(row for row in rows if row[1])]
+
+
+def cost_rows(result: Numbers) -> list[list[str]]:
+    """What an image takes; a head first."""
+    cost = result.get("cost")
+    if not cost:
+        return [["cost", "value"]]
+    rows = []
+    for size, times in cost["milliseconds_per_image_by_batch_size"].items():
+        rows += [
+            [f"networks alone, batch {size}", f"{times['networks']:.3g} ms"],
+            [f"with the codec, batch {size}", f"{times['with_codec']:.3g} ms"],
+            [f"whole call, batch {size}", f"{times['whole_call']:.3g} ms"],
+        ]
+    gflops = cost["gflops_per_image"]
+    rows += [
+        ["images a second", f"{cost['images_per_second']:,.4g}"],
+        ["network calls", f"{cost['network_calls']:,}"],
+        ["of them one after another", f"{cost['calls_one_after_another']:,}"],
+        ["operations an image", f"{gflops:.4g} GFLOPs" if gflops is not None else "depends on the image"],
+        ["parameters", f"{cost['parameters']:,}"],
+    ]
+    return [["cost", "value"], *rows]
+
+
+def sweep_rows(result: Numbers) -> list[list[str]]:
+    """Every strength of guidance that was tried; a head first."""
+    tried = result.get("sweep", {}).get("tried", [])
+    with_accuracy = any(each["class_accuracy"] is not None for each in tried)
+    head = ["guidance", "Frechet distance", "precision", "recall", *["read as their class"] * with_accuracy]
+    rows = [
+        [
+            f"{each['guidance']:g}",
+            *(_number(each[key]) for key in ("frechet_distance", "precision", "recall")),
+            *[_share(each["class_accuracy"])] * with_accuracy,
+        ]
+        for each in tried
+    ]
+    return [head, *rows]
+
+
+def render_evaluation(result: Numbers, pixels: Tensor) -> str:
+    """The page; pixels uint8 (N, P, H, W) are the first of the images that were measured."""
+    parts = [
+        "<h1>How good the samples are</h1>",
+        f'<p class="lead">{escape(_lead(result))}</p>',
+        "<h2>Samples</h2>",
+        "<p>The first by number; none is picked.</p>",
+        f"<figure>{picture(enlarge(make_grid(pixels, columns=COLUMNS)), 'samples')}</figure>",
+        "<h2>Quality</h2>",
+        f'<div class="scroll quality">{html_table(quality_rows(result))}</div>',
+    ]
+    if len(cost_rows(result)) > 1:
+        parts += ["<h2>Cost</h2>", f'<div class="scroll">{html_table(cost_rows(result))}</div>']
+    if len(rows := sweep_rows(result)) > 1:
+        sweep = result["sweep"]
+        parts += [
+            "<h2>Guidance</h2>",
+            f"<p>Chosen by the lowest Frechet distance of {sweep['num']:,} images of seed {sweep['seed']} to the "
+            f"{sweep['split']} images; the numbers above are of other images, seed {result['samples']['seed']}.</p>",
+            f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
+            f'<div class="scroll">{html_table(rows)}</div>',
+        ]
+    facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in _facts(result).items())
+    parts += ["<h2>How it was measured</h2>", f"<dl>{facts}</dl>"]
+    return render_page("biflow evaluate", "\n".join(parts))
+
+
+def _lead(result: Numbers) -> str:
+    network, found = next(iter(result["metrics"].items()))
+    samples, data = result["samples"], result["data"]
+    unsure = "" if found["reliable"] else " There are fewer images than features: no number to compare."
+    return (
+        f"{DISTANCES[network]} {_number(found['frechet_distance'])} of {samples['num']:,} samples to the "
+        f"{data['images']:,} {data['split']} images of {data['name']}.{unsure}"
+    )
+
+
+def _facts(result: Numbers) -> dict[str, str]:
+    samples, reading, machine = result["samples"], result["data"]["reading"], result["machine"]
+    facts = {}
+    if model := result.get("model"):
+        facts["model"] = f"{model['folder']}, weights {model['weights'][:12]}"
+        facts["drawn"] = (
+            f"{samples['num']:,} images, {samples['labels']} labels, method {samples['method']}, guidance "
+            f"{samples['guidance']}, seed {samples['seed']}; {samples['redrawn']} drawn again"
+        )
+        facts["grey levels"] = samples["quantiser"]
+    else:
+        facts["samples"] = f"{samples['num']:,} of {samples['file']}"
+    facts["real images"] = f"{result['data']['name']}, {result['data']['split']} split, crop {reading['crop']}"
+    for network, reference in result["references"].items():
+        weights, how = str(reference["weights"])[:12], reference.get("preprocessing", "as in the file")
+        facts[NAMES[network]] = f"weights {weights}; {how}; statistics of {reference['data']}"
+    if test := result.get("test"):
+        facts["test images"] = f"{test['images']:,}, never seen in training"
+    facts["machine"] = f"{machine['device']}, {machine['system']}, torch {machine['torch']}"
+    return facts
+
+
+def _sweep_chart(tried: Sequence[Numbers]) -> str:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    strengths = [each["guidance"] for each in tried]
+    panels = {"frechet_distance": "Frechet distance (lower is better)", "precision": "precision", "recall": "recall"}
+    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.plot(strengths, [each[key] for each in tried], marker="o", markersize=4, color=ACCENT)
+        style(axes, title, "guidance w")
+    return svg(figure)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _spread(found: Numbers, key: str) -> str:
+    return "" if found[key] is None else f"{found[key]:.4g} ± {found[f'{key}_std']:.2g}"
