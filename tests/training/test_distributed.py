@@ -38,9 +38,11 @@ def aligned_fit(**changes: object) -> FlowFitConfig:
 
 
 def train_in_process(rank: int, size: int, port: int, work: tuple[str, str, int]) -> None:
-    """What one process of a launcher does."""
+    """What one process of a launcher does; should it crash, it says where."""
+    import faulthandler
     import os
 
+    faulthandler.enable()
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
