@@ -14,6 +14,7 @@ Numbers = Mapping[str, Any]
 NAMES = {"inception": "Inception", "dinov2": "DINOv2", "judge": "judge"}
 DISTANCES = {"inception": "FID", "dinov2": "Frechet distance in DINOv2 features", "judge": "Frechet distance (judge)"}
 KERNELS = {"inception": "KID", "dinov2": "kernel distance, DINOv2"}  # of features of a known scale
+SPLITS = {"train": "training", "test": "test"}
 COLUMNS = 10
 
 
@@ -98,7 +99,7 @@ def render_evaluation(result: Numbers, pixels: Tensor) -> str:
         parts += [
             "<h2>Guidance</h2>",
             f"<p>Chosen by the lowest Frechet distance of {sweep['num']:,} images of seed {sweep['seed']} to the "
-            f"{sweep['split']} images; the numbers above are of other images, seed {result['samples']['seed']}.</p>",
+            f"{SPLITS[sweep['split']]} images; the numbers above are of other images, seed {result['samples']['seed']}.</p>",
             f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
             f'<div class="scroll">{html_table(rows)}</div>',
         ]
@@ -113,7 +114,7 @@ def _lead(result: Numbers) -> str:
     unsure = "" if found["reliable"] else " There are fewer images than features: no number to compare."
     return (
         f"{DISTANCES[network]} {_number(found['frechet_distance'])} of {samples['num']:,} samples to the "
-        f"{data['images']:,} {data['split']} images of {data['name']}.{unsure}"
+        f"{data['images']:,} {SPLITS[data['split']]} images of {data['name']}.{unsure}"
     )
 
 
