@@ -99,7 +99,8 @@ def render_evaluation(result: Numbers, pixels: Tensor) -> str:
         parts += [
             "<h2>Guidance</h2>",
             f"<p>Chosen by the lowest Frechet distance of {sweep['num']:,} images of seed {sweep['seed']} to the "
-            f"{SPLITS[sweep['split']]} images; the numbers above are of other images, seed {result['samples']['seed']}.</p>",
+            f"{SPLITS[sweep['split']]} images; the numbers above are of other images, of seed "
+            f"{result['samples']['seed']}.</p>",
             f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
             f'<div class="scroll">{html_table(rows)}</div>',
         ]
