@@ -27,7 +27,7 @@ from biflow.evaluation.measures import describe_machine
 from biflow.evaluation.reference import spread_places
 from biflow.evaluation.samples import Drawn, SampleFolder, SampleSettings, features_of, make_labels, take_up
 from biflow.features.feature_nets import Features
-from biflow.files import check_file_output, write_text
+from biflow.files import check_file_output, check_writable, write_text
 from biflow.ground import Compared, Reals, Site, lay_ground
 from biflow.pipeline import Pipeline
 from biflow.samplers import parse_sampler
@@ -84,10 +84,13 @@ def evaluate(request: Request, out: Path, console: Console) -> Numbers | None:
     Returns what evaluation.json holds, in the main process alone.
     """
     check_apart(request.data, out)
+    for output in (*request.references, *filter(None, [request.npz])):
+        check_apart(request.data, output)
     if request.npz:
         check_file_output(request.npz)
     measure = evaluate_samples if request.model.suffix == ".npz" else evaluate_model
     with join_world() as world:
+        world.on_main(lambda: check_writable(out))
         return measure(request, Site(out, world, console, request.batch_size))
 
 
@@ -124,15 +127,15 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
     start = time.perf_counter()
     pipe = Pipeline.from_pretrained(request.model).to(site.world.device)
     sampler, guidance = parse_sampler(request.method), parse_guidance(request.guidance)
-    for strength in request.sweep or [guidance.strength]:
-        sampler = sampler.prepare(pipe.model, replace(guidance, strength=strength))
+    for strength in (*request.sweep, guidance.strength):
+        sampler.prepare(pipe.model, replace(guidance, strength=strength))  # raises, before anything long
     reals = open_reals(request, pipe.codec.image_shape(pipe.config))
     check_classes(pipe, reals)
     grounds = lay_ground(request.features, request.references, reals, site)
     drawing = Drawing(request, pipe, grounds, site)
     tried = drawing.sweep(guidance)
     if tried:
-        guidance = replace(guidance, strength=min(tried, key=lambda each: each["score"])["guidance"])
+        guidance = replace(guidance, strength=min(tried, key=lambda each: each["frechet_distance"])["guidance"])
     samples = drawing.draw(site.out / "samples", guidance, num=request.num, seed=request.seed)
     if not site.world.is_main:
         return None
@@ -150,7 +153,7 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
         },
         "sweep": {"num": drawing.sweep_num, "seed": request.seed + 1, "split": request.split, "tried": tried},
         "test": measure_test(pipe, reals.data.test),
-        "cost": measure_cost(pipe, sampler, guidance, TIMED_BATCHES),
+        "cost": measure_cost(pipe, sampler.prepare(pipe.model, guidance), guidance, TIMED_BATCHES),
         "seconds": time.perf_counter() - start,
     }
     if request.npz and samples.labels is not None:
@@ -168,7 +171,7 @@ class Drawing:
         self.sweep_num = min(request.sweep_num, request.num)
 
     def sweep(self, guidance: Guidance) -> list[Numbers]:
-        """Every strength, what the first network says of it, and its score: the Frechet distance."""
+        """Every strength, and what the first network says of images drawn with it."""
         tried: list[Numbers] = []
         name, ground = next(iter(self.grounds.items()))
         for strength in self.request.sweep:
@@ -177,14 +180,13 @@ class Drawing:
                 folder, replace(guidance, strength=strength), num=self.sweep_num, seed=self.request.seed + 1
             )
             found = compare(samples.features[name], ground.reference, samples.labels, network=name)
-            tried.append({"guidance": strength, "score": found["frechet_distance"], **found})
+            tried.append({"guidance": strength, **found})
         return tried
 
     def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> Samples:
         """The first `num` images with this guidance; those that are in the folder are not drawn again."""
         request, config = self.request, self.pipe.config
         settings = SampleSettings(
-            model=str(request.model),
             weights=self.weights,
             method=request.method,
             guidance=str(guidance),

@@ -25,7 +25,6 @@ SETTINGS_FILE = "settings.yaml"
 class SampleSettings(Config):
     """All that the images of a folder depend on; a command goes on only with the same."""
 
-    model: str
     weights: str  # SHA-256 of the model's file of tensors
     method: str
     guidance: str
