@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -11,8 +12,12 @@ from typing import Any
 import torch
 
 import biflow
+from biflow.config import RunConfig
 from biflow.files import write_text
 from biflow.training.distributed import World
+from biflow.training.hooks import read_history
+
+NO_MEASURES = {"stage", "step", "seconds", "grad_norm", "skipped"}
 
 
 def add_sitting(path: Path, world: World) -> None:
@@ -65,3 +70,18 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return dict(sorted(found.items()))
+
+
+def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:
+    """How a model was trained, for its folder and its card; history: the run's metrics.jsonl."""
+    lines = read_history(history)
+    fits = {"flow": config.fit_flow, "joint": config.fit_flow, "reverse": config.fit_reverse}
+    stages = {}
+    for stage, spent in seconds.items():
+        last = next((line for line in reversed(lines) if line["stage"] == stage), {})
+        numbers = {key: value for key, value in last.items() if key not in NO_MEASURES and value is not None}
+        fit = fits.get(stage)
+        size = fit.batch_size if fit else None
+        stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": numbers}
+    facts = {"data": config.data, "seed": config.seed, "stages": stages}
+    return {**facts, **describe_sitting(world), "config": config.model_dump(mode="json")}

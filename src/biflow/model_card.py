@@ -1,0 +1,97 @@
+"""A model card: what a model is, how it was trained and what was measured of it, from the run's own numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from biflow import __version__
+from biflow.checkpoint import Model
+from biflow.evaluation.evaluation_report import cost_rows, quality_rows
+
+Numbers = Mapping[str, Any]
+PAPERS = {
+    "BiFlow": "https://arxiv.org/abs/2512.10953",
+    "TARFlow": "https://arxiv.org/abs/2412.06329",
+    "FlowBack": "https://arxiv.org/abs/2511.22345",
+}
+CLASSES_SHOWN = 20
+
+
+def render_card(model: Model, name: str, training: Numbers | None = None, evaluation: Numbers | None = None) -> str:
+    """The card as Markdown with a head for the hub; what was not recorded is left out, never guessed.
+
+    training: what `training_facts` recorded; evaluation: an evaluation.json.
+    """
+    config = model.config
+    head: dict[str, Any] = {"library_name": "biflow", "tags": ["biflow", "normalizing-flow", "image-generation"]}
+    head["pipeline_tag"] = "unconditional-image-generation"
+    if evaluation:
+        head["model-index"] = [_index(name, evaluation)]
+    size = f"{config.image_size}x{config.image_size}"
+    what = f"latents of {config.codec.removeprefix('vae:')}, {size}" if config.codec != "pixels" else f"{size} images"
+    way = "" if model.reverse else ", method='sequential'"
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# {name.rpartition('/')[2]}\n",
+        f"A transformer normalizing flow of {what} with {config.channels} channels"
+        + (", and a reverse model that samples in one pass.\n" if model.reverse else ".\n"),
+        f"```python\nfrom biflow import Pipeline\n\npipe = Pipeline.from_pretrained({name!r})\n"
+        f"images = pipe.sample([0] * 4{way}, seed=0)\n```\n",
+        _table([["part", "size"], *_sizes(model)]),
+    ]
+    if model.class_names:
+        names = ", ".join(model.class_names[:CLASSES_SHOWN])
+        more = f" and {len(model.class_names) - CLASSES_SHOWN} more" * (len(model.class_names) > CLASSES_SHOWN)
+        parts.append(f"{len(model.class_names)} classes: {names}{more}.\n")
+    if training:
+        parts += ["## Training\n", _table(_training_rows(training))]
+    if evaluation:
+        data, samples = evaluation["data"], evaluation["samples"]
+        how = f"{samples['num']:,} samples, method {samples.get('method')}, guidance {samples.get('guidance')}"
+        parts += [
+            "## Evaluation\n",
+            f"{how}; compared with the {data['images']:,} images of {data['name']}, {data['split']} split.\n",
+            _table(quality_rows(evaluation)),
+        ]
+        if len(rows := cost_rows(evaluation)) > 1:
+            parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
+    papers = ", ".join(f"[{paper}]({address})" for paper, address in PAPERS.items())
+    parts.append(f"Written by biflow {__version__} from the run's own numbers. Papers: {papers}.\n")
+    return "\n".join(parts)
+
+
+def _sizes(model: Model) -> list[list[str]]:
+    flow = model.config.flow
+    count = sum(parameter.numel() for parameter in model.flow.parameters())
+    patch = model.config.patch_size
+    rows = [["flow", f"{count:,} parameters, {flow.blocks} blocks, width {flow.width}, patches of {patch}x{patch}"]]
+    if model.reverse:
+        rows.append(["reverse model", f"{sum(p.numel() for p in model.reverse.parameters()):,} parameters"])
+    return [*rows, ["noise it was trained with", f"standard deviation {model.config.noise_std:g}"]]
+
+
+def _training_rows(training: Numbers) -> list[list[str]]:
+    rows = [["data", str(training["data"])], ["seed", str(training["seed"])]]
+    for stage, facts in training["stages"].items():
+        last = ", ".join(f"{key} {value:.4g}" for key, value in facts["last"].items())
+        rows.append([stage, f"{facts['steps']:,} steps of {facts['batch_size']:,}, {facts['seconds']:,.0f} s; {last}"])
+    machine = f"{training['device']}, {training['processes']} processes"
+    return [["", "value"], *rows, ["machine", machine], ["biflow", f"{training['biflow']} {training['git'] or ''}"]]
+
+
+def _index(name: str, evaluation: Numbers) -> dict[str, Any]:
+    """The hub's form of results."""
+    metrics = []
+    for network, found in evaluation["metrics"].items():
+        kind, title = ("fid", "FID") if network == "inception" else ("frechet_distance", f"Frechet distance, {network}")
+        metrics.append({"type": kind, "name": title, "value": found["frechet_distance"]})
+    data = {"type": "image", "name": evaluation["data"]["name"]}
+    task = {"type": "unconditional-image-generation"}
+    return {"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *body = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows)
+    rule = " | ".join("---" for _ in rows[0])
+    return "\n".join(f"| {line} |" for line in (head, rule, *body)) + "\n"

@@ -1,0 +1,56 @@
+"""Model folders on the Hugging Face hub: found by name, and uploaded with their card."""
+
+import re
+from pathlib import Path
+
+from biflow.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from biflow.errors import InputError
+
+TRAINING_FILE = "training.json"
+CARD_FILE = "README.md"
+FILES = [CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE]
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
+
+
+def find_model(
+    name: str | Path, *, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> Path:
+    """A local folder as it is; else the folder that the hub's repository of this name was downloaded to.
+
+    revision: a branch, tag or commit of the repository.
+    """
+    path = Path(name)
+    if path.exists() or not REPOSITORY.fullmatch(str(name)):
+        if revision:
+            raise InputError(f"Expected a name on the hub for revision {revision!r}; got the folder {name}.")
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = snapshot_download(
+            str(name), revision=revision, token=token, local_files_only=local_files_only, allow_patterns=FILES
+        )
+    except Exception as error:  # of the network, the hub or the disk, of a dozen types
+        raise InputError(
+            f"Expected a model folder, or a name on the Hugging Face hub that can be reached; there is no folder "
+            f"{name}, and the hub gives none ({type(error).__name__}). Give a folder, or check name, network and token."
+        ) from None
+    return Path(found)
+
+
+def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
+    """Upload a folder to a repository of the hub, made if it is not there; returns its address."""
+    if not REPOSITORY.fullmatch(repository):
+        raise InputError(f"Expected a repository of the form owner/name; got {repository!r}.")
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a biflow model")
+    except Exception as error:  # the same
+        raise InputError(
+            f"Expected to reach {repository!r} on the Hugging Face hub, with a token that may write to it; cannot "
+            f"({type(error).__name__}). Log in with hf auth login, and check the name and the network."
+        ) from None
+    return str(address)
