@@ -76,9 +76,9 @@ def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Pat
     """How a model was trained, for its folder and its card; history: the run's metrics.jsonl."""
     lines = read_history(history)
     fits = {"flow": config.fit_flow, "joint": config.fit_flow, "reverse": config.fit_reverse}
-    stages = {}
+    stages: dict[str, Any] = {}
     for stage, spent in seconds.items():
-        last = next((line for line in reversed(lines) if line["stage"] == stage), {})
+        last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})
         numbers = {key: value for key, value in last.items() if key not in NO_MEASURES and value is not None}
         fit = fits.get(stage)
         size = fit.batch_size if fit else None
