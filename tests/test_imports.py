@@ -21,10 +21,10 @@ ROWS = [
     },
     {"nn", "losses"},
     {"models", "features", "data"},
-    {"sampling", "checkpoint"},
+    {"sampling", "checkpoint", "model_hub"},
     {"training", "evaluation", "samplers", "tarflow"},
-    {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate"},
-    {"cli_data", "cli_evaluate"},
+    {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor"},
+    {"cli_data", "cli_evaluate", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]

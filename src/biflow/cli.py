@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.cli_data import Out, data_app
+from biflow.cli_doctor import doctor
 from biflow.cli_evaluate import evaluate
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
@@ -30,14 +31,16 @@ app = typer.Typer(
     epilog="Start with: biflow quickstart --out runs/quickstart",
 )
 
+START, MODELS, ELSE = "Start here", "With a trained model", "Data, plans, this machine"  # panels of the help
+
 ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume: Resume = False) -> None:
-    """Train on handwritten digits, learn the inverse, sample both ways, write a report."""
+    """The whole way on handwritten digits, with a report."""
     from biflow.quickstart import make_plan, run_quickstart
 
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
@@ -46,7 +49,7 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
     tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
     out: Out,
@@ -54,7 +57,7 @@ def train(
     smoke: Smoke = False,
     resume: Resume = False,
 ) -> None:
-    """Train what a recipe describes; the model lands in OUT/model."""
+    """Train what a recipe describes; model in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.checkpoint import save_model
     from biflow.data.datasets import ImageStream
@@ -83,7 +86,7 @@ METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def sample(
     model: ModelFolder,
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
@@ -120,7 +123,7 @@ def sample(
     tell(f"Wrote {num} images to {out}.")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def score(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
@@ -134,7 +137,7 @@ def score(
     show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
 ) -> None:
-    """How likely images are, the least likely first: nats, and bits per dimension."""
+    """Rank images by likelihood: nats, bits per dimension."""
     from biflow.data.images import read_pictures
     from biflow.evaluation.score import Ranked
     from biflow.files import check_file_output, write_csv
@@ -169,7 +172,7 @@ def score(
         tell(f"Wrote {out}.")
 
 
-@app.command()
+@app.command(rich_help_panel=MODELS)
 def classify(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
@@ -182,7 +185,7 @@ def classify(
     show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
 ) -> None:
-    """Which class images are of, by the likelihood of the flow itself."""
+    """Tell images' classes by the likelihood of the flow."""
     from biflow.data.images import read_pictures
     from biflow.evaluation.classify import Guess, best_guesses
     from biflow.files import check_file_output, write_csv
@@ -205,10 +208,11 @@ def classify(
         tell(f"Wrote {out}.")
 
 
-app.command()(evaluate)
+app.command(rich_help_panel=MODELS)(evaluate)
+app.command(rich_help_panel=ELSE)(doctor)
 
 
-@app.command()
+@app.command(rich_help_panel=ELSE)
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
@@ -217,7 +221,7 @@ def plan(
     tflops: Annotated[float, typer.Option(help="Peak TFLOP/s of each, for the hours.")] = 400.0,
     utilisation: Annotated[float, typer.Option(help="The share of this peak that training uses.")] = 0.4,
 ) -> None:
-    """What training a recipe will cost: parameters, operations, memory, hours; nothing is run."""
+    """What training a recipe will cost; nothing is run."""
     config = load_recipe(recipe, set_ or ())
     from biflow.plan.operations import stage_fits
     from biflow.plan.report import Machine, hour_rows, left_out, memory_rows, operation_rows, parameter_rows
@@ -235,7 +239,7 @@ def plan(
 
 
 import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
-app.add_typer(import_app, name="import")
+app.add_typer(import_app, name="import", rich_help_panel=ELSE)
 
 
 @import_app.command()
@@ -265,10 +269,10 @@ def tarflow(
     )
 
 
-app.add_typer(data_app, name="data")
+app.add_typer(data_app, name="data", rich_help_panel=ELSE)
 
 
-@app.command()
+@app.command(rich_help_panel=ELSE)
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe whole.")] = None,
 ) -> None:

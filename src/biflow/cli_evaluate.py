@@ -42,7 +42,7 @@ def evaluate(
     npz: Annotated[Path | None, typer.Option(help="A .npz for the samples, as the ADM evaluator reads it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.test_share=0.1.")] = None,
 ) -> None:
-    """Measure samples against real images: FID and its kin, likelihood, time; one JSON and one page.
+    """FID and its kin, likelihood, time: a JSON and a page.
 
     torchrun shares the drawing among its processes; the images are the same for any number of them.
     """

@@ -38,12 +38,15 @@ def say_once(message: str) -> None:
         say(message)
 
 
-def table(title: str, rows: list[list[str]]) -> Table:
-    """A table with its head in the first row; all columns but the first are numbers, which are never cut."""
+def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
+    """A table with its head in the first row; of numbers, which are never cut, in all columns but the first."""
     shown = Table(title=title, title_justify="left")
     shown.add_column(rows[0][0], overflow="fold")
     for heading in rows[0][1:]:
-        shown.add_column(heading.replace(", ", ",\n"), justify="right", no_wrap=True)
+        if numbers:
+            shown.add_column(heading.replace(", ", ",\n"), justify="right", no_wrap=True)
+        else:
+            shown.add_column(heading, overflow="fold")
     for row in rows[1:]:
         shown.add_row(*map(escape, row))
     return shown
