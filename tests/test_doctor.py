@@ -15,7 +15,8 @@ def few(monkeypatch):
     monkeypatch.setattr(doctor, "TRIED", ("torchvision",))
 
 
-def test_it_says_what_is_here(few, monkeypatch, capsys):
+@pytest.mark.usefixtures("few")
+def test_it_says_what_is_here(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["biflow", "doctor"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -33,7 +34,8 @@ def test_an_extra_that_lacks_is_named_with_its_purpose(monkeypatch):
     assert "quickstart" not in doctor.missing_extras()
 
 
-def test_a_package_that_cannot_be_imported_is_named_with_the_reason(few, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("few")
+def test_a_package_that_cannot_be_imported_is_named_with_the_reason(tmp_path, monkeypatch):
     assert doctor.faults() == []
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(

@@ -23,6 +23,7 @@ ROWS = [
     {"models", "features", "data"},
     {"sampling", "checkpoint", "model_hub"},
     {"training", "evaluation", "samplers", "tarflow"},
+    {"model_card"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor"},
     {"cli_data", "cli_evaluate", "cli_doctor"},
     {"cli"},
