@@ -428,6 +428,35 @@ def certify_panels(numbers: Numbers) -> list[tuple[str, str]]:
     return [(finding, finish(figure, axes, "guidance w", "area under the ROC curve") + told)]
 
 
+def evaluation_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """Quality over guidance, and what the strength that was chosen gives."""
+    samples, tried = numbers["samples"], numbers["sweep"]["tried"]
+    network, found = next(iter(numbers["metrics"].items()))
+    figure, axes = chart()
+    strengths = [each["guidance"] for each in tried]
+    axes.plot(strengths, [each["frechet_distance"] for each in tried], "o-", color=ACCENT, markersize=4)
+    finding = (
+        f"{samples['num']:,} samples by method {samples['method']} at guidance {samples['guidance']}: Frechet distance "
+        f"{found['frechet_distance']:.2f}, precision {found['precision']:.2f}, recall {found['recall']:.2f}"
+    )
+    told = hint(
+        f"Features of: {network}. The curve is of {numbers['sweep']['num']:,} images of another seed at every strength."
+    )
+    return [(finding, finish(figure, axes, "guidance w", "Frechet distance") + told)]
+
+
+def evaluation_command(_: str, numbers: Numbers) -> str:
+    """What made an evaluation."""
+    samples, tried = numbers["samples"], [each["guidance"] for each in numbers["sweep"]["tried"]]
+    sweep = f"guidance={tried[0]:g}:{tried[-1]:g}:{tried[1] - tried[0]:g}"
+    annealed = ",annealed" if "annealed" in samples["guidance"] else ""
+    return (
+        f"biflow evaluate {numbers['model']['folder']} --data {numbers['data']['name']} --num {samples['num']} "
+        f"--method {samples['method']} --guidance 0{annealed} --features {' '.join(numbers['metrics'])} "
+        f"--sweep {sweep} --sweep-num {numbers['sweep']['num']} --out OUT"
+    )
+
+
 def fixed(command: str) -> Callable[[str, Numbers], str]:
     """A command that does not depend on the numbers."""
     return lambda *_: command
@@ -465,6 +494,8 @@ KINDS = (
          fixed("make quickstart"), quickstart_panels),
     Kind("Quality and time", "speed/latency_*.json", frozenset({"milliseconds_per_image_by_batch_size", "recipe"}),
          lambda _, numbers: f"python benchmarks/latency.py --recipe {numbers['recipe']}", latency_panels),
+    Kind("Quality and time", "evaluation/*.json", frozenset({"metrics", "sweep", "cost"}), evaluation_command,
+         evaluation_panels),
     Kind("Cost over the length", "speed/inverse*.json", frozenset({"flows"}), inverse_command, inverse_panels),
     Kind("Cost over the length", "speed/inverse_shape*.json", frozenset({"shapes"}),
          fixed("python benchmarks/inverse.py --shape"), shape_panels),
