@@ -457,6 +457,28 @@ def evaluation_command(_: str, numbers: Numbers) -> str:
     )
 
 
+def editing_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """What edits by way of noise keep: variations over their strength, inpainting by the mask."""
+    figure, axes = chart()
+    for (name, rows), colour in zip(numbers["vary"].items(), (ACCENT, QUIET), strict=True):
+        means = [statistics.mean(row["right"]) for row in rows.values()]
+        spreads = [statistics.stdev(row["right"]) for row in rows.values()]
+        strengths = [float(strength) for strength in rows]
+        axes.errorbar(strengths, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+    axes.axhline(numbers["right"], color=INK, linewidth=0.8, linestyle=":", label="the images")
+    legend(axes, loc="lower left")
+    one = {strength: statistics.mean(row["right"]) for strength, row in numbers["vary"]["one pass"].items()}
+    varied = f"Variations keep their class: {one['0']:.1f}% of reconstructions, {one['1']:.1f}% with all noise new"
+    kinds = {name: row["right, likeliest"] for name, row in numbers["inpaint"].items()}
+    means = {name: statistics.mean(values) for name, values in kinds.items()}
+    low, high = min(means.values()), max(means.values())
+    inpainted = f"Of the likeliest of four inpaintings {low:.1f}% to {high:.1f}% are read as their class"
+    return [
+        (varied, finish(figure, axes, "strength", "% read as their class")),
+        (inpainted, spread_rows(kinds, "% read as their class")),
+    ]
+
+
 def fixed(command: str) -> Callable[[str, Numbers], str]:
     """A command that does not depend on the numbers."""
     return lambda *_: command
@@ -514,6 +536,8 @@ KINDS = (
          fixed("python benchmarks/find_intruders.py MODEL"), area_panels),
     Kind("Which images belong", "certify.json", frozenset({"strengths", "samples"}),
          fixed("python benchmarks/certify.py RUN"), certify_panels),
+    Kind("Edits by way of noise", "editing.json", frozenset({"inpaint", "reclass", "vary"}),
+         fixed("python benchmarks/editing.py MODEL"), editing_panels),
 )  # fmt: skip
 
 

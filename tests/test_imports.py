@@ -22,10 +22,10 @@ ROWS = [
     {"nn", "losses"},
     {"models", "features", "data"},
     {"sampling", "checkpoint"},
-    {"training", "evaluation", "samplers", "tarflow", "model_hub"},
+    {"training", "evaluation", "samplers", "tarflow", "model_hub", "editing"},
     {"model_card"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor"},
-    {"cli_data", "cli_evaluate", "cli_doctor"},
+    {"cli_data", "cli_edit", "cli_evaluate", "cli_doctor"},
     {"cli"},
     {"__main__"},
 ]

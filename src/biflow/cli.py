@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 from biflow import __version__
 from biflow.cli_data import Out, data_app
 from biflow.cli_doctor import doctor
+from biflow.cli_edit import edit_app
 from biflow.cli_evaluate import evaluate
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
@@ -209,6 +210,7 @@ def classify(
 
 
 app.command(rich_help_panel=MODELS)(evaluate)
+app.add_typer(edit_app, name="edit", rich_help_panel=MODELS)
 app.command(rich_help_panel=ELSE)(doctor)
 
 

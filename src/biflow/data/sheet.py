@@ -1,0 +1,61 @@
+"""Pictures side by side, each with a line of text below it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from biflow.data.images import enlarge, to_pil
+from biflow.files import replace_file
+
+GAP, ROW_GAP, MARGIN = 4, 8, 10  # pixels between tiles, between rows, and around the sheet
+TILE_WIDTH = 104  # a tile that is narrower is enlarged
+TEXT_SIZE, TEXT_HEIGHT = 13, 20
+PAPER, INK, PAINT = "white", "#1c1b22", (180, 68, 31)
+
+
+class Tile(NamedTuple):
+    """A picture, and what is written below it."""
+
+    pixels: Tensor  # uint8 (P, H, W)
+    caption: str = ""
+
+
+def painted(pixels: Tensor, mask: Tensor) -> Tensor:
+    """An image (P, H, W) as RGB (3, H, W), where the mask, bool (1, H, W), is true painted over."""
+    paint = torch.tensor(PAINT, dtype=torch.uint8).view(3, 1, 1)
+    return torch.where(mask, paint, pixels.expand(3, -1, -1))
+
+
+def make_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+    """Rows of tiles of one size -> one picture; small tiles are enlarged, every pixel to a square."""
+    side = enlarge(rows[0][0].pixels, TILE_WIDTH).shape
+    wide, high = side[2] + GAP, side[1] + TEXT_HEIGHT + ROW_GAP
+    size = (max(map(len, rows)) * wide - GAP + 2 * MARGIN, len(rows) * high - ROW_GAP + 2 * MARGIN)
+    sheet = Image.new("RGB", size, PAPER)
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            left, top = MARGIN + column * wide, MARGIN + row * high
+            sheet.paste(to_pil(enlarge(tile.pixels, TILE_WIDTH)), (left, top))
+            _write(sheet, tile.caption, (left, top + side[1] + 2), side[2])
+    return sheet
+
+
+def save_sheet(path: Path, rows: Sequence[Sequence[Tile]]) -> None:
+    """Write the sheet as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary:
+        make_sheet(rows).save(temporary, format="PNG")
+
+
+def _write(sheet: Image.Image, text: str, place: tuple[int, int], width: int) -> None:
+    """A line of text, cut to this width."""
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
+    shown = text
+    while pen.textlength(shown, font=font) > width:
+        text = text[:-1]
+        shown = f"{text.rstrip()}…"
+    pen.text(place, shown, fill=INK, font=font)
