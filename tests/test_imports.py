@@ -24,8 +24,9 @@ ROWS = [
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow", "model_hub", "editing"},
     {"model_card"},
+    {"sampling_pipeline"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor"},
-    {"cli_data", "cli_edit", "cli_evaluate", "cli_doctor"},
+    {"cli_data", "cli_edit", "cli_evaluate", "cli_doctor", "cli_hub"},
     {"cli"},
     {"__main__"},
 ]

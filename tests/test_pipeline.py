@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,7 @@ from biflow.pipeline import Pipeline
 from biflow.samplers import Jacobi, Sequential
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
-from tests.builders import tiny_config, tiny_images, tiny_model
+from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
 METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
 
@@ -126,9 +127,9 @@ def test_the_null_label_is_allowed(pipe):
         ([4], r"labels from 0 to 2, or 3 for no class; got 4"),
         ([-1], r"got -1"),
         ([], "one or more"),
-        ([0.5], "whole-number labels"),
-        (["a"], "whole-number labels"),
-        ([True], "whole-number labels"),
+        ([0.5], "labels, numbers or names"),
+        (["d"], "Unknown class 'd'; choose one of a, b, c"),
+        ([True], "labels, numbers or names"),
         ([[0], [1]], "one or more"),
     ],
 )
@@ -272,3 +273,50 @@ def test_refine_needs_a_reverse_model_that_knows_the_states():
     for reverse, message in ((None, "has only a flow"), (naive, "strategy 'naive'")):
         with pytest.raises(InputError, match=message):
             Pipeline(tiny_model(tiny_config(reverse=reverse))).sample([0], method="refine")
+
+
+def test_it_is_called_as_pipelines_of_diffusers_are(pipe):
+    drawn = pipe(["b", 0], guidance_scale=1.5, seed=3)
+    assert drawn.images == pipe.sample([1, 0], guidance=0.5, seed=3)
+    array = pipe([1, 0], guidance_scale=1.5, seed=3, output_type="np").images
+    tensor = pipe([1, 0], guidance_scale=1.5, seed=3, output_type="pt").images
+    assert (array.shape, array.dtype, tuple(tensor.shape)) == ((2, 4, 4, 1), np.float32, (2, 1, 4, 4))
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(array[0, :, :, 0] * 255, np.asarray(drawn.images[0]), atol=1e-4)
+    assert pipe("c", return_dict=False)[0] == pipe.sample([2])
+    assert pipe().images == pipe.sample([NUM_CLASSES])
+
+
+def test_noise_of_ones_own_or_of_a_generator_is_used(pipe):
+    z = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
+    given = pipe([0, 1], latents=z).images
+    assert given == pipe([0, 1], generator=torch.Generator().manual_seed(1)).images
+    assert given != pipe([0, 1]).images
+    with pytest.raises(InputError, match=r"latents of shape \(1, 4, 4\)"):
+        pipe([0], latents=z)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 50}, "num_inference_steps=1, of one pass"),
+        ({"guidance_scale": 0.5}, "guidance_scale of 1"),
+        ({"output_type": "jpg"}, "Unknown output_type 'jpg'"),
+        ({"class_labels": ["bb"]}, "Unknown class 'bb'; did you mean b"),
+    ],
+)
+def test_what_a_call_cannot_do_is_said(pipe, arguments, message):
+    with pytest.raises(InputError, match=message):
+        pipe(**{"class_labels": [0], **arguments})
+
+
+def test_half_precision_moves_images_a_little_and_keeps_the_weights(pipe):
+    exact = pipe.sample_pixels([0, 1, 2]).double()
+    half = Pipeline(pipe.model).to(dtype=torch.bfloat16)
+    drawn = half.sample_pixels([0, 1, 2]).double()
+    assert 0 < (drawn - exact).abs().mean() < 16
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.flow.parameters())
+    scores = half.log_prob(exact.to(torch.uint8), [0, 1, 2]).nats
+    torch.testing.assert_close(scores, pipe.log_prob(exact.to(torch.uint8), [0, 1, 2]).nats, rtol=0.05, atol=0.5)
+    with pytest.raises(InputError, match="Expected float32, bfloat16 or float16"):
+        half.to(dtype=torch.int8)

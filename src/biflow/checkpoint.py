@@ -24,6 +24,7 @@ from biflow.tensors import describe_faults, read_safetensors, shapes
 FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+TRAINING_FILE = "training.json"  # beside them: how the model was trained, where that is known
 
 
 class Model(NamedTuple):

@@ -17,6 +17,7 @@ from biflow.cli_data import Out, data_app
 from biflow.cli_doctor import doctor
 from biflow.cli_edit import edit_app
 from biflow.cli_evaluate import evaluate
+from biflow.cli_hub import push
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
@@ -60,12 +61,11 @@ def train(
 ) -> None:
     """Train what a recipe describes; model in OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
-    from biflow.checkpoint import save_model
     from biflow.data.datasets import ImageStream
     from biflow.data.sources import check_apart, open_data
     from biflow.models.codec import make_codec
     from biflow.training.distributed import was_restarted
-    from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
+    from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, keep_model, open_run
     from biflow.training.stages import train_model
 
     resume = resume or (was_restarted() and (out / CONFIG_FILE).exists())
@@ -75,10 +75,10 @@ def train(
     data = open_data(config.data, image_shape, config.reading)
     held_out = None if isinstance(data.test, ImageStream) or not len(data.test) else data.test
     with open_run(config, data.train, out, resume=resume, console=console, held_out=held_out) as run:
-        trained = train_model(run).model
-        run.world.on_main(lambda: save_model(trained, model))
+        trained = train_model(run)
+        run.world.on_main(lambda: keep_model(run, trained, model))
     if run.world.is_main:
-        method = "" if trained.reverse else " --method sequential"
+        method = "" if trained.model.reverse else " --method sequential"
         tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
@@ -92,9 +92,7 @@ def sample(
     model: ModelFolder,
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
-    label: Annotated[
-        list[int] | None, typer.Option(help="Only these classes, in turn; one above the last is no class.")
-    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or number.")] = None,
     guidance: Annotated[str, typer.Option(help=GUIDANCE_HELP)] = "0",
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "reverse",
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
@@ -128,7 +126,7 @@ def sample(
 def score(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
-    label: Annotated[int | None, typer.Option(help="Score as images of this class; otherwise of none.")] = None,
+    label: Annotated[str | None, typer.Option(help="Score as images of this class; otherwise of none.")] = None,
     contrast: Annotated[
         bool, typer.Option("--contrast", help="With --label: what the label adds to no class.")
     ] = False,
@@ -149,14 +147,14 @@ def score(
     if contrast and label is None:
         raise InputError("Expected a label to contrast with no class; got none. Add --label.")
     pipe = Pipeline.from_pretrained(model)
-    label = pipe.config.null_label if label is None else int(pipe.check_labels([label]))
-    if contrast and label == pipe.config.null_label:
+    of = pipe.config.null_label if label is None else int(pipe.check_labels([label]))
+    if contrast and of == pipe.config.null_label:
         raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
         say(f"Warning: skipped {name}: {reason}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
-    scores = pipe.log_prob(pictures.pixels, [label] * len(pictures.names), **options)
+    scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
     title = f"the least likely of {len(pictures.names)} images"
     if contrast:
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
@@ -211,6 +209,7 @@ def classify(
 
 app.command(rich_help_panel=MODELS)(evaluate)
 app.add_typer(edit_app, name="edit", rich_help_panel=MODELS)
+app.command(rich_help_panel=MODELS)(push)
 app.command(rich_help_panel=ELSE)(doctor)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from biflow.errors import InputError, nearest
+from biflow.errors import InputError
 from biflow.terminal import say, tell
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def reclass(
     labels = classes_of(pipe, from_, opened.pictures, "--from")
     if not to:
         raise InputError(f"Expected the class that the images become: --to CLASS; {known_classes(pipe)}.")
-    targets = [find_class(pipe, name, "--to") for name in to]
+    targets: list[int] = pipe.check_labels(to).tolist()
     for place, row in enumerate(rows):
         row[0] = row[0]._replace(caption=f"input, {name_of(pipe, labels[place])}")
     for target in targets:
@@ -284,20 +284,8 @@ def classes_of(pipe: "Pipeline", names: list[str] | None, pictures: list[Picture
         return [pipe.config.null_label] * count
     if len(names) not in {1, count}:
         raise InputError(f"Expected {option} once, or once for each of {count} images; got it {len(names)} times.")
-    labels = [find_class(pipe, name, option) for name in names]
+    labels: list[int] = pipe.check_labels(names).tolist()
     return labels * count if len(labels) == 1 else labels
-
-
-def find_class(pipe: "Pipeline", name: str, option: str) -> int:
-    """The label of a class by its name, or else by its number; one above the last is no class."""
-    names = pipe.class_names if pipe.config.num_classes else ()
-    if name in names:
-        return names.index(name)
-    if name.isascii() and name.isdigit():
-        return int(pipe.check_labels([int(name)]))
-    if not names:
-        raise InputError(f"Expected no {option} {name}: this model has no classes. Leave it out.")
-    raise InputError(f"Unknown class {name!r}; {nearest(name, names)}")
 
 
 def known_classes(pipe: "Pipeline") -> str:

@@ -75,7 +75,9 @@ def _training_rows(training: Numbers) -> list[list[str]]:
     rows = [["data", str(training["data"])], ["seed", str(training["seed"])]]
     for stage, facts in training["stages"].items():
         last = ", ".join(f"{key} {value:.4g}" for key, value in facts["last"].items())
-        rows.append([stage, f"{facts['steps']:,} steps of {facts['batch_size']:,}, {facts['seconds']:,.0f} s; {last}"])
+        size = f" of {facts['batch_size']:,}" if facts["batch_size"] else ""
+        steps = f"{facts['steps']:,} steps{size}, " if facts["steps"] else ""
+        rows.append([stage, f"{steps}{facts['seconds']:,.0f} s{'; ' if last else ''}{last}"])
     machine = f"{training['device']}, {training['processes']} processes"
     return [["", "value"], *rows, ["machine", machine], ["biflow", f"{training['biflow']} {training['git'] or ''}"]]
 

@@ -3,10 +3,9 @@
 import re
 from pathlib import Path
 
-from biflow.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from biflow.checkpoint import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE
 from biflow.errors import InputError
 
-TRAINING_FILE = "training.json"
 CARD_FILE = "README.md"
 FILES = [CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name

@@ -1,51 +1,26 @@
 """The user's object: a trained model with its codec, from noise to pictures and back."""
 
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, Self, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.checkpoint import Model, load_model, save_model
-from biflow.config import Average, ClassifyMethod, ClassifyNoise, ModelConfig, ScoreNoise
+from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise
 from biflow.data.images import to_pil, to_pixels
-from biflow.data.randomness import normal_for
 from biflow.editing import Edited, Editor, Redraw, Start, check_count, check_strength, to_mask
 from biflow.errors import InputError
 from biflow.evaluation.classify import Classification, classify_images
 from biflow.evaluation.score import Scores, distance_from_noise, score_images
-from biflow.models.codec import make_codec
-from biflow.models.patches import unpatchify
-from biflow.samplers import Sampler, find_sampler
-from biflow.sampling.guidance import Guidance
-from biflow.tarflow import load_tarflow
+from biflow.sampling_pipeline import Drawn, ImagePipelineOutput, Labels, SamplingPipeline, Way, check_seed
+
+__all__ = ["Drawn", "ImagePipelineOutput", "Images", "Labels", "Pipeline", "Way"]
 
 Images = Sequence[Image.Image] | Tensor
-Labels = Sequence[int] | Tensor
-BATCH_SIZE = 256  # of edits
-REDRAWS = 4  # at most, of an image that is not finite
 
 
-class Way(TypedDict, total=False):
-    """How edits come back from noise; what is left out is as in `Pipeline.sample`."""
-
-    guidance: float | Guidance
-    method: str | Sampler
-    seed: int
-
-
-class Drawn(NamedTuple):
-    """Images, and what went wrong with them."""
-
-    pixels: Tensor  # uint8 (N, P, H, W), on the CPU; values that are no finite numbers are black
-    broken: int  # images that held such values
-    left: int  # those of them that still do, after they were drawn again if that was asked for
-
-
-class Pipeline:
+class Pipeline(SamplingPipeline):
     """Sample, score, classify, encode and edit with one model folder.
 
     `guidance` counts from 0, which means none.  Every image has a noise of its own, drawn for
@@ -71,133 +46,6 @@ class Pipeline:
     torch.Size([2, 6, 1, 8, 8])
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.codec = make_codec(model.config.codec)
-        self.device = torch.device("cpu")
-        self._prepared: dict[tuple[Sampler, Guidance], Sampler] = {}
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a model folder, onto the CPU."""
-        return cls(load_model(Path(folder)))
-
-    @classmethod
-    def from_tarflow(
-        cls,
-        file: str | Path,
-        *,
-        noise_std: float,
-        image_size: int | None = None,
-        class_names: Sequence[str] | None = None,
-        codec: str | None = None,
-    ) -> Self:
-        """Load a published ml-tarflow checkpoint; `biflow.tarflow.load_tarflow` says what the arguments are for."""
-        return cls(
-            load_tarflow(Path(file), noise_std=noise_std, image_size=image_size, class_names=class_names, codec=codec)
-        )
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model folder that `from_pretrained` reads."""
-        save_model(self.model, Path(folder))
-
-    def to(self, device: str | torch.device) -> Self:
-        """Move the networks to a device."""
-        self.device = torch.device(device)
-        self.codec.to(self.device)
-        self.model.flow.to(self.device)
-        if self.model.reverse:
-            self.model.reverse.to(self.device)
-        return self
-
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes of the model and its images."""
-        return self.model.config
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
-        return self.model.class_names
-
-    def sample(
-        self,
-        labels: Labels,
-        *,
-        guidance: float | Guidance = 0.0,
-        method: str | Sampler = "reverse",
-        seed: int = 0,
-        batch_size: int = 256,
-    ) -> list[Image.Image]:
-        """Draw one image for each label.
-
-        method "reverse" is the learned reverse model, one pass; "sequential" the exact inverse of the flow, patch
-        by patch, then one score step against its noise; "jacobi", "gs-jacobi" and "refine" come to the same images,
-        within a tolerance, in fewer calls one after another.  An object from `biflow.samplers` sets more, as
-        `Jacobi(tolerance=1e-5)` does.  Bad arguments raise `InputError`.
-        """
-        pixels = self.sample_pixels(labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size)
-        return [to_pil(image) for image in pixels]
-
-    def sample_pixels(
-        self,
-        labels: Labels,
-        *,
-        guidance: float | Guidance = 0.0,
-        method: str | Sampler = "reverse",
-        seed: int = 0,
-        batch_size: int = 256,
-        redraw: bool = False,
-    ) -> Tensor:
-        """The same images as `sample`, as uint8 (N, P, H, W) on the CPU.
-
-        Images with values that are not finite numbers are counted in a warning; with `redraw` they are drawn again
-        from other noise, a few times at most.
-        """
-        drawn = self.draw(
-            labels, guidance=guidance, method=method, seed=seed, batch_size=batch_size, redraw=redraw, start=0
-        )
-        if drawn.broken:
-            after = f" and were drawn again; {drawn.left} of them still do" if redraw else ""
-            message = f"{drawn.broken} of {len(labels)} images hold values that are not finite numbers{after}."
-            warnings.warn(message, stacklevel=2)
-        return drawn.pixels
-
-    def draw(
-        self,
-        labels: Labels,
-        *,
-        guidance: float | Guidance,
-        method: str | Sampler,
-        seed: int,
-        batch_size: int,
-        redraw: bool,
-        start: int,
-    ) -> Drawn:
-        """The images at the places start, start + 1, ... of a longer list, which has these labels there."""
-        labels = self.check_labels(labels)
-        guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        sampler = self._prepare(find_sampler(method), guidance)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
-
-        def latents_at(places: Tensor, attempt: int) -> Tensor:
-            z = self.noise((start + places).tolist(), seed, attempt)
-            return self.to_latents(sampler(self.model, z, labels[places].to(self.device), guidance).x)
-
-        chunks, broken, left = [], 0, 0
-        for places in torch.arange(len(labels)).split(batch_size):
-            latents = latents_at(places, 0)
-            bad = not_finite(latents)
-            broken += int(bad.sum())
-            for attempt in range(1, 1 + REDRAWS * redraw):
-                if bad.any():
-                    latents[bad] = latents_at(places[bad.cpu()], attempt)
-                    bad = not_finite(latents)
-            left += int(bad.sum())
-            chunks.append(self.codec.decode(latents).cpu())
-        return Drawn(torch.cat(chunks), broken, left)
-
     def log_prob(
         self,
         pixels: Tensor,
@@ -219,7 +67,8 @@ class Pipeline:
                 f"got {tuple(pixels.shape)} {pixels.dtype}."
             )
         labels = self._labels_of(labels, pixels)
-        return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
+        with self.in_precision():
+            return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
 
     def classify(
         self,
@@ -237,7 +86,9 @@ class Pipeline:
         "bayes" tries every class, one pass for each.  `biflow.evaluation.classify` says what noise and draws mean.
         """
         pixels = self._of_the_models_size(images)
-        return classify_images(self.model, pixels, codec=self.codec, method=method, noise=noise, draws=draws, seed=seed)
+        how: Any = {"method": method, "noise": noise, "draws": draws, "seed": seed}
+        with self.in_precision():
+            return classify_images(self.model, pixels, codec=self.codec, **how)
 
     def certify(self, images: Images, labels: Labels, *, seed: int = 0) -> Tensor:
         """How far sampled images lie from what the flow makes of their noise: (N,), the less the better.
@@ -249,7 +100,8 @@ class Pipeline:
         pixels = self._of_the_models_size(images)
         labels = self._labels_of(labels, pixels)
         z = self.noise(range(len(pixels)), seed)
-        return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
+        with self.in_precision():
+            return distance_from_noise(self.model, pixels, labels, z=z, codec=self.codec)
 
     def encode(self, images: Images, labels: Labels | None = None, *, seed: int = 0) -> Tensor:
         """The noise that the flow carries images to: z (N, T, D), on the pipeline's device, in the prior's units.
@@ -327,53 +179,10 @@ class Pipeline:
         check_count(num, "variations")
         return self._editor(**way).vary(*self._to_edit(images, labels), strength=strength, num=num)
 
-    def noise(self, places: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
-        """The noise that images at these places start from: (len(places), T, D), on the pipeline's device.
-
-        attempt: above 0 where the images of the attempts before were not finite.
-        """
+    def _editor(self, **way: Unpack[Way]) -> Editor:
+        seed = way.get("seed", 0)
         check_seed(seed)
-        shape, keys = (self.config.num_patches, self.config.patch_dim), [attempt] if attempt else []
-        return self.model.flow.scale_noise(normal_for(places, shape, "sample", seed, *keys).to(self.device))
-
-    def to_latents(self, patches: Tensor) -> Tensor:
-        """Patches (B, T, D) -> what the codec decodes, (B, P, H, W)."""
-        return unpatchify(patches, self.config.patch_size, self.config.channels)
-
-    def check_labels(self, labels: Labels) -> Tensor:
-        """Labels as int64 (N,), or an error that says which are allowed."""
-        try:
-            checked = torch.as_tensor(labels)
-        except (TypeError, ValueError):
-            checked = torch.empty(0)
-        if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
-            raise InputError(f"Expected a list of one or more whole-number labels; got {labels!r}.")
-        last = self.config.num_classes
-        wrong = checked[(checked < 0) | (checked > last)]
-        if len(wrong):
-            if not last:
-                raise InputError(
-                    f"Expected label 0 only, for no class: this model is unconditional; got {wrong[0].item()}."
-                )
-            raise InputError(f"Expected labels from 0 to {last - 1}, or {last} for no class; got {wrong[0].item()}.")
-        return checked.long()
-
-    def _editor(self, guidance: float | Guidance = 0.0, method: str | Sampler = "reverse", seed: int = 0) -> Editor:
-        check_seed(seed)
-        strength = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        sampler = find_sampler(method)
-
-        def decode(z: Tensor, labels: Tensor) -> Tensor:
-            way, chunks, broken = self._prepare(sampler, strength), [], 0
-            for part, given in zip(z.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
-                latents = self.to_latents(way(self.model, part.to(self.device), given.to(self.device), strength).x)
-                broken += int(not_finite(latents).sum())
-                chunks.append(self.codec.decode(latents).cpu())
-            if broken:
-                warnings.warn(f"{broken} of {len(z)} images hold values that are not finite numbers.", stacklevel=2)
-            return torch.cat(chunks)
-
-        return Editor(self.model, self.codec, decode, seed)
+        return Editor(self.model, self.codec, lambda z, labels: self.pixels_from(z, labels, **way), seed)
 
     def _to_edit(self, images: Images, labels: Labels | None) -> tuple[Tensor, Tensor]:
         pixels = self._of_the_models_size(images)
@@ -396,20 +205,3 @@ class Pipeline:
                 f"Expected images whose codec gives {wanted}; got {found}. Bring them to the model's channels and size."
             )
         return pixels
-
-    def _prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
-        """What a sampler learns of this model is kept for the next call."""
-        if (sampler, guidance) not in self._prepared:
-            self._prepared[sampler, guidance] = sampler.prepare(self.model, guidance)
-        return self._prepared[sampler, guidance]
-
-
-def check_seed(seed: int) -> None:
-    """Raise unless this is a whole number."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise InputError(f"Expected a whole number as seed; got {seed!r}.")
-
-
-def not_finite(images: Tensor) -> Tensor:
-    """Which images (B, P, H, W) hold a value that is no finite number: (B,)."""
-    return ~images.isfinite().flatten(1).all(dim=1)

@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from biflow import __version__
-from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
 from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import write_npz
@@ -23,7 +22,7 @@ from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
-from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, open_run
+from biflow.training.run import HISTORY_FILE, MODEL_FOLDER, keep_model, open_run
 from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
 RECIPE = "biflow_digits"
@@ -87,9 +86,10 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
     with open_run(plan.run, split.train, out, resume=resume, console=console) as run:
         if run.world.size > 1:
             raise InputError("Expected one process for the quickstart; got several. Use biflow train with torchrun.")
-        model, seconds = train_model(run)
+        trained = train_model(run)
+        seconds = dict(trained.seconds)
         judge, seconds["judge"] = fit_judge(run, plan.judge)
-    save_model(model, out / MODEL_FOLDER)
+    keep_model(run, trained, out / MODEL_FOLDER)
     save_judge(judge, out / JUDGE_FOLDER)
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 

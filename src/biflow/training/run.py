@@ -1,5 +1,6 @@
 """A run folder: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ and in the end model/."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from biflow.checkpoint import TRAINING_FILE, save_model
 from biflow.config import RunConfig
 from biflow.config_base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSource, Source
@@ -16,13 +18,13 @@ from biflow.data.scan import write_rejected
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
-from biflow.training.about import add_sitting
+from biflow.training.about import add_sitting, training_facts
 from biflow.training.distributed import World, join_world
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.interrupt import stop_on_signal
 from biflow.training.loop import Hook, Trainer
 from biflow.training.previews import Previews, Validation
-from biflow.training.stages import Run, check_fits, training_batches
+from biflow.training.stages import Run, Trained, check_fits, training_batches
 from biflow.training.trackers import Tracker, open_trackers
 
 CONFIG_FILE = "config.yaml"
@@ -84,6 +86,13 @@ def open_run(
             finally:
                 for tracker in trackers:
                     tracker.close()
+
+
+def keep_model(run: Run, trained: Trained, folder: Path) -> None:
+    """Write the trained model, and how it was trained, into its folder; for the main process."""
+    save_model(trained.model, folder)
+    facts = training_facts(run.config, trained.seconds, run.states.parent / HISTORY_FILE, run.world)
+    write_text(folder / TRAINING_FILE, json.dumps(facts, indent=1) + "\n")
 
 
 class Watcher:

@@ -1,0 +1,125 @@
+"""Models of the hub, and their cards; the network itself is replaced at its edge."""
+
+import json
+
+import huggingface_hub
+import pytest
+import yaml
+
+from biflow.checkpoint import TRAINING_FILE, save_model
+from biflow.errors import InputError
+from biflow.model_card import render_card
+from biflow.pipeline import Pipeline
+from tests.builders import tiny_config, tiny_model
+
+TRAINING = {
+    "data": "digits",
+    "seed": 7,
+    "stages": {
+        "flow": {"steps": 6, "batch_size": 4, "seconds": 12.3, "last": {"loss": -0.25}},
+        "judge": {"steps": 3, "batch_size": None, "seconds": 1.0, "last": {}},
+    },
+    "device": "cpu",
+    "processes": 1,
+    "biflow": "0.1.0",
+    "git": None,
+}
+EVALUATION = {
+    "metrics": {
+        "judge": {
+            "frechet_distance": 8.69,
+            "reliable": True,
+            "spatial_frechet_distance": None,
+            "kernel_distance": 1.0,
+            "kernel_distance_std": 0.1,
+            "precision": 0.9,
+            "recall": 0.7,
+            "inception_score": None,
+            "class_accuracy": 0.994,
+        }
+    },
+    "data": {"name": "digits", "split": "train", "images": 1437},
+    "samples": {"num": 5000, "method": "reverse", "guidance": "0.25"},
+    "machine": {"device": "a processor"},
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that keeps what is uploaded in a folder, and gives it back."""
+    store = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, repository, *, exist_ok, **_):
+            assert exist_ok
+            (store / repository).mkdir(parents=True, exist_ok=True)
+            return f"https://hub/{repository}"
+
+        def upload_folder(self, *, repo_id, folder_path, commit_message):
+            assert commit_message
+            for path in folder_path.iterdir():
+                (store / repo_id / path.name).write_bytes(path.read_bytes())
+
+    def download(repository, **_):
+        if not (store / repository).is_dir():
+            raise huggingface_hub.errors.HfHubHTTPError("404")
+        return str(store / repository)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return store
+
+
+def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
+    pipe = Pipeline(tiny_model(), TRAINING)
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    assert pipe.push_to_hub("me/tiny", evaluation=tmp_path / "evaluation.json") == "https://hub/me/tiny"
+    assert {path.name for path in (hub / "me" / "tiny").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        TRAINING_FILE,
+    }
+    again = Pipeline.from_pretrained("me/tiny", revision="main")
+    assert again.sample([0, 1]) == pipe.sample([0, 1])
+    assert again.training == TRAINING
+
+
+def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
+    with pytest.raises(InputError, match="no folder me/none, and the hub gives none"):
+        Pipeline.from_pretrained("me/none")
+    with pytest.raises(InputError, match="does not exist"):
+        Pipeline.from_pretrained(tmp_path / "a" / "b" / "c")
+    save_model(tiny_model(), tmp_path / "model")
+    with pytest.raises(InputError, match="Expected a name on the hub for revision 'v1'"):
+        Pipeline.from_pretrained(tmp_path / "model", revision="v1")
+    with pytest.raises(InputError, match="form owner/name"):
+        Pipeline(tiny_model()).push_to_hub("tiny")
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Expected an evaluation\.json"):
+        Pipeline(tiny_model()).push_to_hub("me/tiny", evaluation=tmp_path / "evaluation.json")
+    assert not hub.exists()
+
+
+def test_a_card_has_the_runs_own_numbers():
+    card = render_card(tiny_model(), "me/tiny", TRAINING, EVALUATION)
+    _, head, text = card.split("---\n", 2)
+    facts = yaml.safe_load(head)
+    assert facts["library_name"] == "biflow"
+    assert facts["model-index"][0]["results"][0]["metrics"][0]["value"] == 8.69
+    assert "Pipeline.from_pretrained('me/tiny')" in text
+    assert "6 steps of 4, 12 s; loss -0.25" in text
+    assert "3 classes: a, b, c" in text
+    assert "| Frechet distance (judge) | 8.69 |" in text
+    assert "5,000 samples, method reverse, guidance 0.25" in text
+
+
+def test_a_card_guesses_nothing():
+    card = render_card(tiny_model(tiny_config(reverse=None)), "tiny")
+    assert "Training" not in card
+    assert "Evaluation" not in card
+    assert "method='sequential'" in card
+    assert "model-index" not in card
