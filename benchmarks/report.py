@@ -257,6 +257,23 @@ def latency_panels(numbers: Numbers) -> list[tuple[str, str]]:
     return [(finding, finish(figure, axes, "milliseconds an image (log)"))]
 
 
+def export_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """Milliseconds an image of exported files beside PyTorch."""
+    ways = numbers["exported_milliseconds_per_image"]
+    figure, axes = rows_chart(list(ways))
+    for colour, size in zip((QUIET, ACCENT, *COLOURS[2:]), next(iter(ways.values())), strict=False):
+        axes.plot([times[size] for times in ways.values()], range(len(ways)), "o", color=colour, label=f"batch {size}")
+    axes.set_xscale("log")
+    legend(axes, loc="upper center", bbox_to_anchor=(0.4, 1.18), ncols=3)
+    plain, onnx = ways["PyTorch"], ways["ONNX, float32"]
+    ratios = ", ".join(f"{plain[size] / onnx[size]:.1f} at batch {size}" for size in plain)
+    worst = {name: file["largest_grey_levels"] for name, file in numbers["files"].items()}
+    off = ", ".join(f"{escape(name)} {value:.2g}" for name, value in worst.items())
+    told = hint(f"Largest difference from the model's images, in grey levels of 255: {off}.")
+    finding = f"PyTorch's time over that of the ONNX file in float32, one thread: {ratios}"
+    return [(finding, finish(figure, axes, "milliseconds an image (log)") + told)]
+
+
 def training_panels(numbers: Numbers) -> list[tuple[str, str]]:
     """Milliseconds of a training step and the share of the machine's rate."""
     steps = numbers["steps"]
@@ -518,6 +535,8 @@ KINDS = (
          lambda _, numbers: f"python benchmarks/latency.py --recipe {numbers['recipe']}", latency_panels),
     Kind("Quality and time", "evaluation/*.json", frozenset({"metrics", "sweep", "cost"}), evaluation_command,
          evaluation_panels),
+    Kind("Quality and time", "export.json", frozenset({"exported_milliseconds_per_image", "files"}),
+         fixed("python benchmarks/export.py RUN"), export_panels),
     Kind("Cost over the length", "speed/inverse*.json", frozenset({"flows"}), inverse_command, inverse_panels),
     Kind("Cost over the length", "speed/inverse_shape*.json", frozenset({"shapes"}),
          fixed("python benchmarks/inverse.py --shape"), shape_panels),

@@ -17,6 +17,7 @@ from biflow.cli_data import Out, data_app
 from biflow.cli_doctor import doctor
 from biflow.cli_edit import edit_app
 from biflow.cli_evaluate import evaluate
+from biflow.cli_export import export, playground
 from biflow.cli_hub import push
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
 from biflow.errors import Diverged, InputError, Interrupted
@@ -209,6 +210,8 @@ def classify(
 
 app.command(rich_help_panel=MODELS)(evaluate)
 app.add_typer(edit_app, name="edit", rich_help_panel=MODELS)
+app.command(rich_help_panel=MODELS)(export)
+app.command(rich_help_panel=MODELS)(playground)
 app.command(rich_help_panel=MODELS)(push)
 app.command(rich_help_panel=ELSE)(doctor)
 

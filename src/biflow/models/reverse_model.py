@@ -77,14 +77,17 @@ class ReverseModel(nn.Module):
         self.register_buffer("flow_digest", torch.zeros(DIGEST_SIZE, dtype=torch.uint8))
         self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
-    def forward(self, z: Tensor, labels: Tensor, guidance: float = 0.0) -> ReversePass:
+    def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
         """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
 
-        Trained guidance is one evaluation at any strength.  Otherwise a guided block runs with and without the
-        label, as one doubled batch, and its output is (1 + w) * with - w * without (BiFlow, eq. 4).
+        guidance: one strength, or one for each image (B,).  Trained guidance is one evaluation at any strength.
+        Otherwise a guided block runs with and without the label, as one doubled batch, and its output is
+        (1 + w) * with - w * without (BiFlow, eq. 4).
         """
         if self.strengths is not None:
-            nothing, strength = self.strengths(z.new_tensor([0.0, guidance])).split(1)  # each (1, 1, C)
+            each = guidance if isinstance(guidance, Tensor) else z.new_tensor([guidance])  # (B,) or (1,)
+            embedded = self.strengths(torch.cat([torch.zeros_like(each[:1]), each]))
+            nothing, strength = embedded[:1], embedded[1:]  # (1, 1, C), and (B, 1, C) or (1, 1, C)
             return self._descend(
                 z,
                 lambda block, state: _same(block(state, labels, strength)),
@@ -94,14 +97,15 @@ class ReverseModel(nn.Module):
         def plain(block: nn.Module, state: Tensor) -> "Step":
             return _same(block(state, labels))
 
-        if not guidance:
+        if not isinstance(guidance, Tensor) and not guidance:
             return self._descend(z, plain, plain)
+        weight = guidance[:, None, None] if isinstance(guidance, Tensor) else guidance
         no_class = torch.full_like(labels, self.null_label)
 
         def extrapolate(block: nn.Module, state: Tensor) -> "Step":
             doubled = block(torch.cat([state, state]), torch.cat([labels, no_class]))  # (2B, T, C)
-            with_label, without = doubled.chunk(2)
-            return _same((1 + guidance) * with_label - guidance * without)
+            with_label, without = doubled[: labels.shape[0]], doubled[labels.shape[0] :]
+            return _same((1 + weight) * with_label - weight * without)
 
         return self._descend(z, extrapolate, plain)
 

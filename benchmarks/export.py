@@ -1,0 +1,118 @@
+"""Exported files beside PyTorch: time an image, size, difference, and what a judge says of their samples.
+
+    python benchmarks/export.py runs/quickstart     # the folder of a finished quickstart
+
+Every way samples the same images on one thread of this machine's processor, in turns, so that a slow moment strikes
+all; the fastest turn counts.  The judge is the quickstart's, in RUN/judge; without one, nothing is judged.  Writes
+docs/results/export.{md,json}.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import report, seconds
+from torch import Tensor
+
+from biflow.data.datasets import load_data
+from biflow.data.randomness import normal_for
+from biflow.evaluation.measures import SampleJudge, describe_machine
+from biflow.export import Sampler, export_model, make_sampler, read_onnx, read_torch
+from biflow.features.judge import load_judge
+from biflow.pipeline import Pipeline
+
+BATCHES, TURNS = (1, 16, 256), 15
+GUIDANCE = 0.25
+JUDGED = 1000
+FILES = {
+    "torch.export, float32": ("torch", "float32"),
+    "ONNX, float32": ("onnx", "float32"),
+    "ONNX, float16": ("onnx", "float16"),
+    "ONNX, int8": ("onnx", "int8"),
+}
+PLAIN = "PyTorch"
+
+
+def write_files(model: Path, folder: Path) -> tuple[dict[str, Sampler], dict[str, dict[str, float]]]:
+    """Every kind of file as a function that samples, and its size and difference."""
+    samplers, found = {}, {}
+    for name, (target, precision) in FILES.items():
+        path = folder / f"{precision}{'.pt2' if target == 'torch' else '.onnx'}"
+        written = export_model(model, path, target=target, precision=precision)  # type: ignore[arg-type]
+        samplers[name] = read_torch(path) if target == "torch" else read_onnx(path, threads=1)
+        check = written.check
+        found[name] = {"bytes": written.size, "largest_grey_levels": check.grey_levels, "tolerance": check.tolerance}
+        found[name]["mean_grey_levels"] = check.mean_grey_levels
+    return samplers, found
+
+
+def inputs(pipe: Pipeline, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise, labels in turn, and a strength of guidance for each image."""
+    noise = normal_for(range(count), (pipe.config.num_patches, pipe.config.patch_dim), "sample", 0)
+    return noise, torch.arange(count) % max(1, pipe.config.num_classes), torch.full((count,), GUIDANCE)
+
+
+def measure_times(samplers: dict[str, Sampler], pipe: Pipeline) -> dict[str, dict[str, float]]:
+    """Milliseconds an image of every way, by batch size."""
+    found: dict[str, dict[str, float]] = {name: {} for name in samplers}
+    for batch in BATCHES:
+        given = inputs(pipe, batch)
+        for _ in range(TURNS):
+            for name, sampler in samplers.items():
+                time = 1e3 * seconds(partial(sampler, *given), torch.device("cpu"), 1) / batch
+                found[name][str(batch)] = min(time, found[name].get(str(batch), time))
+    return found
+
+
+def judge_samples(samplers: dict[str, Sampler], pipe: Pipeline, run: Path) -> dict[str, dict[str, float]]:
+    """What the judge says of the samples of every way, of the same noise."""
+    if not (run / "judge").is_dir():
+        return {}
+    judge = SampleJudge(load_judge(run / "judge"), load_data("digits").train)
+    given = inputs(pipe, JUDGED)
+    found = {}
+    for name, sampler in samplers.items():
+        pixels = (sampler(*given) * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+        found[name] = judge(pixels, given[1])
+    return found
+
+
+def rows_of(times: dict[str, Any], files: dict[str, Any], judged: dict[str, Any]) -> list[list[str]]:
+    """The table's rows."""
+    rows = []
+    for name, each in times.items():
+        ratios = [f"{time:.3f} ({times[PLAIN][size] / time:.2f})" for size, time in each.items()]
+        file, scores = files.get(name), judged.get(name)
+        size = [f"{file['bytes'] / 1e6:.2f}", f"{file['largest_grey_levels']:.2g}"] if file else ["", ""]
+        size += [f"{file['mean_grey_levels']:.2g}"] if file else [""]
+        quality = [f"{scores['class_accuracy']:.1%}", f"{scores['frechet_distance']:.2f}"] if scores else ["", ""]
+        rows.append([name, *ratios, *size, *quality])
+    return rows
+
+
+@torch.no_grad()
+def main() -> None:
+    """Export every way, time them and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    model = arguments.run / "model"
+    pipe = Pipeline.from_pretrained(model)
+    with tempfile.TemporaryDirectory() as folder:
+        samplers, files = write_files(model, Path(folder))
+        samplers = {PLAIN: make_sampler(pipe), **samplers}
+        times, judged = measure_times(samplers, pipe), judge_samples(samplers, pipe, arguments.run)
+    head = ["", *(f"ms an image, batch {batch} (times as fast)" for batch in BATCHES), "MB", "largest difference",
+            "mean difference", "read as their class", "Frechet distance"]  # fmt: skip
+    numbers = {"machine": describe_machine(torch.device("cpu")), "guidance": GUIDANCE, "judged_samples": JUDGED}
+    numbers |= {"exported_milliseconds_per_image": times, "files": files, "judged": judged}
+    report(arguments.out / "export", head, rows_of(times, files, judged), numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""onnxruntime-web, which runs an ONNX file in a browser: fetched once by npm, checked, and kept."""
+
+import base64
+import hashlib
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+from biflow.errors import InputError
+from biflow.files import cache_folder, replace_file
+
+VERSION = "1.30.0"
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+TIMEOUT = 600  # seconds, of a download of 30 MB
+OTHERWISE = (
+    f"Unpack onnxruntime-web {VERSION} from https://www.npmjs.com/package/onnxruntime-web and give its folder: "
+    "--runtime FOLDER."
+)
+
+
+def copy_runtime(to: Path, given: Path | None) -> None:
+    """Copy the runtime's files to a folder: from the folder that is given, or from the package that npm fetches."""
+    to.mkdir(parents=True, exist_ok=True)
+    if given is not None:
+        source = find_runtime(given)
+        for name in FILES:
+            shutil.copyfile(source / name, to / name)
+        return
+    with tarfile.open(fetch_runtime()) as archive:
+        for name in FILES:
+            member = archive.extractfile(f"package/dist/{name}")
+            assert member is not None
+            with member, (to / name).open("wb") as file:
+                shutil.copyfileobj(member, file)
+
+
+def find_runtime(folder: Path) -> Path:
+    """The folder that holds the runtime's files: this one, or its dist, as npm has it."""
+    for each in (folder, folder / "dist", folder / "package" / "dist"):
+        if all((each / name).is_file() for name in FILES):
+            return each
+    raise InputError(
+        f"Expected {' and '.join(FILES)} in {folder}, or in a folder dist in it; they are not there. {OTHERWISE}"
+    )
+
+
+def fetch_runtime() -> Path:
+    """The npm package as a file, out of the cache or fetched into it; never one that is not what it should be."""
+    kept = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
+    if kept.is_file() and is_sound(kept):
+        return kept
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(kept) as temporary:
+        download(temporary)
+        if not is_sound(temporary):
+            raise InputError(
+                f"Expected onnxruntime-web {VERSION} with the SHA-512 {SHA512[:12]}... from npm; got another file. "
+                f"{OTHERWISE}"
+            )
+    return kept
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file is the package of this version."""
+    with path.open("rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() == SHA512
+
+
+def download(path: Path) -> None:
+    """Fetch the package by npm, with the registry that npm is set to."""
+    folder = path.with_name(f"{path.name}.npm")
+    folder.mkdir()
+    package = f"onnxruntime-web@{VERSION}"
+    try:
+        command = ["npm", "pack", package, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT, cwd=folder)
+        next(folder.glob("*.tgz")).replace(path)
+    except FileNotFoundError:
+        raise InputError(f"Expected npm, which fetches {package}; it is not installed. {OTHERWISE}") from None
+    except subprocess.CalledProcessError as error:
+        lines = [*error.stderr.splitlines(), *error.stdout.splitlines()]
+        reason = next((line for line in lines if "error" in line.lower() or "ERR" in line), f"code {error.returncode}")
+        raise InputError(
+            f"Expected npm to fetch {package}; it could not ({reason.strip()[:99]}). {OTHERWISE}"
+        ) from None
+    except (subprocess.TimeoutExpired, StopIteration):
+        raise InputError(f"Expected npm to fetch {package}; it brought nothing in time. {OTHERWISE}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""The static folder: page, model, runtime."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from biflow.errors import InputError
+from biflow.export import MOST_GUIDANCE, Exported, check_installed, export_model
+from biflow.files import check_new_folder, replace_folder
+from biflow.playground.runtime import FILES, copy_runtime, find_runtime
+
+PAGE_FILES = ("index.html", "style.css", "app.js", "noise.js", "worker.js")
+MODEL_FILE, CARD_FILE, RUNTIME_FOLDER = "model.onnx", "model.json", "ort"
+SITE_FILES = (*PAGE_FILES, MODEL_FILE, CARD_FILE, *(f"{RUNTIME_FOLDER}/{name}" for name in FILES))
+
+
+def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Exported:
+    """Write a folder that any web server can serve, or nothing: a page that samples from this model.
+
+    runtime: a folder with onnxruntime-web's files; otherwise npm fetches them, once.  A folder that holds such a page
+    already is replaced.
+    """
+    check_site(out)
+    check_installed()
+    if runtime is not None:
+        find_runtime(runtime)
+    with replace_folder(out) as folder:
+        exported = export_model(model, folder / MODEL_FILE, codec=True)
+        copy_runtime(folder / RUNTIME_FOLDER, runtime)
+        card = page_card(exported.card)
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        page = resources.files("biflow.playground") / "page"
+        for name in PAGE_FILES:
+            with (page / name).open("rb") as source, (folder / name).open("wb") as file:
+                shutil.copyfileobj(source, file)
+    return exported
+
+
+def page_card(card: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs to know of the model."""
+    return {**card, "slider_guidance": card["max_guidance"] or MOST_GUIDANCE}
+
+
+def check_site(out: Path) -> None:
+    """Raise unless the site can be written here: in a new or empty folder, or in the place of another such site."""
+    if out.is_dir() and {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == set(SITE_FILES):
+        return
+    if out.suffix in {".html", ".onnx"}:
+        raise InputError(f"Expected a folder for the page; got {out}. Give a name without {out.suffix}.")
+    check_new_folder(out)
