@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow check smoke results clean
+.PHONY: quickstart test slow check smoke results docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what can be made.
@@ -28,12 +28,15 @@ smoke: $(VENV)/.quickstart  ## The quickstart at a tiny size.
 	rm -rf runs/smoke
 	$(BIN)/biflow quickstart --smoke --out runs/smoke
 
-results: $(VENV)/.quickstart  ## Write the pages that gather docs/results: tables.md, index.html.
+results: $(VENV)/.quickstart  ## Write the pages that gather docs/results: tables.md, figures.html.
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/report.py
 
+docs: $(VENV)/.docs  ## Build the pages of docs/ into site/, strictly.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## Remove the environment and the caches, not the runs.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache site
 
 # PyTorch first and pinned, so that nothing pulls in another build of it.
 $(VENV)/.torch: constraints.txt
@@ -50,3 +53,7 @@ $(VENV)/.quickstart: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.quickstart
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@

@@ -307,7 +307,7 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "# Alignment with an encoder",
             "",
             f"Written by `python benchmarks/repa.py --data {work.data} --seeds {seeds}`: {work.steps:,} steps for",
-            f"every flow, aligned at [block, layer] {PLACES} with a small classifier of the images, weight 0.1.",
+            f"every flow, aligned at [block, layer] `{PLACES}` with a small classifier of the images, weight 0.1.",
             f"Mean and standard deviation over {seeds} seeds. FD of {work.samples:,} samples without guidance, in the",
             "features of a judge that is another network. The last two columns: the share of the steps after which a",
             "flow is as good as the plain flow is at the end of its training, of each seed, by",

@@ -2,8 +2,8 @@
 
     python benchmarks/report.py
 
-Writes docs/results/index.html: one file, no scripts, nothing from the network.  JSON of a kind that this does not know
-is listed at the page's end.
+Writes docs/results/figures.html: one file, no scripts, nothing from the network.  JSON of a kind that this does not
+know is listed at the page's end.
 """
 
 import argparse
@@ -619,7 +619,7 @@ def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the measurements")
-    parser.add_argument("--out", type=Path, default=RESULTS / "index.html")
+    parser.add_argument("--out", type=Path, default=RESULTS / "figures.html")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, render(arguments.results))

@@ -1,22 +1,164 @@
-"""What the documents point to exists."""
+"""What the documents point to exists: files, anchors, functions, commands with their options and settings."""
 
 import re
+import shlex
+import typing
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import typer.main
+import yaml
+from pydantic import BaseModel
+
+import biflow
+from biflow.cli import app
+from biflow.config import RunConfig, recipe_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+CLI = typer.main.get_command(app)
+README_LINES = 200
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
     dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not dead
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_to_headings_lead_to_one(page):
+    dead = []
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        target = page.parent / link if link else page
+        if "://" not in link and target.suffix == ".md" and anchor not in anchors(target):
+            dead.append(f"{link}#{anchor}")
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_scripts_that_commands_call_exist(page):
     scripts = re.findall(r"python ((?:benchmarks|examples)/\S+\.py)", page.read_text(encoding="utf-8"))
     assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_are_those_of_the_command_line(page):
+    faults = [f"{line}: {fault}" for line in commands_of(page.read_text(encoding="utf-8")) for fault in check(line)]
+    assert not faults
+
+
+def test_commands_are_found():
+    assert len(list(commands_of((ROOT / "README.md").read_text(encoding="utf-8")))) > 10
+    (joined,) = commands_of("    biflow train x \\\n        --smoke\n")
+    assert joined.split() == ["biflow", "train", "x", "--smoke"]
+
+
+def test_a_wrong_command_is_found():
+    assert check("biflow trian x")
+    assert check("biflow train biflow_digits --otu x")
+    assert check("biflow train biflow_digits --out x --set model.flow.clap=1")
+    assert check("biflow train no_such_recipe --out x")
+    assert not check("biflow train biflow_digits --out x --set model.flow.clip=1 --set fit_reverse.adaptive_power=1")
+
+
+def test_every_row_of_the_mathematics_names_a_function_that_exists():
+    rows = re.findall(r"\| `(\S+\.py)` \| `(\S+)` \|$", (ROOT / "docs/mathematics.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 40
+    for file, name in rows:
+        found = import_module("biflow." + file.removesuffix(".py").replace("/", "."))
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert callable(found), (file, name)
+
+
+def test_every_row_of_the_mathematics_is_read_by_the_test_above():
+    text = (ROOT / "docs/mathematics.md").read_text("utf-8").partition("## Where each is")[2]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| symbol")]
+    assert all(re.search(r"\| `\S+\.py` \| `\S+` \|$", row) for row in rows)
+
+
+def test_every_module_of_the_reference_exists():
+    named = re.findall(r"^::: (\S+)$", (ROOT / "docs/reference.md").read_text("utf-8"), re.MULTILINE)
+    assert named
+    for name in named:
+        home, _, last = name.rpartition(".")
+        try:
+            import_module(name)
+        except ModuleNotFoundError:
+            assert hasattr(import_module(home), last), name
+
+
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    named = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    assert set(biflow.__all__) - {"__version__"} <= named
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
+
+
+def test_the_citation_names_the_package_and_its_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
+    papers = {identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]}
+    assert {"arXiv:2412.06329", "arXiv:2511.22345", "arXiv:2512.10953"} <= papers
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def commands_of(text: str) -> Iterator[str]:
+    """Lines of code that call the command line, continued lines joined; also those in backticks."""
+    text = text.replace("\\\n", " ")
+    yield from re.findall(r"^(?: {4}|\$ )?((?:biflow|torchrun .* -m biflow) .+)$", text, re.MULTILINE)
+    yield from re.findall(r"`(biflow [a-z][^`\n]+)`", text)
+
+
+def check(line: str) -> list[str]:
+    """What is wrong with a command; a synopsis may leave words open in capitals, and put brackets around options."""
+    line = line.partition("-m biflow ")[2] if line.startswith("torchrun") else line.removeprefix("biflow ")
+    words = shlex.split(re.sub(r"[\[\]](?!\w+,|\{)", " ", line.replace("[{", "{").replace("}]", "}")), comments=True)
+    command, here = CLI, []
+    while words and hasattr(command, "commands"):
+        if words[0] not in command.commands:
+            return [] if words[0].startswith(("-", ".")) else [f"no command {' '.join([*here, words[0]])}"]
+        here.append(words[0])
+        command = command.commands[words.pop(0)]
+    options = {name for parameter in command.params for name in parameter.opts if name.startswith("-")} | {"--help"}
+    faults = [f"no option {word}" for word in words if word.startswith("--") and word.partition("=")[0] not in options]
+    if here in (["train"], ["plan"]):
+        if words and re.fullmatch(r"[a-z]\w+", words[0]) and words[0] not in recipe_names():
+            faults.append(f"no recipe {words[0]}")
+        set_values = [value for option, value in pairwise(words) if option == "--set"]
+        faults += [f"no setting {value}" for value in set_values if not is_setting(value.partition("=")[0])]
+    return faults
+
+
+def is_setting(path: str) -> bool:
+    """Whether a dotted path names a setting of a run."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in path.removesuffix("...").split("."):
+        if part in {"key", "sub"} or not part:  # a placeholder
+            return True
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if not fields:
+            return False
+        models = [model for field in fields for model in models_in(field.annotation)]
+    return True
+
+
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    """The models that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in models_in(part)]

@@ -39,7 +39,7 @@ class Classification(NamedTuple):
 def by_gradient(flow: ForwardFlow, patches: Tensor) -> Tensor:
     """One gradient of the log-likelihood at the mean of all classes: patches (B, T, D) -> logits (B, K).
 
-    With e_b the mean over classes of block b's vectors E_b[k], the logits are sum_b <E_b[k] - e_b, d log p / d e_b>:
+    With e_b the mean over classes of block b's vectors E_b[k], the logits are `sum_b <E_b[k] - e_b, d log p / d e_b>`:
     the first term of log p(x | k) around e, and K times the gradient that algorithm 1 takes the largest of.
     """
     tables = class_tables(flow)

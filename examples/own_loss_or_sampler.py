@@ -1,0 +1,87 @@
+r"""Extend biflow without changing it: a sampler of your own, and a distance of your own.
+
+    python examples/own_loss_or_sampler.py runs/mine/model own.png
+
+`BestOf` draws several images for each one asked for and keeps the one that lands nearest to its noise, by the way that
+`pipe.certify` measures.  It is a frozen dataclass with the two methods of `biflow.samplers.Sampler`, and is given as
+`method=`.
+
+`Edges` is a network for `fit_reverse.distances`: it compares differences between neighbouring pixels.  With this folder
+on PYTHONPATH, so that it can be imported:
+
+    biflow train biflow_digits --out runs/edges \
+        --set 'fit_reverse.distances=[{kind: mse}, {kind: module, network: "own_loss_or_sampler:Edges"}]'
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from biflow import Guidance, OnePass, Pipeline
+from biflow.checkpoint import Model
+from biflow.data.images import write_images
+from biflow.samplers import Sampler
+from biflow.sampling.result import Sample
+
+ONE_PASS = OnePass()
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Draws from several noises made from the one given; the draw that the flow carries nearest to its own is kept.
+
+    draws: how many, counting that of the noise as it is given.  way: how each of them is drawn.
+    """
+
+    draws: int = 4
+    way: Sampler = ONE_PASS
+
+    def prepare(self, model: Model, guidance: Guidance) -> "BestOf":
+        """What is done once for a model and a strength of guidance: here, whatever the way itself prepares."""
+        return BestOf(self.draws, self.way.prepare(model, guidance))
+
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+        """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
+        best, least, calls = z, torch.full_like(z[:, 0, 0], torch.inf), 0
+        for k in range(self.draws):
+            noise = z * signs(k, z)
+            drawn = self.way(model, noise, labels, guidance)
+            missed = (model.flow(drawn.x, labels).z.detach() - noise).square().mean(dim=(1, 2))  # (B,)
+            best = torch.where((missed < least)[:, None, None], drawn.x, best)
+            least = torch.minimum(least, missed)
+            calls += drawn.network_calls + len(model.flow.blocks)
+        return Sample(best, network_calls=calls, rounds=calls)
+
+
+def signs(k: int, like: Tensor) -> Tensor:
+    """A pattern (T, D) of 1 and -1, all 1 for k = 0: noise times it is as likely as noise, whatever the batch."""
+    if not k:
+        return torch.ones_like(like[0])
+    pattern = torch.randint(2, like.shape[1:], generator=torch.Generator().manual_seed(k)) * 2 - 1
+    return pattern.to(like)
+
+
+class Edges(nn.Module):
+    """Differences between neighbours, along rows and columns: images (B, P, H, W) -> two maps."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Two tensors with the images first; the distance is the mean over both."""
+        return [images.diff(dim=3), images.diff(dim=2)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw one image of each class with the sampler of our own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder with a reverse model")
+    parser.add_argument("out", type=Path, help="a .png")
+    options = parser.parse_args(arguments)
+    pipe = Pipeline.from_pretrained(options.model)
+    labels = torch.arange(max(1, pipe.config.num_classes))
+    write_images(options.out, pipe.sample_pixels(labels, method=BestOf(draws=4), guidance=0.25), labels)
+
+
+if __name__ == "__main__":
+    main()

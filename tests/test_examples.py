@@ -1,0 +1,130 @@
+"""Every example runs, on models and folders that are tiny."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from examples import (
+    classify_and_rank,
+    make_folder,
+    out_of_place,
+    own_loss_or_sampler,
+    sample_and_save,
+    train_on_a_folder,
+)
+from PIL import Image
+
+from biflow import Guidance, OnePass
+from biflow.checkpoint import save_model
+from biflow.config import ReverseConfig
+from biflow.config_base import to_yaml
+from biflow.data.images import to_pil
+from biflow.pipeline import Pipeline
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a model that was never trained."""
+    folder = tmp_path_factory.mktemp("examples") / "model"
+    config = tiny_config(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance="trained"))
+    save_model(tiny_model(config), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """4x4 images in a sub-folder for each of three classes."""
+    folder, images = tmp_path_factory.mktemp("examples") / "photos", tiny_images(30)
+    for place, (image, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+        home = folder / "abc"[label]
+        home.mkdir(parents=True, exist_ok=True)
+        to_pil(image).save(home / f"{place}.png")
+    return folder
+
+
+def test_every_example_is_run_here_and_says_how_it_is_called():
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    run = (classify_and_rank, make_folder, out_of_place, own_loss_or_sampler, sample_and_save, train_on_a_folder)
+    assert scripts == {module.__name__.removeprefix("examples.") for module in run}
+    for name in scripts:
+        assert f"python examples/{name}.py" in (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+
+
+def test_make_folder_writes_a_sub_folder_for_each_class(tmp_path):
+    make_folder.main([str(tmp_path), "--new", "3"])
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == list("0123456789")
+    assert len(list(tmp_path.glob("digits/*/*.png"))) == 1437
+    assert len(list(tmp_path.glob("new/*.png"))) == 3
+
+
+def test_out_of_place_writes_both_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["out_of_place.py", str(tmp_path / "out")])
+    out_of_place.main()
+    assert len(list(tmp_path.glob("out/digits/*.png"))) == 360
+    assert len(list(tmp_path.glob("out/sevens/not_*.png"))) == 4
+
+
+def test_train_on_a_folder_gives_a_model_that_knows_its_classes(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(to_yaml(tiny_run()))
+    train_on_a_folder.main([str(photos), str(tmp_path / "run"), "--recipe", str(recipe), "--set", "fit_flow.steps=2"])
+    pipe = Pipeline.from_pretrained(tmp_path / "run" / "model")
+    assert pipe.class_names == ("a", "b", "c")
+
+
+def test_sample_and_save_writes_one_row_for_each_way(model, tmp_path):
+    sample_and_save.main([str(model), str(tmp_path)])
+    sizes = {}
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as picture:
+            sizes[path.stem] = picture.size
+    assert sizes == dict.fromkeys(sample_and_save.WAYS, (3 * 4, 4))
+
+
+def test_exact_ways_of_the_example_agree(model):
+    pipe = Pipeline.from_pretrained(model)
+    (one, strength), (other, _) = (sample_and_save.WAYS[name] for name in ("sequential", "jacobi"))
+    rows = [pipe.sample_pixels([0, 1, 2], method=way, guidance=strength).int() for way in (one, other)]
+    assert (rows[0] - rows[1]).abs().max() <= 1
+
+
+def test_classify_and_rank_prints_every_image_the_least_likely_first(model, photos, capsys):
+    classify_and_rank.main([str(model), str(photos)])
+    bits = [float(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert len(bits) == 30
+    assert bits == sorted(bits, reverse=True)
+
+
+def test_a_sampler_of_ones_own_draws(model, tmp_path):
+    own_loss_or_sampler.main([str(model), str(tmp_path / "own.png")])
+    assert (tmp_path / "own.png").is_file()
+
+
+def test_best_of_lands_nearer_to_its_noise_than_one_draw(model):
+    loaded = Pipeline.from_pretrained(model).model
+    z, labels = torch.randn(8, 4, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8, dtype=torch.long)
+    one = OnePass()(loaded, z, labels, Guidance()).x
+    best = own_loss_or_sampler.BestOf(draws=1)(loaded, z, labels, Guidance()).x
+    assert torch.equal(one, best)
+    several = own_loss_or_sampler.BestOf(draws=4)
+    alone = several(loaded, z[:1], labels[:1], Guidance()).x
+    assert torch.allclose(several(loaded, z, labels, Guidance()).x[:1], alone, atol=1e-5)
+
+
+def test_a_distance_of_ones_own_trains(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from biflow.config import DistanceConfig
+    from biflow.features.perceptual_nets import make_distance
+    from biflow.losses.perceptual import WHOLE
+
+    distance = make_distance(DistanceConfig(kind="module", network="own_loss_or_sampler:Edges"))
+    images = torch.rand(2, 1, 4, 4, requires_grad=True)
+    assert distance(images, images.detach(), WHOLE).abs().max() == 0
+    distance(images, torch.zeros_like(images), WHOLE).sum().backward()
+    assert images.grad is not None
+    sys.modules.pop("own_loss_or_sampler", None)
