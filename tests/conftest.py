@@ -1,12 +1,29 @@
 """Settings for every test: one thread, no network."""
 
 import os
+import sys
 
 import pytest
 import torch
 
+from biflow import cli
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def biflow(monkeypatch, capsys):
+    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["biflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

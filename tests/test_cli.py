@@ -14,27 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from biflow import cli
 from biflow.checkpoint import save_model
 from biflow.config import load_recipe, recipe_text
 from biflow.training.hooks import read_history
 from tests.builders import read_npz, tiny_config, tiny_model
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture
-def biflow(monkeypatch, capsys):
-    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["biflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """The command line's `edit` group."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from biflow import cli
 from biflow.checkpoint import save_model
 from biflow.data.sheet import GAP, MARGIN, PAINT, ROW_GAP, TEXT_HEIGHT, TILE_WIDTH
 from biflow.pipeline import Pipeline
@@ -17,17 +14,9 @@ STEP = SIDE + GAP
 
 
 @pytest.fixture
-def edit(monkeypatch, capsys):
-    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["biflow", "edit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return call
+def edit(biflow):
+    """The same, of the group `edit`."""
+    return lambda *arguments: biflow("edit", *arguments)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import multiprocessing as mp
 
-from biflow import cli
 from biflow.checkpoint import save_model
 from biflow.cli_evaluate import parse_sweep
 from biflow.config import ReadingConfig
@@ -77,18 +76,6 @@ def check_near(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert value is None if other[key] is None else value == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
-
-
-@pytest.fixture
-def biflow(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["biflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def command(folder: Path, out: str, *more: object) -> list[object]:

@@ -1,12 +1,9 @@
 """biflow data check."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from biflow import cli
 from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
 
@@ -21,17 +18,9 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def check(monkeypatch, capsys):
-    """A function: arguments -> (exit code, what was printed, what was printed as an error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["biflow", "data", "check", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out, printed.err
-
-    return call
+def check(biflow):
+    """The same, of `data check`."""
+    return lambda *arguments: biflow("data", "check", *arguments)
 
 
 def test_images_are_counted_by_class_size_and_kind(images):
