@@ -124,7 +124,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_images(world, biflow, mon
     draw, starts = Pipeline.draw, []
 
     def stop_at_second(self, labels, **how):
-        starts.append(how["start"])
+        starts.append(how.get("start", 0))
         if len(starts) == 2:
             raise KeyboardInterrupt
         return draw(self, labels, **how)
@@ -143,7 +143,7 @@ def test_more_images_are_added_to_those_that_are_there(world, monkeypatch):
     measured(world, "out", num=15)
     starts, draw = [], Pipeline.draw
     monkeypatch.setattr(
-        Pipeline, "draw", lambda self, labels, **how: starts.append(how["start"]) or draw(self, labels, **how)
+        Pipeline, "draw", lambda self, labels, **how: starts.append(how.get("start", 0)) or draw(self, labels, **how)
     )
     more, fewer = (measured(world, "out", num=num)["metrics"]["judge"] for num in (25, 12))
     assert starts[:2] == [10, 20]
@@ -151,11 +151,14 @@ def test_more_images_are_added_to_those_that_are_there(world, monkeypatch):
     check_near(fewer, measured(world, "few", num=12)["metrics"]["judge"])
 
 
-def test_a_shard_that_was_cut_is_drawn_again(world):
-    first = measured(world, "out")
-    shard = world / "out" / "samples" / "00001.safetensors"
-    shard.write_bytes(shard.read_bytes()[:100])
-    assert measured(world, "out")["metrics"] == first["metrics"]
+@pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: content[:-1] + b"?"])
+@pytest.mark.parametrize("part", ["", "features/*"])
+def test_a_shard_that_was_cut_or_changed_is_made_again(world, damage, part):
+    first = measured(world, "out", npz=world / "first.npz")
+    (shard,) = (world / "out" / "samples").glob(f"{part}/00001.safetensors".lstrip("/"))
+    shard.write_bytes(damage(shard.read_bytes()))
+    assert measured(world, "out", npz=world / "again.npz")["metrics"] == first["metrics"]
+    assert np.array_equal(*(read_npz(world / f"{name}.npz")["arr_0"] for name in ("first", "again")))
 
 
 def evaluate_in_process(rank: int, port: int, folder: str) -> None:
@@ -360,7 +363,7 @@ def test_inception_gives_the_measures_of_the_field(inception, world, biflow):
         ({"references": (Path("a.txt"),)}, "a .safetensors file"),
         ({"method": "sequentiel"}, "did you mean sequential"),
         ({"guidance": "-1"}, "guidance of 0"),
-        ({"data": "digits"}, "the model's shape"),
+        ({"data": "digits"}, "of the shape .1, 4, 4."),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(world, change, message):
@@ -378,6 +381,32 @@ def test_a_class_without_real_images_is_named(world):
         measured(world, "out", reading=few, split="test")
 
 
+def test_a_model_that_knows_its_training_refuses_another_split(world):
+    pipe = Pipeline.from_pretrained(world / "model")
+    reading = ReadingConfig(test_share=0.2).model_dump(mode="json")
+    training = {"config": {"data": f"folder:{world / 'images'}", "reading": reading}}
+    Pipeline(pipe.model, training).save_pretrained(world / "model")
+    measured(world, "out")
+    with pytest.raises(InputError, match=r"reading\.test_share=0\.2, with which .* got 0\.3\. Add --set reading"):
+        measured(world, "other", reading=ReadingConfig(test_share=0.3))
+
+
+def test_labels_of_other_data_are_refused(world):
+    write_npz(world / "samples.npz", tiny_images(5).images, torch.arange(5) + 3)
+    with pytest.raises(InputError, match=r"labels from 0 to 2 .* got 3 to 7"):
+        measured(world, "out", model=world / "samples.npz", num=None)
+
+
+def test_samples_of_a_file_are_all_measured_into_new_folders(world):
+    write_npz(world / "samples.npz", tiny_images(9).images, tiny_images(9).labels)
+    measured(world, "first", references=(world / "stats.safetensors",), npz=world / "new" / "folder" / "x.npz")
+    result = measured(
+        world, "new/out", model=world / "samples.npz", num=None, references=(world / "stats.safetensors",)
+    )
+    assert result["samples"]["num"] == 9
+    assert (world / "new" / "out" / "evaluation.html").is_file()
+
+
 def test_fewer_samples_than_asked_for_are_refused(world):
     write_npz(world / "samples.npz", tiny_images(5).images, torch.arange(5))
     with pytest.raises(InputError, match=r"Expected 25 images in .*; it holds 5. Give --num 5 or less"):
@@ -390,7 +419,7 @@ def test_samples_that_are_not_finite_stop_it_unless_they_are_drawn_again(world, 
     def with_faults(self, labels, **how):
         drawn = draw(self, labels, **how)
         broken = 2 * (len(labels) > 2)
-        return Drawn(drawn.pixels, broken, 0 if how["redraw"] else broken)
+        return Drawn(drawn.pixels, broken, 0 if how.get("redraw") else broken)
 
     monkeypatch.setattr(Pipeline, "draw", with_faults)
     with pytest.raises(InputError, match=r"2 of images 0 to 9 are not. To go on, give --redraw, or choose"):

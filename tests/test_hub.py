@@ -89,7 +89,7 @@ def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
 
 
 def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
-    with pytest.raises(InputError, match="no folder me/none, and the hub gives none"):
+    with pytest.raises(InputError, match="no folder me/none, and the hub is not asked"):
         Pipeline.from_pretrained("me/none")
     with pytest.raises(InputError, match="does not exist"):
         Pipeline.from_pretrained(tmp_path / "a" / "b" / "c")

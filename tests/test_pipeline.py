@@ -303,6 +303,9 @@ def test_noise_of_ones_own_or_of_a_generator_is_used(pipe):
         ({"guidance_scale": 0.5}, "guidance_scale of 1"),
         ({"output_type": "jpg"}, "Unknown output_type 'jpg'"),
         ({"class_labels": ["bb"]}, "Unknown class 'bb'; did you mean b"),
+        ({"generator": [torch.Generator()]}, "Expected one torch.Generator, or else a seed"),
+        ({"generator": torch.Generator(), "seed": 1}, "Expected one torch.Generator, or else a seed"),
+        ({"latents": torch.full((1, 4, 4), torch.nan)}, "finite numbers"),
     ],
 )
 def test_what_a_call_cannot_do_is_said(pipe, arguments, message):
@@ -320,3 +323,11 @@ def test_half_precision_moves_images_a_little_and_keeps_the_weights(pipe):
     torch.testing.assert_close(scores, pipe.log_prob(exact.to(torch.uint8), [0, 1, 2]).nats, rtol=0.05, atol=0.5)
     with pytest.raises(InputError, match="Expected float32, bfloat16 or float16"):
         half.to(dtype=torch.int8)
+    assert half.to(torch.float32).dtype == torch.float32
+
+
+def test_a_device_that_is_not_here_leaves_the_pipeline_as_it_was(pipe):
+    with pytest.raises(InputError, match="cannot use 'gpu'"):
+        pipe.to("gpu")
+    assert pipe.device == torch.device("cpu")
+    assert "cpu" in repr(pipe)

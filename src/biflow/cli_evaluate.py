@@ -11,6 +11,7 @@ from biflow.errors import InputError
 from biflow.terminal import console, table, tell
 
 MOST_STRENGTHS = 1000
+MOST_IMAGES = 10_000_000
 
 
 class Overrides(Config):
@@ -23,11 +24,11 @@ def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a .npz of samples.")],
     data: Annotated[str, typer.Option(help="Real images: folder:PATH, hf:NAME or digits.")],
     out: Annotated[Path, typer.Option(help="Folder for images, statistics and the report; a stopped command goes on.")],
-    num: Annotated[int, typer.Option(min=4, help="Images to draw.")] = 50_000,
+    num: Annotated[int | None, typer.Option(min=4, max=MOST_IMAGES, help="Images: 50,000, or all of a .npz.")] = None,
     method: Annotated[str, typer.Option(help="As of `sample`.")] = "reverse",
     guidance: Annotated[str, typer.Option(help="As of `sample`.")] = "0",
     sweep: Annotated[str | None, typer.Option(help="Strengths to try first: guidance=FIRST:LAST:STEP.")] = None,
-    sweep_num: Annotated[int, typer.Option(min=4, help="Images for each of them.")] = 10_000,
+    sweep_num: Annotated[int, typer.Option(min=4, max=MOST_IMAGES, help="Images for each of them.")] = 10_000,
     features: Annotated[
         list[str] | None, typer.Option(help="inception, dinov2 (each also :PATH), or judge; inception unless told.")
     ] = None,

@@ -36,10 +36,16 @@ from biflow.terminal import counting
 from biflow.training.distributed import World, join_world
 
 Numbers = dict[str, Any]
+NUM = 50_000
 TEST_IMAGES = 10_000  # at most, that likelihood and classification are measured on
 SHOWN_IMAGES = 100
 TIMED_BATCHES = (1, 64)
 QUANTISER = "127.5 x + 127.5, rounded and clipped to 0..255"
+CONVENTIONS = {
+    "kernel_distance": "cubic kernel, 100 subsets of up to 1,000 images",
+    "precision_and_recall": "third nearest neighbour, up to 10,000 real images",
+    "inception_score": "splits of 5,000 images",
+}
 RESULT_FILE, REPORT_FILE = "evaluation.json", "evaluation.html"
 
 
@@ -53,7 +59,7 @@ class Request:
 
     model: Path
     data: str
-    num: int
+    num: int | None = None  # all that a file holds, or 50,000
     method: str = "reverse"
     guidance: str = "0"
     features: Sequence[str] = ("inception",)
@@ -88,9 +94,10 @@ def evaluate(request: Request, out: Path, console: Console) -> Numbers | None:
         check_apart(request.data, output)
     if request.npz:
         check_file_output(request.npz)
+        request.npz.parent.mkdir(parents=True, exist_ok=True)
     measure = evaluate_samples if request.model.suffix == ".npz" else evaluate_model
     with join_world() as world:
-        world.on_main(lambda: check_writable(out))
+        world.on_main(lambda: begin(out))
         return measure(request, Site(out, world, console, request.batch_size))
 
 
@@ -101,14 +108,21 @@ def evaluate_samples(request: Request, site: Site) -> Numbers | None:
             f"Expected a model to draw images from; got samples, {request.model}. Leave out --sweep and --npz."
         )
     given = read_samples(request.model)
-    if request.num > len(given.pixels):
+    num = request.num or len(given.pixels)
+    if num > len(given.pixels):
         raise InputError(
-            f"Expected {request.num:,} images in {request.model}; it holds {len(given.pixels):,}. Give --num "
+            f"Expected {num:,} images in {request.model}; it holds {len(given.pixels):,}. Give --num "
             f"{len(given.pixels)} or less."
         )
-    pixels, labels = given.pixels[: request.num], None if given.labels is None else given.labels[: request.num]
+    pixels, labels = given.pixels[:num], None if given.labels is None else given.labels[:num]
     channels, height, width = pixels.shape[1:]
     reals = open_reals(request, (channels, height, width))
+    classes = len(reals.images.class_names)
+    if labels is not None and classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(
+            f"Expected labels from 0 to {classes - 1} in {request.model}, as of {reals.name!r}; got "
+            f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples are to be like."
+        )
     grounds = lay_ground(request.features, request.references, reals, site)
     if not site.world.is_main:
         return None
@@ -116,9 +130,7 @@ def evaluate_samples(request: Request, site: Site) -> Numbers | None:
         name: features_of(ground.net, pixels, batch_size=request.batch_size) for name, ground in grounds.items()
     }
     samples = Samples(pixels, labels, features)
-    result = describe(reals, grounds, samples, site.world) | {
-        "samples": {"file": str(request.model), "num": request.num}
-    }
+    result = describe(reals, grounds, samples, site.world) | {"samples": {"file": str(request.model), "num": num}}
     return write_result(site.out, result, samples)
 
 
@@ -131,19 +143,20 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
         sampler.prepare(pipe.model, replace(guidance, strength=strength))  # raises, before anything long
     reals = open_reals(request, pipe.codec.image_shape(pipe.config))
     check_classes(pipe, reals)
+    check_reading(pipe, request)
     grounds = lay_ground(request.features, request.references, reals, site)
     drawing = Drawing(request, pipe, grounds, site)
     tried = drawing.sweep(guidance)
     if tried:
         guidance = replace(guidance, strength=min(tried, key=lambda each: each["frechet_distance"])["guidance"])
-    samples = drawing.draw(site.out / "samples", guidance, num=request.num, seed=request.seed)
+    samples = drawing.draw(site.out / "samples", guidance, num=drawing.num, seed=request.seed)
     if not site.world.is_main:
         return None
     site.console.print("measuring likelihood, classification and time")
     result = describe(reals, grounds, samples, site.world) | {
         "model": {"folder": str(request.model), "weights": drawing.weights},
         "samples": {
-            "num": request.num,
+            "num": drawing.num,
             "seed": request.seed,
             "labels": request.labels,
             "method": request.method,
@@ -151,7 +164,9 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
             "redrawn": samples.redrawn,
             "quantiser": QUANTISER,
         },
-        "sweep": {"num": drawing.sweep_num, "seed": request.seed + 1, "split": request.split, "tried": tried},
+        "sweep": {"num": drawing.sweep_num, "seed": request.seed + 1, "split": request.split, "tried": tried}
+        if tried
+        else None,
         "test": measure_test(pipe, reals.data.test),
         "cost": measure_cost(pipe, sampler.prepare(pipe.model, guidance), guidance, TIMED_BATCHES),
         "seconds": time.perf_counter() - start,
@@ -168,7 +183,8 @@ class Drawing:
         self.request, self.pipe, self.grounds = request, pipe, grounds
         self.site, self.world = site, site.world
         self.weights = hashlib.sha256((request.model / WEIGHTS_FILE).read_bytes()).hexdigest()
-        self.sweep_num = min(request.sweep_num, request.num)
+        self.num = request.num or NUM
+        self.sweep_num = min(request.sweep_num, self.num)
 
     def sweep(self, guidance: Guidance) -> list[Numbers]:
         """Every strength, and what the first network says of images drawn with it."""
@@ -234,8 +250,8 @@ def open_reals(request: Request, image_shape: tuple[int, int, int]) -> Reals:
     data = open_images(request.data, image_shape, request.reading)
     if data.train.image_shape != image_shape:
         raise InputError(
-            f"Expected images of the model's shape {image_shape} (channels, height, width); those of {request.data!r} "
-            f"are of {data.train.image_shape}. Give the data that the model was trained on."
+            f"Expected real images of the shape {image_shape} (channels, height, width), as those that are compared; "
+            f"those of {request.data!r} are of {data.train.image_shape}. Give data of the same kind."
         )
     return Reals(request.data, data, request.split, request.reading)
 
@@ -256,6 +272,26 @@ def check_classes(pipe: Pipeline, reals: Reals) -> None:
             f"Expected images of every class to compare with; the {reals.split} split of {reals.name!r} has none of "
             f"{', '.join(missing[:5])}. Give data with all classes, or another --split."
         )
+
+
+def check_reading(pipe: Pipeline, request: Request) -> None:
+    """Raise if the images that the model was trained on are read in another way than they were for its training."""
+    trained = (pipe.training or {}).get("config", {})
+    if trained.get("data") != request.data:
+        return
+    for key in ("crop", "background", "test_share"):
+        was, now = trained["reading"][key], getattr(request.reading, key)
+        if was != now:
+            raise InputError(
+                f"Expected reading.{key}={was}, with which the model was trained on {request.data!r}; got {now}. "
+                f"Add --set reading.{key}={was}."
+            )
+
+
+def begin(out: Path) -> None:
+    """Make the folder, or raise if nothing can be written to it."""
+    check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
@@ -294,6 +330,7 @@ def describe(reals: Reals, grounds: Mapping[str, Compared], samples: Samples, wo
             for name, ground in grounds.items()
         },
         "references": {name: dict(ground.reference.facts) for name, ground in grounds.items()},
+        "conventions": CONVENTIONS,
     }
 
 

@@ -30,14 +30,15 @@ def render_card(model: Model, name: str, training: Numbers | None = None, evalua
         head["model-index"] = [_index(name, evaluation)]
     size = f"{config.image_size}x{config.image_size}"
     what = f"latents of {config.codec.removeprefix('vae:')}, {size}" if config.codec != "pixels" else f"{size} images"
+    labels = list(range(min(4, max(1, config.num_classes))))
     way = "" if model.reverse else ", method='sequential'"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# {name.rpartition('/')[2]}\n",
-        f"A transformer normalizing flow of {what} with {config.channels} channels"
+        f"A transformer normalizing flow of {what} with {config.channels} channel{'s' * (config.channels > 1)}"
         + (", and a reverse model that samples in one pass.\n" if model.reverse else ".\n"),
         f"```python\nfrom biflow import Pipeline\n\npipe = Pipeline.from_pretrained({name!r})\n"
-        f"images = pipe.sample([0] * 4{way}, seed=0)\n```\n",
+        f"images = pipe.sample({labels}{way}, seed=0)\n```\n",
         _table([["part", "size"], *_sizes(model)]),
     ]
     if model.class_names:
@@ -57,7 +58,7 @@ def render_card(model: Model, name: str, training: Numbers | None = None, evalua
         if len(rows := cost_rows(evaluation)) > 1:
             parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
     papers = ", ".join(f"[{paper}]({address})" for paper, address in PAPERS.items())
-    parts.append(f"Written by biflow {__version__} from the run's own numbers. Papers: {papers}.\n")
+    parts.append(f"Written by biflow {__version__}. Papers: {papers}.\n")
     return "\n".join(parts)
 
 
@@ -87,7 +88,7 @@ def _index(name: str, evaluation: Numbers) -> dict[str, Any]:
     metrics = []
     for network, found in evaluation["metrics"].items():
         kind, title = ("fid", "FID") if network == "inception" else ("frechet_distance", f"Frechet distance, {network}")
-        metrics.append({"type": kind, "name": title, "value": found["frechet_distance"]})
+        metrics.append({"type": kind, "name": title, "value": round(found["frechet_distance"], 4)})
     data = {"type": "image", "name": evaluation["data"]["name"]}
     task = {"type": "unconditional-image-generation"}
     return {"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}

@@ -19,7 +19,7 @@ def find_model(
     revision: a branch, tag or commit of the repository.
     """
     path = Path(name)
-    if path.exists() or not REPOSITORY.fullmatch(str(name)):
+    if path.exists() or not REPOSITORY.fullmatch(str(name)) or str(name).startswith("."):
         if revision:
             raise InputError(f"Expected a name on the hub for revision {revision!r}; got the folder {name}.")
         return path
@@ -32,15 +32,29 @@ def find_model(
     except Exception as error:  # of the network, the hub or the disk, of a dozen types
         raise InputError(
             f"Expected a model folder, or a name on the Hugging Face hub that can be reached; there is no folder "
-            f"{name}, and the hub gives none ({type(error).__name__}). Give a folder, or check name, network and token."
+            f"{name}, and the hub {hub_fault(error)}. Give a folder, or check name, network and token."
         ) from None
     return Path(found)
 
 
+def hub_fault(error: Exception) -> str:
+    """What went wrong with the hub, in words."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "is not asked, since HF_HUB_OFFLINE is set"
+    return f"gives none ({type(error).__name__})"
+
+
+def check_repository(name: str) -> None:
+    """Raise unless this can be the name of a repository."""
+    if not REPOSITORY.fullmatch(name):
+        raise InputError(f"Expected a repository of the form owner/name; got {name!r}.")
+
+
 def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
     """Upload a folder to a repository of the hub, made if it is not there; returns its address."""
-    if not REPOSITORY.fullmatch(repository):
-        raise InputError(f"Expected a repository of the form owner/name; got {repository!r}.")
+    check_repository(repository)
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)

@@ -1,5 +1,6 @@
 """The ways from noise to clean images, by name: what `method=` means."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -42,6 +43,13 @@ class OnePass:
         """Raise unless the model has a reverse model, and the guidance suits it."""
         check_has_reverse(model)
         check_reverse_guidance(guidance, model.config.num_classes)
+        assert model.reverse is not None
+        config = model.reverse.config
+        if config.guidance == "trained" and guidance.strength > config.max_guidance:
+            warnings.warn(
+                f"Guidance {guidance.strength:g} is above the {config.max_guidance:g} that the reverse model learned.",
+                stacklevel=2,
+            )
         return self
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:

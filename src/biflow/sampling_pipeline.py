@@ -21,7 +21,7 @@ from biflow.data.randomness import normal_for
 from biflow.errors import InputError, choose, nearest
 from biflow.files import write_text
 from biflow.model_card import render_card
-from biflow.model_hub import CARD_FILE, find_model, upload_folder
+from biflow.model_hub import CARD_FILE, check_repository, find_model, upload_folder
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
@@ -86,15 +86,17 @@ class SamplingPipeline:
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        torch_dtype: torch.dtype | None = None,
     ) -> Self:
         """Load a model folder, or a repository `owner/name` of the Hugging Face hub, onto the CPU.
 
-        revision: of a repository, a branch, tag or commit; local_files_only: take what was downloaded before.
+        revision: of a repository, a branch, tag or commit; local_files_only: take what was downloaded before;
+        torch_dtype: as the dtype of `to`.
         """
         folder = find_model(name, revision=revision, token=token, local_files_only=local_files_only)
         training = folder / TRAINING_FILE
         facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None
-        return cls(load_model(folder), facts)
+        return cls(load_model(folder), facts).to(dtype=torch_dtype)
 
     @classmethod
     def from_tarflow(
@@ -135,19 +137,22 @@ class SamplingPipeline:
 
     def save_for_hub(self, folder: Path, repository: str, *, evaluation: str | Path | None = None) -> None:
         """Write what `push_to_hub` uploads: the model folder and its card, README.md."""
+        check_repository(repository)
         measured = read_evaluation(Path(evaluation)) if evaluation else None
         self.save_pretrained(folder)
         write_text(folder / CARD_FILE, render_card(self.model, repository, self.training, measured))
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the networks to a device, and choose the precision of their products.
 
         dtype: float32; bfloat16 or float16 by autocast, as in training: weights, affine maps and log-determinants stay
         float32, and so does the way of edits to noise.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         if dtype is not None and dtype not in PRECISIONS:
             raise InputError(f"Expected float32, bfloat16 or float16; got {dtype}.")
-        self.device, self.dtype = torch.device(device or self.device), dtype or self.dtype
+        self.device, self.dtype = check_device(device or self.device), dtype or self.dtype
         self.codec.to(self.device)
         self.model.flow.to(self.device)
         if self.model.reverse:
@@ -172,7 +177,7 @@ class SamplingPipeline:
         method: str | Sampler = "reverse",
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -199,7 +204,9 @@ class SamplingPipeline:
         labels = self.check_labels([asked] if isinstance(asked, int | str) else asked)
         if guidance_scale < 1:
             raise InputError(f"Expected a guidance_scale of 1 (none) or more; got {guidance_scale:g}.")
-        way: Way = {"guidance": guidance_scale - 1, "method": method, "seed": seed}
+        way: Way = {"guidance": guidance_scale - 1, "method": method, "seed": 0 if seed is None else seed}
+        if generator is not None and (seed is not None or not isinstance(generator, torch.Generator)):
+            raise InputError("Expected one torch.Generator, or else a seed; give a seed for noise of each image's own.")
         z = self._given_noise(len(labels), generator, latents)
         pixels = self.sample_pixels(labels, **way) if z is None else self.pixels_from(z, labels, **way)
         images = as_output(pixels, output_type)
@@ -270,6 +277,12 @@ class SamplingPipeline:
         keys = [attempt] if attempt else []
         return self.model.flow.scale_noise(normal_for(places, self.noise_shape, "sample", seed, *keys).to(self.device))
 
+    def __repr__(self) -> str:
+        """What the model is, and where."""
+        size, parts = self.config.image_size, "flow and reverse model" if self.model.reverse else "flow"
+        of = f"{size}x{size}x{self.config.channels}"
+        return f"{type(self).__name__}({parts}, {of}, {self.config.num_classes} classes, {self.device}, {self.dtype})"
+
     @property
     def noise_shape(self) -> tuple[int, int]:
         """(T, D), patches and values in each."""
@@ -330,8 +343,10 @@ class SamplingPipeline:
         if latents is None:
             assert generator is not None
             latents = torch.randn((count, *self.noise_shape), generator=generator, device=generator.device)
-        if tuple(latents.shape) != (count, *self.noise_shape):
-            raise InputError(f"Expected latents of shape {(count, *self.noise_shape)}; got {tuple(latents.shape)}.")
+        if tuple(latents.shape) != (count, *self.noise_shape) or not latents.isfinite().all():
+            raise InputError(
+                f"Expected latents of shape {(count, *self.noise_shape)}, finite numbers; got {tuple(latents.shape)}."
+            )
         return self.model.flow.scale_noise(latents.to(self.device, torch.float32))
 
     def _prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
@@ -360,6 +375,16 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise InputError(f"Expected an evaluation.json of biflow evaluate; cannot read {path}.") from None
     return dict(found)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, or an error if there is none of this kind here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"Expected a device that torch can use here; cannot use {str(device)!r}. Give 'cpu', or see biflow doctor."
+        ) from None
 
 
 def check_batch_size(batch_size: int) -> int:

@@ -151,7 +151,8 @@ def read_samples(path: Path) -> Samples:
         raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in {1, 3} or not len(pixels):
         raise InputError(
-            f"Expected uint8 images of shape (N, H, W, 3) in {path}; got {tuple(pixels.shape)} {pixels.dtype}."
+            f"Expected uint8 images of shape (N, H, W, 3), or (N, H, W, 1) of grey ones, in {path}; got "
+            f"{tuple(pixels.shape)} {pixels.dtype}."
         )
     if labels is not None and labels.shape != pixels.shape[:1]:
         raise InputError(f"Expected a label for each of {len(pixels)} images in {path}; got {tuple(labels.shape)}.")

@@ -67,12 +67,14 @@ def cost_rows(result: Numbers) -> list[list[str]]:
 
 def sweep_rows(result: Numbers) -> list[list[str]]:
     """Every strength of guidance that was tried; a head first."""
-    tried = result.get("sweep", {}).get("tried", [])
+    sweep = result.get("sweep")
+    tried = sweep["tried"] if sweep else []
+    chosen = min(tried, key=lambda each: each["frechet_distance"]) if tried else None
     with_accuracy = any(each["class_accuracy"] is not None for each in tried)
     head = ["guidance", "Frechet distance", "precision", "recall", *["read as their class"] * with_accuracy]
     rows = [
         [
-            f"{each['guidance']:g}",
+            f"{each['guidance']:g}{' (chosen)' if each is chosen else ''}",
             *(_number(each[key]) for key in ("frechet_distance", "precision", "recall")),
             *[_share(each["class_accuracy"])] * with_accuracy,
         ]
@@ -136,7 +138,9 @@ def _facts(result: Numbers) -> dict[str, str]:
         weights, how = str(reference["weights"])[:12], reference.get("preprocessing", "as in the file")
         facts[NAMES[network]] = f"weights {weights}; {how}; statistics of {reference['data']}"
     if test := result.get("test"):
-        facts["test images"] = f"{test['images']:,}, never seen in training"
+        share = reading["test_share"]
+        where = f"held out by test_share={share:g}" if share else "the data's own"
+        facts["test images"] = f"{test['images']:,}, {where}"
     facts["machine"] = f"{machine['device']}, {machine['system']}, torch {machine['torch']}"
     return facts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from biflow.data.randomness import stream
 from biflow.errors import InputError
 from biflow.features.feature_nets import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
+from biflow.tensors import hash_tensors
 
 SHARD_SIZE = 500  # images: what a stop may cost
 SETTINGS_FILE = "settings.yaml"
@@ -77,10 +78,11 @@ class SampleFolder:
     def measure(self, net: FeatureNet, folder: Path, *, batch_size: int, progress: Callable[[int], None]) -> None:
         """Write a network's features of this process's shards that are not there yet into a folder of their own."""
         for shard in self.own:
-            path = folder / shard.name
-            if _count(path) < len(shard.numbers):
-                features = features_of(net, self._read(shard)["pixels"], batch_size=batch_size)
-                _save(path, {name: value for name, value in features._asdict().items() if value is not None})
+            path, pixels = folder / shard.name, load_file(self.folder / shard.name)["pixels"]
+            of = hash_tensors({"pixels": pixels})
+            if _count(path, of) < len(shard.numbers):
+                features = features_of(net, pixels, batch_size=batch_size)
+                _save(path, {name: value for name, value in features._asdict().items() if value is not None}, of)
             progress(len(shard.numbers))
 
     def pixels(self) -> Tensor:
@@ -166,15 +168,21 @@ def each_batch(net: FeatureNet, pixels: Tensor, batch_size: int) -> Iterator[Fea
         yield Features(pooled, spatial, logits)
 
 
-def _count(path: Path) -> int:
-    """How many images a shard holds; none if it is not there or cut."""
+def _count(path: Path, of: str = "") -> int:
+    """How many images a shard holds, or one of features of these pixels; none if it is not there, or has changed."""
     try:
-        return max(map(len, load_file(path).values())) if path.is_file() else 0
-    except SafetensorError:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
         return 0
+    sound = facts.get("of", "") == of and facts.get("sha256") == hash_tensors(tensors)
+    return max(map(len, tensors.values())) if sound else 0
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], of: str = "") -> None:
+    """Write a shard with its checksum; of: the checksum of the pixels that features are of."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     with replace_file(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+        save_file(tensors, temporary, metadata={"sha256": hash_tensors(tensors), "of": of})

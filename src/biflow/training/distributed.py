@@ -5,6 +5,7 @@ the others; nothing else in the project needs to know which it was.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +23,11 @@ from biflow.errors import InputError
 from biflow.nn.transformer import TransformerLayer
 
 T = TypeVar("T")
+
+SETTLING = 0.2
+"""Seconds before a group of processes is given up.  gloo's thread lets go of the tensors of the last exchange a moment
+after it, and needs the interpreter's lock for that; who deletes the group waits for that thread and holds the lock.
+"""
 
 
 @dataclass(frozen=True)
@@ -191,4 +197,5 @@ def join_world() -> Iterator[World]:
         error.alone = error.alone is None
         raise
     finally:
+        time.sleep(SETTLING)
         dist.destroy_process_group()
