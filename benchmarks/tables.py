@@ -90,12 +90,18 @@ def commands(tables: Tables, section: Section, row: Row) -> list[str]:
     out, sample = words[words.index("--out") + 1], tables.filled(row.sample)
     lines = [f"{tables.launch} {train}"]
     if sample:
-        place = f"{'sweep' if '--sweep' in sample else 'evaluation'}_{section.num}"
+        swept = "--sweep" in sample
+        place = f"{'sweep' if swept else 'evaluation'}_{section.num}"
+        if swept:
+            sample += f" --sweep-num {min(int(section.num), SWEEP_NUM)}"
         lines.append(
             f"biflow evaluate {out}/{MODEL_FOLDER} --data {row.data or section.data} --num {section.num} {sample} "
             f"--features inception --out {out}/{place}"
         )
     return lines
+
+
+SWEEP_NUM = 10_000
 
 
 class Results(NamedTuple):

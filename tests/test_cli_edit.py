@@ -23,6 +23,7 @@ def edit(biflow):
 def files(tmp_path):
     """A folder with a model, two images of its size, masks, and what is none of these."""
     save_model(tiny_model(), tmp_path / "model")
+    Image.new("RGB", (16, 8), "teal").save(tmp_path / "wide.png")
     save_model(tiny_model(tiny_config(num_classes=0)), tmp_path / "free")
     save_model(tiny_model(tiny_config(reverse=None)), tmp_path / "flow")
     for i, name in enumerate(("one", "two")):
@@ -108,7 +109,6 @@ def test_interpolate_shows_both_images_at_its_ends(edit, files):
 
 
 def test_what_brings_an_image_to_size_is_said_and_the_mask_goes_the_same_way(edit, files):
-    Image.new("RGB", (16, 8), "teal").save(files / "wide.png")
     mask = Image.new("L", (16, 8))
     mask.paste(255, (0, 0, 8, 8))  # the left half, of which the left half is cut off
     mask.save(files / "wide_mask.png")
@@ -133,6 +133,14 @@ def test_a_mask_of_everything_is_allowed_and_said(edit, files):
 
 def test_a_model_without_classes_needs_none(edit, files):
     assert edit("vary", files / "free", files / "one.png", "--out", files / "x.png")[0] == 0
+
+
+def test_a_box_in_what_is_cut_off_is_refused(edit, files):
+    arguments = ["inpaint", files / "model", files / "wide.png", "--label", 0, "--box", "0,0,1,1"]
+    code, _, err = edit(*arguments, "--out", files / "x.png")
+    assert code == 2
+    assert "in the square that is kept of wide.png" in err
+    assert not (files / "x.png").exists()
 
 
 INPAINT = ["inpaint", "{tmp}/model", "{tmp}/one.png", "--out", "{tmp}/x.png"]

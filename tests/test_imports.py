@@ -26,8 +26,8 @@ ROWS = [
     {"model_card"},
     {"sampling_pipeline"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor", "export"},
-    {"playground"},
-    {"cli_data", "cli_edit", "cli_evaluate", "cli_doctor", "cli_export", "cli_hub"},
+    {"playground", "app"},
+    {"cli_app", "cli_data", "cli_edit", "cli_evaluate", "cli_doctor", "cli_export", "cli_hub"},
     {"cli"},
     {"__main__"},
 ]

@@ -13,6 +13,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from biflow import __version__
+from biflow.cli_app import app as page
 from biflow.cli_data import Out, data_app
 from biflow.cli_doctor import doctor
 from biflow.cli_edit import edit_app
@@ -213,6 +214,7 @@ app.add_typer(edit_app, name="edit", rich_help_panel=MODELS)
 app.command(rich_help_panel=MODELS)(export)
 app.command(rich_help_panel=MODELS)(playground)
 app.command(rich_help_panel=MODELS)(push)
+app.command(name="app", rich_help_panel=MODELS)(page)
 app.command(rich_help_panel=ELSE)(doctor)
 
 

@@ -204,7 +204,7 @@ def open_all(model: Path, images: list[Path], out: Path, *, guidance: str, metho
 
 def read_picture(path: Path, size: int, channels: int) -> Picture:
     """An image file at the model's size; what was done to bring it there is said."""
-    from biflow.data.decode import at_size, decode, reason_of
+    from biflow.data.decode import at_size, decode, reason_of, what_is_done
 
     try:
         image = decode(path).image
@@ -212,15 +212,8 @@ def read_picture(path: Path, size: int, channels: int) -> Picture:
         raise InputError(
             f"Expected an image file; cannot read {path} ({reason_of(error)}). Give a PNG, JPEG, WebP, BMP or TIFF."
         ) from None
-    done = []
-    if image.mode == "RGB" and channels == 1:
-        done.append("made grey")
-    if image.size != (size, size):
-        done.append(f"scaled from {image.width}x{image.height} so that its shorter side is {size}")
-    if image.width != image.height:
-        done.append(f"its central {size}x{size} cut out")
-    if done:
-        say(f"Note: {path.name} was {', '.join(done)}, for the model.")
+    if done := what_is_done(image, size, channels):
+        say(f"Note: {path.name} was {done}, for the model.")
     return Picture(path, at_size(image, size, channels), image.size)
 
 
@@ -254,7 +247,13 @@ def masks_of(pictures: list[Picture], mask: Path | None, box: tuple[int, int, in
             )
         else:
             shape = drawn
-        masks.append(at_size(shape, picture.pixels.shape[-1], 1)[0] >= 128)
+        small = at_size(shape, picture.pixels.shape[-1], 1)[0] >= 128
+        if shape.getbbox() and not small.any():
+            raise InputError(
+                f"Expected something to redraw in the square that is kept of {picture.path.name}, {min(picture.size)} "
+                "pixels in the middle; all of it lies outside, or is too small. Choose a part within."
+            )
+        masks.append(small)
     return torch.stack(masks)
 
 

@@ -13,7 +13,7 @@ from biflow.plan.operations import sampling
 from biflow.samplers import OnePass, Refine, Sampler, Sequential
 from biflow.sampling.guidance import Guidance
 
-REPEATS = 3
+REPEATS = 7  # calls, of which the median counts
 GIGA = 1e9
 
 

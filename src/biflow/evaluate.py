@@ -93,6 +93,8 @@ def evaluate(request: Request, out: Path, console: Console) -> Numbers | None:
     for output in (*request.references, *filter(None, [request.npz])):
         check_apart(request.data, output)
     if request.npz:
+        if request.npz.suffix != ".npz":
+            raise InputError(f"Expected a file ending in .npz for the samples; got {request.npz}.")
         check_file_output(request.npz)
         request.npz.parent.mkdir(parents=True, exist_ok=True)
     measure = evaluate_samples if request.model.suffix == ".npz" else evaluate_model
@@ -171,9 +173,10 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
         "cost": measure_cost(pipe, sampler.prepare(pipe.model, guidance), guidance, TIMED_BATCHES),
         "seconds": time.perf_counter() - start,
     }
+    written = write_result(site.out, result, samples)
     if request.npz and samples.labels is not None:
         write_npz(request.npz, samples.pixels, samples.labels)
-    return write_result(site.out, result, samples)
+    return written
 
 
 class Drawing:

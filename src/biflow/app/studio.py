@@ -1,0 +1,343 @@
+"""What the tabs of the app do, without the page: names and files in, pictures and sentences out."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from biflow.app.uploads import Picture, notes_on, read_pictures
+from biflow.config import ClassifyMethod
+from biflow.data.images import to_pixels
+from biflow.data.sheet import painted
+from biflow.errors import InputError, nearest
+from biflow.pipeline import Pipeline, Way
+
+MOST_IMAGES = 100
+MOST_COMPARED = 16  # images by each sampler
+MOST_RESULTS = 12  # of an edit
+TOP, LEAST = 3, 0.001  # classes named for an image, and how probable they are at least
+BATCH_SIZE = 64
+FREE_GUIDANCE = 3.0  # the most that is offered where training set no limit
+NO_CLASS = "no class"
+OF_REVERSE = ("reverse", "refine")  # samplers that need a reverse model
+
+METHODS: Mapping[str, str] = {
+    "reverse": "reverse model, one pass",
+    "sequential": "exact inverse, patch by patch",
+    "jacobi": "exact inverse, by Jacobi iteration",
+    "gs-jacobi": "exact inverse, by Jacobi iteration in groups",
+    "refine": "exact inverse, from the reverse model's guess",
+}
+
+
+class Figure(NamedTuple):
+    """A picture, and what is written below it."""
+
+    pixels: Tensor  # uint8 (P, H, W)
+    title: str = ""
+    lines: Sequence[str] = ()
+
+
+class Part(NamedTuple):
+    """Figures under one heading."""
+
+    heading: str
+    figures: Sequence[Figure]
+    facts: str = ""  # beside the heading
+
+
+class Shown(NamedTuple):
+    """What a tab answers."""
+
+    said: str
+    parts: Sequence[Part]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model, and what its page does with it; bad input raises `InputError`."""
+
+    pipe: Pipeline
+    most: int = MOST_IMAGES  # images at once
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the classes by label, each once, and of no class last; none if the model is unconditional."""
+        count = self.pipe.config.num_classes
+        if not count:
+            return []
+        given = list(self.pipe.class_names) or list(map(str, range(count)))
+        return [*(f"{name} ({i})" if given.count(name) > 1 else name for i, name in enumerate(given)), NO_CLASS]
+
+    @property
+    def methods(self) -> dict[str, str]:
+        """The samplers that this model can be used with, in words -> their names."""
+        able = self.pipe.model.reverse is not None
+        return {words: name for name, words in METHODS.items() if able or name not in OF_REVERSE}
+
+    @property
+    def most_guidance(self) -> float:
+        """The strength up to which guidance is offered: what the reverse model was trained for, if it was."""
+        reverse = self.pipe.config.reverse
+        if not self.names:
+            return 0.0
+        return reverse.max_guidance if reverse and reverse.guidance == "trained" else FREE_GUIDANCE
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model can tell how likely images are; one of latents cannot."""
+        return self.pipe.config.codec == "pixels"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of the images of pixels: (P, H, W)."""
+        return self.pipe.codec.image_shape(self.pipe.config)
+
+    def facts(self) -> str:
+        """The model in one line."""
+        channels, size, _ = self.image_shape
+        count, flow, reverse = self.pipe.config.num_classes, self.pipe.model.flow, self.pipe.model.reverse
+        kind = "grey" if channels == 1 else "colour"
+        return ", ".join(
+            [
+                f"{size}x{size} {kind} images",
+                f"{count} classes" if count else "no classes",
+                f"a flow of {self.pipe.config.flow.blocks} blocks with {millions(flow)} parameters",
+                f"a reverse model with {millions(reverse)}" if reverse else "no reverse model",
+            ]
+        )
+
+    def labels(self, names: Sequence[str]) -> list[int]:
+        """Labels of classes by name."""
+        if not self.names:
+            return [self.pipe.config.null_label for _ in names]
+        for name in names:
+            if name not in self.names:
+                raise InputError(f"Unknown class {name!r}; {nearest(str(name), self.names)}")
+        return [self.names.index(name) for name in names]
+
+    def in_turn(self, names: Sequence[str], count: int, most: int) -> Tensor:
+        """Labels (count,) for which these classes take turns; all classes, where none is named."""
+        if not isinstance(count, int) or not 1 <= count <= most:
+            raise InputError(f"Expected from 1 to {most} images; got {count}. Choose fewer.")
+        labels = torch.tensor(self.labels(names) or list(range(max(1, self.pipe.config.num_classes))))
+        return labels[torch.arange(count) % len(labels)]
+
+    def name_of(self, label: int) -> str:
+        """A class as it is written below a picture; nothing if the model has none."""
+        return self.names[label] if self.names else ""
+
+    def sample(self, classes: Sequence[str], count: int, **way: Unpack[Way]) -> Shown:
+        """Images of these classes in turn."""
+        labels = self.in_turn(classes, count, self.most)
+        started = time.perf_counter()
+        pixels, broken = self._draw(labels, way)
+        seconds = time.perf_counter() - started
+        figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
+        return Shown(f"{count_of(count, 'image')} in {duration(seconds)}.", [Part("", figures)], broken)
+
+    def sample_one(self, name: str, **way: Unpack[Way]) -> Picture:
+        """One image to edit."""
+        pixels, _ = self._draw(self.in_turn([name] if self.names else [], 1, 1), way)
+        return Picture(f"a sample of {name}" if self.names else "a sample", pixels[0])
+
+    def compare(self, classes: Sequence[str], count: int, **way: Unpack[Way]) -> Shown:
+        """The same noise and labels by every sampler, each with its time; one image by each before, not counted."""
+        labels = self.in_turn(classes, count, min(self.most, MOST_COMPARED))
+        drawn: dict[str, tuple[Tensor, float]] = {}
+        notes = []
+        for words, method in self.methods.items():
+            mine: Way = {**way, "method": method}
+            self._draw(labels[:1], mine)
+            started = time.perf_counter()
+            pixels, broken = self._draw(labels, mine)
+            drawn[words] = pixels, time.perf_counter() - started
+            notes += [f"{words}: {note}" for note in broken]
+        exact = drawn[METHODS["sequential"]][0]
+        parts = []
+        for words, (pixels, seconds) in drawn.items():
+            figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
+            parts.append(Part(words, figures, duration(seconds) + away(pixels, exact)))
+        notes.append("How far images are from those drawn patch by patch is in grey levels of 255, on average.")
+        return Shown(f"The same noise and classes, {count_of(count, 'image')} each way.", parts, notes)
+
+    def open(self, file: str | None) -> tuple[Picture, list[str]]:
+        """One uploaded image, and what is to be said of it."""
+        pictures, notes = self.read([file] if file else [])
+        return pictures[0], notes
+
+    def read(self, files: Sequence[str] | None) -> tuple[list[Picture], list[str]]:
+        """Uploaded images at the model's size, and what is to be said of them."""
+        if not files:
+            raise InputError("Expected one or more images; got none. Choose files first.")
+        if len(files) > self.most:
+            raise InputError(
+                f"Expected at most {count_of(self.most, 'image')} at once; got {len(files)}. "
+                "Choose fewer, or use the command line."
+            )
+        channels, size, _ = self.image_shape
+        pictures, notes = read_pictures(files, size, channels)
+        return pictures, [*notes, *notes_on(pictures)]
+
+    def guess(self, picture: Picture) -> str:
+        """The class that suits an image best, where the model has classes."""
+        if not self.names:
+            return ""
+        return self.names[int(self.pipe.classify(picture.pixels[None]).labels[0])]
+
+    def classify(self, files: Sequence[str] | None, method: ClassifyMethod = "gradient") -> Shown:
+        """The likeliest classes of each upload, and how likely the image is."""
+        if not self.names:
+            raise InputError("Expected a model with classes to classify with; this one has none. Use Rank.")
+        pictures, notes = self.read(files)
+        pixels = torch.stack([each.pixels for each in pictures])
+        started = time.perf_counter()
+        found = self.pipe.classify(pixels, method=method)
+        seconds = time.perf_counter() - started
+        bits = [[f"{value:.2f} bits/dim"] for value in self._bits(pixels)] if self.scores else [[]] * len(pictures)
+        best = self._best(found.probabilities)
+        figures = [
+            Figure(each.pixels, named[0], [*named[1:], *its_bits, each.name])
+            for each, named, its_bits in zip(pictures, best, bits, strict=True)
+        ]
+        said = f"{count_of(len(pictures), 'image')} classified in {duration(seconds)}."
+        if not self.scores:
+            notes.append("A model of latents cannot tell how likely images are, so no bits are given.")
+        return Shown(said, [Part("", figures)], notes)
+
+    def rank(self, files: Sequence[str] | None, name: str | None = None) -> Shown:
+        """Uploads by likelihood, the least likely first; as images of a class, or of none."""
+        if not self.scores:
+            raise InputError("Expected a model of pixels to rank with; this one models latents, not images.")
+        label = self.labels([name])[0] if name else self.pipe.config.null_label
+        pictures, notes = self.read(files)
+        pixels = torch.stack([each.pixels for each in pictures])
+        scores = self.pipe.log_prob(pixels, [label] * len(pixels))
+        figures = []
+        for ranked in scores.rank([str(place) for place in range(len(pictures))]):
+            picture = pictures[int(ranked.image)]
+            bits = f"{ranked.bits_per_dim:.2f} bits/dim"
+            figures.append(Figure(picture.pixels, f"{ranked.rank}. {bits}", [picture.name]))
+        mean = float(scores.bits_per_dim.mean())
+        said = f"{count_of(len(pictures), 'image')}, the least likely first; {mean:.2f} bits/dim on average."
+        return Shown(said, [Part("", figures)], notes)
+
+    def inpaint(
+        self, picture: Picture | None, mask: Tensor, name: str | None, *, proposals: int, **way: Unpack[Way]
+    ) -> Shown:
+        """What the mask, bool (H, W), says is drawn anew; the likeliest first."""
+        pixels, labels = self._to_edit(picture, name)
+        check_results(proposals)
+        if not mask.any():
+            raise InputError(
+                "Expected a part to redraw; the mask is black all over. Paint on the image, or choose a half of it."
+            )
+        notes = ["The mask keeps nothing of the image: these are plain samples."] if mask.all() else []
+        edited = self.pipe.inpaint(pixels, mask, labels, proposals=proposals, **way)
+        assert edited.nats is not None
+        first = [Figure(pixels[0], "image"), Figure(painted(pixels[0], mask[None]), "to redraw")]
+        drawn = zip(edited.pixels[0], edited.nats[0].tolist(), strict=True)
+        results = [Figure(each, f"{i}", [f"{nats:.1f} nats"]) for i, (each, nats) in enumerate(drawn, 1)]
+        said = f"{count_of(proposals, 'proposal')}, the most likely first."
+        return Shown(said, [Part("", [*first, *results])], notes)
+
+    def reclass(self, picture: Picture | None, name: str | None, targets: Sequence[str], **way: Unpack[Way]) -> Shown:
+        """The image as images of other classes, from the same noise."""
+        if not self.names:
+            raise InputError("Expected a model with classes to change them; this one has none. Use variations.")
+        pixels, labels = self._to_edit(picture, name)
+        if not targets:
+            raise InputError("Expected one or more classes that the image becomes; got none. Choose some.")
+        check_results(len(targets))
+        drawn = [to_pixels(self.pipe.reclass(pixels, labels, [k], **way))[0] for k in self.labels(targets)]
+        results = [Figure(each, f"as {target}") for each, target in zip(drawn, targets, strict=True)]
+        return Shown("From the same noise.", [Part("", [Figure(pixels[0], f"image, {name}"), *results])])
+
+    def vary(
+        self, picture: Picture | None, name: str | None, *, strength: float, num: int, **way: Unpack[Way]
+    ) -> Shown:
+        """Images near this one."""
+        pixels, labels = self._to_edit(picture, name)
+        check_results(num)
+        edited = self.pipe.vary(pixels, labels, strength=strength, num=num, **way)
+        results = [Figure(each, f"{i}") for i, each in enumerate(edited.pixels[0], 1)]
+        said = f"{count_of(num, 'variation')} of strength {strength:g}: 0 changes nothing, 1 all but the class."
+        return Shown(said, [Part("", [Figure(pixels[0], "image"), *results])])
+
+    def _draw(self, labels: Tensor, way: Way) -> tuple[Tensor, list[str]]:
+        """Images (N, P, H, W), and what is to be said of those that are not finite."""
+        settings = {"guidance": 0.0, "method": "reverse", "seed": 0, **way}
+        drawn = self.pipe.draw(labels, **settings, batch_size=BATCH_SIZE, redraw=True, start=0)  # type: ignore[arg-type]
+        if not drawn.broken:
+            return drawn.pixels, []
+        broken = f"{drawn.broken} of {len(labels)} images held values that are no finite numbers"
+        return drawn.pixels, [f"{broken} and were drawn again; {drawn.left} still do."]
+
+    def _to_edit(self, picture: Picture | None, name: str | None) -> tuple[Tensor, list[int]]:
+        if picture is None:
+            raise InputError("Expected an image to edit; got none. Upload one, or sample one.")
+        if self.names and not name:
+            raise InputError("Expected the class of the image; got none. Choose it.")
+        return picture.pixels[None], self.labels([name or ""])
+
+    def _bits(self, pixels: Tensor) -> list[float]:
+        """Bits per dimension of images of no class."""
+        return self.pipe.log_prob(pixels).bits_per_dim.tolist()
+
+    def _best(self, probabilities: Tensor) -> list[list[str]]:
+        """The likeliest classes of each image (N, K), in words."""
+        best = probabilities.topk(min(TOP, probabilities.shape[1]), dim=1)
+        return [
+            [
+                f"{self.names[label]}: {share:.1%}"
+                for place, (label, share) in enumerate(zip(labels, shares, strict=True))
+                if not place or share >= LEAST
+            ]
+            for labels, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def check_results(count: int) -> None:
+    """Raise for too many results of an edit."""
+    if not isinstance(count, int) or not 1 <= count <= MOST_RESULTS:
+        raise InputError(f"Expected from 1 to {MOST_RESULTS} results; got {count}. Choose fewer.")
+
+
+def away(pixels: Tensor, exact: Tensor) -> str:
+    """How far images are from those of the exact inverse, patch by patch; nothing of these themselves."""
+    if pixels is exact:
+        return ""
+    distance = float((pixels.float() - exact.float()).abs().mean())
+    return f", {distance:.1f} away"
+
+
+def count_of(count: int, what: str) -> str:
+    """A number of things.
+
+    >>> count_of(1, "image"), count_of(2, "image")
+    ('1 image', '2 images')
+    """
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """A time, in the unit that suits.
+
+    >>> duration(0.0321), duration(2.345)
+    ('32 ms', '2.3 s')
+    """
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def millions(network: nn.Module) -> str:
+    """How many parameters a network has.
+
+    >>> millions(nn.Linear(1000, 1000))
+    '1.00 M'
+    """
+    return f"{sum(each.numel() for each in network.parameters()) / 1e6:.2f} M"

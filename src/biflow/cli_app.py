@@ -1,0 +1,41 @@
+"""The command line's `app`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from biflow.terminal import say, tell
+
+
+def app(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
+    max_images: Annotated[int, typer.Option(min=1, max=1000, help="Most images at once, drawn or uploaded.")] = 100,
+) -> None:
+    """A page in the browser: sample, edit, classify, rank, compare."""
+    from biflow.app.desk import import_gradio
+    from biflow.app.server import LOCAL, serve
+    from biflow.app.studio import Studio
+    from biflow.pipeline import Pipeline
+
+    import_gradio()
+
+    studio = Studio(Pipeline.from_pretrained(model), most=max_images)
+    if host not in LOCAL:
+        say(f"Note: whoever can reach {host} can use this page; it asks for no password.")
+    with serve(studio, host=host, port=port) as address:
+        tell(f"Open {address} in a browser; Ctrl-C ends it.")
+        wait()
+    tell("Ended.")
+
+
+def wait() -> None:
+    """Return when a person presses Ctrl-C."""
+    from threading import Event
+
+    try:
+        Event().wait()
+    except KeyboardInterrupt:
+        return
