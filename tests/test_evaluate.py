@@ -391,6 +391,11 @@ def test_a_model_that_knows_its_training_refuses_another_split(world):
         measured(world, "other", reading=ReadingConfig(test_share=0.3))
 
 
+def test_a_model_of_the_hub_is_measured(world, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(world / "model"))
+    assert measured(world, "out", model=Path("me/tiny"))["metrics"] == measured(world, "local")["metrics"]
+
+
 def test_labels_of_other_data_are_refused(world):
     write_npz(world / "samples.npz", tiny_images(5).images, torch.arange(5) + 3)
     with pytest.raises(InputError, match=r"labels from 0 to 2 .* got 3 to 7"):

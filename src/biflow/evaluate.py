@@ -29,6 +29,7 @@ from biflow.evaluation.samples import Drawn, SampleFolder, SampleSettings, featu
 from biflow.features.feature_nets import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.ground import Compared, Reals, Site, lay_ground
+from biflow.model_hub import find_model
 from biflow.pipeline import Pipeline
 from biflow.samplers import parse_sampler
 from biflow.sampling.guidance import Guidance, parse_guidance
@@ -185,7 +186,7 @@ class Drawing:
     def __init__(self, request: Request, pipe: Pipeline, grounds: Mapping[str, Compared], site: Site) -> None:
         self.request, self.pipe, self.grounds = request, pipe, grounds
         self.site, self.world = site, site.world
-        self.weights = hashlib.sha256((request.model / WEIGHTS_FILE).read_bytes()).hexdigest()
+        self.weights = hashlib.sha256((find_model(request.model) / WEIGHTS_FILE).read_bytes()).hexdigest()
         self.num = request.num or NUM
         self.sweep_num = min(request.sweep_num, self.num)
 

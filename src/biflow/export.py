@@ -23,6 +23,7 @@ from biflow.config import ModelConfig
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError, choose
 from biflow.files import check_file_output, replace_file
+from biflow.model_hub import find_model
 from biflow.models.codec import Codec, VaeCodec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
@@ -192,7 +193,7 @@ def describe(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool
     channels, size = config.channels, config.image_size
     if images:
         channels, size, _ = pipe.codec.image_shape(config)
-    with (folder / WEIGHTS_FILE).open("rb") as file:
+    with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "biflow_version": __version__,
