@@ -29,21 +29,6 @@ class Pipeline(SamplingPipeline):
     Edits take images as PIL, or uint8 (N, P, H, W), of the model's size, and labels, without which they are of no
     class; what they draw depends on the seed and on the image alone.  guidance and method are of the way back, as in
     `sample`.  docs/editing.md says what they do and what they are worth.
-
-    >>> from biflow.checkpoint import new_model
-    >>> from biflow.config import load_recipe
-    >>> pipe = Pipeline(new_model(load_recipe("biflow_digits", small=True).model, tuple("0123456789")))
-    >>> images, labels = pipe.sample([3, 8], seed=1), [3, 8]
-    >>> z = pipe.encode(images, labels)
-    >>> pipe.decode(z, labels) == pipe.reconstruct(images, labels) == pipe.reclass(images, labels, labels)
-    True
-    >>> lower_half = torch.arange(8)[:, None].expand(8, 8) >= 4
-    >>> len(pipe.inpaint(images, lower_half, labels, proposals=3).images())  # of the first image, the likeliest first
-    3
-    >>> pipe.interpolate(images[:1], images[1:], labels=([3], [8]), steps=5).pixels.shape
-    torch.Size([1, 5, 1, 8, 8])
-    >>> pipe.vary(images, labels, strength=0.5, num=6).pixels.shape
-    torch.Size([2, 6, 1, 8, 8])
     """
 
     def log_prob(
@@ -59,6 +44,12 @@ class Pipeline(SamplingPipeline):
         """How likely images are, in nats and in bits per dimension, each (N,); without labels, of no class.
 
         pixels uint8 (N, P, H, W).  `biflow.evaluation.score.score_images` says what noise and average mean.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> scores = pipe.log_prob(pipe.sample_pixels([3, 1]), [3, 1])
+        >>> scores.nats.shape, scores.bits_per_dim.shape
+        (torch.Size([2]), torch.Size([2]))
         """
         size, channels = self.config.image_size, self.config.channels
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (channels, size, size) or pixels.dtype != torch.uint8:
@@ -84,6 +75,12 @@ class Pipeline(SamplingPipeline):
         images: PIL, or uint8 (N, P, H, W), of the model's size.  method "gradient" is one forward and one backward pass
         for any number of classes (FlowBack, arXiv 2511.22345, algorithm 1); "steps" follows the gradient in ten steps;
         "bayes" tries every class, one pass for each.  `biflow.evaluation.classify` says what noise and draws mean.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> found = pipe.classify(pipe.sample([3, 1]))
+        >>> found.labels.shape, found.probabilities.shape
+        (torch.Size([2]), torch.Size([2, 10]))
         """
         pixels = self._of_the_models_size(images)
         how: Any = {"method": method, "noise": noise, "draws": draws, "seed": seed}
@@ -96,6 +93,11 @@ class Pipeline(SamplingPipeline):
         images: all that `sample(labels, seed=seed)` gave, in its order, or uint8 (N, P, H, W).  Each goes through the
         flow once, and is measured by the root mean square distance of where it lands from the noise it was sampled
         from.  A sample that lands far off is likelier to be a bad one: docs/one-pass.md.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> pipe.certify(pipe.sample([3, 1], seed=5), [3, 1], seed=5).shape
+        torch.Size([2])
         """
         pixels = self._of_the_models_size(images)
         labels = self._labels_of(labels, pixels)
@@ -107,18 +109,36 @@ class Pipeline(SamplingPipeline):
         """The noise that the flow carries images to: z (N, T, D), on the pipeline's device, in the prior's units.
 
         The images get the flow's training noise first, drawn for the seed and their own values.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> pipe.encode(pipe.sample([3, 1]), [3, 1]).shape
+        torch.Size([2, 16, 4])
         """
         return self._editor(seed=seed).encode(*self._to_edit(images, labels))
 
     def decode(self, z: Tensor, labels: Labels, **way: Unpack[Way]) -> list[Image.Image]:
-        """The images that noise z (N, T, D), in the prior's units, stands for."""
+        """The images that noise z (N, T, D), in the prior's units, stands for.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> images = pipe.sample([3, 1])
+        >>> len(pipe.decode(pipe.encode(images, [3, 1]), [3, 1]))
+        2
+        """
         labels, shape = self.check_labels(labels), (self.config.num_patches, self.config.patch_dim)
         if tuple(z.shape) != (len(labels), *shape):
             raise InputError(f"Expected noise of shape {(len(labels), *shape)}, for the labels; got {tuple(z.shape)}.")
         return [to_pil(each) for each in self._editor(**way).decode(z, labels)]
 
     def reconstruct(self, images: Images, labels: Labels | None = None, **way: Unpack[Way]) -> list[Image.Image]:
-        """Images to noise and back: what of them every edit keeps at best."""
+        """Images to noise and back: what of them every edit keeps at best.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> [image.size for image in pipe.reconstruct(pipe.sample([3, 1]), [3, 1])]
+        [(8, 8), (8, 8)]
+        """
         return [to_pil(each) for each in self._editor(**way).reconstruct(*self._to_edit(images, labels))]
 
     def inpaint(
@@ -138,6 +158,13 @@ class Pipeline(SamplingPipeline):
         mask: a PIL image, white where to redraw, or bool (H, W) or (N, H, W).  Known patches keep their noise, every
         patch that the mask touches gets new noise (BiFlow, eq. 6).  rounds: how often the whole is encoded again with
         what was drawn, after a start with a draw from the new noise, or grey.  paste puts the known pixels back.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> lower_half = torch.arange(8)[:, None].expand(8, 8) >= 4
+        >>> found = pipe.inpaint(pipe.sample([3]), lower_half, [3], proposals=3)
+        >>> len(found.images()), bool((found.nats.diff() <= 0).all())  # the likeliest first
+        (3, True)
         """
         check_count(proposals, "proposals")
         check_count(rounds, "rounds")
@@ -148,7 +175,13 @@ class Pipeline(SamplingPipeline):
         return self._editor(**way).inpaint(pixels, labels, plan)
 
     def reclass(self, images: Images, labels: Labels, targets: Labels, **way: Unpack[Way]) -> list[Image.Image]:
-        """Images of these labels as images of others, one target for each, from the same noise (BiFlow)."""
+        """Images of these labels as images of others, one target for each, from the same noise (BiFlow).
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> len(pipe.reclass(pipe.sample([3, 1]), [3, 1], [8, 8]))
+        2
+        """
         pixels, labels = self._to_edit(images, labels)
         targets = self._labels_of(targets, pixels)
         return [to_pil(each) for each in self._editor(**way).reclass(pixels, labels, targets)]
@@ -165,6 +198,12 @@ class Pipeline(SamplingPipeline):
         """From each first image to its last, over the arc between their noises; the ends are their reconstructions.
 
         labels: of the first and of the last images; before the middle the first label holds, from it on the last.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> three, eight = pipe.sample([3]), pipe.sample([8])
+        >>> pipe.interpolate(three, eight, labels=([3], [8]), steps=5).pixels.shape
+        torch.Size([1, 5, 1, 8, 8])
         """
         (start, start_labels), (end, end_labels) = map(self._to_edit, (first, last), labels or (None, None))
         if len(start) != len(end):
@@ -174,7 +213,13 @@ class Pipeline(SamplingPipeline):
     def vary(
         self, images: Images, labels: Labels | None = None, *, strength: float = 0.3, num: int = 6, **way: Unpack[Way]
     ) -> Edited:
-        """Images near each of these: strength 0 is the reconstruction, 1 a sample of the class."""
+        """Images near each of these: strength 0 is the reconstruction, 1 a sample of the class.
+
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
+        >>> pipe.vary(pipe.sample([3]), [3], strength=0.5, num=6).pixels.shape
+        torch.Size([1, 6, 1, 8, 8])
+        """
         check_strength(strength)
         check_count(num, "variations")
         return self._editor(**way).vary(*self._to_edit(images, labels), strength=strength, num=num)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.checkpoint import TRAINING_FILE, Model, load_model, save_model
-from biflow.config import ModelConfig
+from biflow.checkpoint import TRAINING_FILE, Model, load_model, new_model, save_model
+from biflow.config import ModelConfig, load_recipe
 from biflow.data.images import to_pil
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError, choose, nearest
@@ -97,6 +97,17 @@ class SamplingPipeline:
         training = folder / TRAINING_FILE
         facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None
         return cls(load_model(folder), facts).to(dtype=torch_dtype)
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: Sequence[str] = (), *, seed: int = 0) -> Self:
+        """A new model of a recipe's sizes, not trained: to see shapes and to time it.
+
+        >>> from biflow import Pipeline
+        >>> Pipeline.from_recipe("biflow_digits", ["model.flow.blocks=2"])
+        Pipeline(flow and reverse model, 8x8x1, 10 classes, cpu, torch.float32)
+        """
+        config = load_recipe(name, overrides).model
+        return cls(new_model(config, tuple(str(label) for label in range(config.num_classes)), seed=seed))
 
     @classmethod
     def from_tarflow(
@@ -188,10 +199,8 @@ class SamplingPipeline:
         drawn by the generator, or `latents` (N, T, D), standard normal.  num_inference_steps: one pass has one.
         output_type: "pil", or "np" (N, H, W, P) or "pt" (N, P, H, W), float32 in [0, 1].
 
-        >>> from biflow.checkpoint import new_model
-        >>> from biflow.config import load_recipe
-        >>> from biflow.pipeline import Pipeline
-        >>> pipe = Pipeline(new_model(load_recipe("biflow_digits", small=True).model, tuple("0123456789")))
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
         >>> pipe([3, "8"], guidance_scale=1.25, output_type="np").images.shape
         (2, 8, 8, 1)
         """
@@ -215,10 +224,8 @@ class SamplingPipeline:
     def sample(self, labels: Labels, **way: Unpack[Way]) -> list[Image.Image]:
         """Draw one image for each label; `Way` says how.  Bad arguments raise `InputError`.
 
-        >>> from biflow.checkpoint import new_model
-        >>> from biflow.config import load_recipe
-        >>> from biflow.pipeline import Pipeline
-        >>> pipe = Pipeline(new_model(load_recipe("biflow_digits", small=True).model, tuple("0123456789")))
+        >>> from biflow import Pipeline
+        >>> pipe = Pipeline.from_recipe("biflow_digits")
         >>> [image.size for image in pipe.sample([3, 1], guidance=0.25, seed=0)]
         [(8, 8), (8, 8)]
         """
