@@ -37,7 +37,7 @@ app = typer.Typer(
 
 START, MODELS, ELSE = "Start here", "With a trained model", "Data, plans, this machine"  # panels of the help
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
 

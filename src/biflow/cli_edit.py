@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 edit_app = typer.Typer(no_args_is_help=True, help="Edit images by way of noise; nothing is trained.")
 
 CLASS_HELP = "by name, or else by number; one for all, or one an image."
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
 SheetFile = Annotated[Path, typer.Option(help="A .png for the images and what became of them.")]
 Classes = Annotated[list[str] | None, typer.Option("--label", help=f"Class of the images, {CLASS_HELP}")]

@@ -148,7 +148,7 @@ function draw(values, [count, channels, height, width]) {
 function showSettings({ label, guidance, path, seed, count }) {
   $("guidance").disabled = !canGuide(label);
   $("guidance-value").textContent = canGuide(label) ? guidance.toFixed(2) : "needs a class";
-  $("path-value").textContent = `seed ${seed} → ${seed + 1}, ${Math.round(100 * path)} %`;
+  $("path-value").textContent = `${seed} → ${seed + 1}, ${Math.round(100 * path)} %`;
   const what = label === TURN ? "of all classes in turn" : label === String(card.null_label) ? "of no class" : `of class ${card.class_names[label]}`;
   $("grid").setAttribute("aria-label", `Grid of ${count} samples${card.num_classes ? ` ${what}` : ""}`);
   $("same").textContent = path ? "Between two noises there is no command; where the way begins, it is:" : "The same images from Python:";
@@ -264,6 +264,7 @@ function makeForm() {
     }
     refresh();
   });
+  $("seed").addEventListener("change", ({ target }) => (target.value = seedIn(target.value)));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("fresh").addEventListener("click", () => {
     $("seed").value = Math.floor(Math.random() * 1e6);
