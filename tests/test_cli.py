@@ -172,7 +172,7 @@ def test_import_makes_a_model_that_samples(biflow, tmp_path):
     options = ["--noise-std", 0.1, "--image-size", 8, "--class-names", "a,b,c,d,e"]
     code, out, _ = biflow("import", "tarflow", GOLDEN / "tarflow_conditional.pth", "--out", tmp_path / "m", *options)
     assert code == 0
-    assert "8x8 images of 1 channels in patches of 2x2, 5 classes, 3 blocks of 2 layers, width 64" in out
+    assert "8x8 images of 1 channel in patches of 2x2, 5 classes, 3 blocks of 2 layers, width 64" in out
     code, _, _ = biflow("sample", tmp_path / "m", "--method", "gs-jacobi", "--num", 5, "--out", tmp_path / "x.png")
     assert code == 0
     with Image.open(tmp_path / "x.png") as image:

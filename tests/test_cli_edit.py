@@ -170,7 +170,7 @@ BAD = {
     "change without classes": (["reclass", "{tmp}/free", "{tmp}/one.png", "--out", "{tmp}/x.png", "--to", 0],
                                "this one is unconditional"),
     "no image": (["vary", "{tmp}/model", "{tmp}/notes.png", "--label", 0, "--out", "{tmp}/x.png"], "not a PNG, JPEG"),
-    "image not there": (["vary", "{tmp}/model", "{tmp}/none.png", "--label", 0, "--out", "{tmp}/x.png"], "No such"),
+    "image not there": (["vary", "{tmp}/model", "{tmp}/none.png", "--label", 0, "--out", "{tmp}/x.png"], "there is no"),
     "output that is no PNG": (["vary", "{tmp}/model", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/x.jpg"], ".png"),
     "output that is an image": (["vary", "{tmp}/model", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/one.png"],
                                 "none of the images"),

@@ -9,6 +9,7 @@ ROOT = Path(biflow.__file__).parent
 ROWS = [
     {
         "errors",
+        "class_labels",
         "config_base",
         "config_model",
         "config_fit",
@@ -27,12 +28,14 @@ ROWS = [
     {"sampling_pipeline"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor", "export"},
     {"playground", "app"},
+    {"cli_arguments"},
     {"cli_app", "cli_data", "cli_edit", "cli_evaluate", "cli_doctor", "cli_export", "cli_hub"},
     {"cli"},
     {"__main__"},
 ]
 ROW_OF = {name: row for row, names in enumerate(ROWS) for name in names}
 SAME_ROW_ALLOWED = {
+    ("class_labels", "errors"),
     ("config_base", "errors"),
     ("config", "errors"),
     ("config_model", "config_base"),

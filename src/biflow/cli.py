@@ -14,16 +14,25 @@ from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.cli_app import app as page
-from biflow.cli_data import Out, data_app
+from biflow.cli_arguments import BatchSize, GuidanceText, MethodText, ModelFolder, OutFolder, Recipe, Seed, Settings
+from biflow.cli_data import data_app
 from biflow.cli_doctor import doctor
 from biflow.cli_edit import edit_app
 from biflow.cli_evaluate import evaluate
 from biflow.cli_export import export, playground
 from biflow.cli_hub import push
-from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
+from biflow.config import (
+    Average,
+    ClassifyMethod,
+    ClassifyNoise,
+    ScoreNoise,
+    load_recipe,
+    recipe_names,
+    recipe_text,
+)
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.memory import keep_freed_memory
-from biflow.terminal import console, program, say, say_once, table, tell
+from biflow.terminal import console, counted, program, say, say_once, table, tell
 
 if TYPE_CHECKING:
     from biflow.evaluation.score import Ranked
@@ -37,13 +46,12 @@ app = typer.Typer(
 
 START, MODELS, ELSE = "Start here", "With a trained model", "Data, plans, this machine"  # panels of the help
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
 
 
 @app.command(rich_help_panel=START)
-def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume: Resume = False) -> None:
+def quickstart(out: OutFolder = Path("runs/quickstart"), smoke: Smoke = False, resume: Resume = False) -> None:
     """The whole way on handwritten digits, with a report."""
     from biflow.quickstart import make_plan, run_quickstart
 
@@ -55,9 +63,9 @@ def quickstart(out: Out = Path("runs/quickstart"), smoke: Smoke = False, resume:
 
 @app.command(rich_help_panel=START)
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
-    out: Out,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
+    recipe: Recipe,
+    out: OutFolder,
+    set_: Settings = None,
     smoke: Smoke = False,
     resume: Resume = False,
 ) -> None:
@@ -84,8 +92,6 @@ def train(
         tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
 
 
-GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
-METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
 
 
@@ -95,10 +101,10 @@ def sample(
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
     label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or number.")] = None,
-    guidance: Annotated[str, typer.Option(help=GUIDANCE_HELP)] = "0",
-    method: Annotated[str, typer.Option(help=METHOD_HELP)] = "reverse",
-    seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
+    guidance: GuidanceText = "0",
+    method: MethodText = "reverse",
+    seed: Seed = 0,
+    batch_size: BatchSize = 256,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
 ) -> None:
     """Draw images from a trained model.
@@ -121,7 +127,7 @@ def sample(
         labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
     )
     write_images(out, pixels, labels)
-    tell(f"Wrote {num} images to {out}.")
+    tell(f"Wrote {counted(num, 'image')} to {out}.")
 
 
 @app.command(rich_help_panel=MODELS)
@@ -157,17 +163,17 @@ def score(
         say(f"Warning: skipped {name}: {reason}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
-    title = f"the least likely of {len(pictures.names)} images"
+    title = f"the least likely of {counted(len(pictures.names), 'image')}"
     if contrast:
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
-        title = f"{len(pictures.names)} images, least suited by the label first"
-    if odd := int((~scores.nats.isfinite()).sum()):
-        say(f"Warning: {odd} of {len(pictures.names)} images have no finite likelihood; they are ranked first.")
+        title = f"{counted(len(pictures.names), 'image')}, least suited by the label first"
     ranking = scores.rank(pictures.names)
+    if odd := int((~scores.nats.isfinite()).sum()):
+        say(f"Warning: {odd} of {counted(len(ranking), 'image')} without a finite likelihood; ranked first.")
     if show:
         console.print(_ranking_table(title, ranking[:show]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
-    tell(f"Mean over {len(ranking)} images: {nats:.2f} nats, {bits:.4f} bits per dimension.")
+    tell(f"Mean over {counted(len(ranking), 'image')}: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
         write_csv(out, Ranked._fields, ranking)
         tell(f"Wrote {out}.")
@@ -202,7 +208,7 @@ def classify(
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:
         rows = [[g.image if g.rank == 1 else "", g.name, f"{g.probability:.4f}"] for g in shown]
-        title = f"{min(show, len(pictures.names))} of {len(pictures.names)} images"
+        title = f"{min(show, len(pictures.names))} of {counted(len(pictures.names), 'image')}"
         console.print(table(title, [["image", "class", "probability"], *rows]))
     if out:
         write_csv(out, Guess._fields, guesses)
@@ -220,8 +226,8 @@ app.command(rich_help_panel=ELSE)(doctor)
 
 @app.command(rich_help_panel=ELSE)
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")] = None,
+    recipe: Recipe,
+    set_: Settings = None,
     devices: Annotated[int, typer.Option(help="Devices that share a batch.")] = 8,
     device_memory: Annotated[float, typer.Option(help="Memory of each, in GiB.")] = 80.0,
     tflops: Annotated[float, typer.Option(help="Peak TFLOP/s of each, for the hours.")] = 400.0,
@@ -251,7 +257,7 @@ app.add_typer(import_app, name="import", rich_help_panel=ELSE)
 @import_app.command()
 def tarflow(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict of ml-tarflow.")],
-    out: Out,
+    out: OutFolder,
     noise_std: Annotated[float, typer.Option(min=0, help="Noise it was trained with: the last number of its name.")],
     image_size: Annotated[int | None, typer.Option(min=1, help="Needed where the tensors leave it open.")] = None,
     class_names: Annotated[str | None, typer.Option(help="Names of the classes, between commas.")] = None,
@@ -269,7 +275,7 @@ def tarflow(
     config, flow = model.config, model.config.flow
     size, patch = config.image_size, config.patch_size
     tell(
-        f"Saved {out}: {size}x{size} images of {config.channels} channels in patches of {patch}x{patch}, "
+        f"Saved {out}: {size}x{size} images of {counted(config.channels, 'channel')} in patches of {patch}x{patch}, "
         f"{config.num_classes or 'no'} classes, {flow.blocks} blocks of {flow.layers} layers, width {flow.width}. "
         f"Sample with: {program()} sample {out} --method gs-jacobi --out grid.png"
     )
@@ -286,10 +292,10 @@ def recipes(
     if name:
         console.out(recipe_text(name), end="", highlight=False)
         return
-    table = Table.grid(padding=(0, 2))
+    listing = Table.grid(padding=(0, 2))
     for each in recipe_names():
-        table.add_row(each, recipe_text(each).splitlines()[0].removeprefix("# "))
-    console.print(table)
+        listing.add_row(each, recipe_text(each).splitlines()[0].removeprefix("# "))
+    console.print(listing)
 
 
 @app.callback(invoke_without_command=True)
@@ -317,8 +323,6 @@ def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
     return table(title, [["image", "nats", "bits/dim"], *rows])
 
 
-COMMANDS = [str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands]
-COMMANDS += [str(group.name) for group in app.registered_groups]
 INTERRUPTED = 130
 RESUMABLE = ("quickstart", "train")
 
@@ -350,8 +354,8 @@ def main() -> None:
         sys.exit(2)
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
-            command = [word for word in sys.argv[1:2] if word in COMMANDS]
-            say(f"Error: {message.rstrip('.?')}; see {' '.join([program(), *command])} --help")
+            path: str = getattr(getattr(error, "ctx", None), "command_path", "biflow")
+            say(f"Error: {message.rstrip('.?')}; see {path.replace('biflow', program(), 1)} --help")
         sys.exit(2)
     except Interrupted as stop:
         say_once(f"Stopped: {stop}; {how_to_resume()}")

@@ -1,15 +1,15 @@
 """The command line's `app`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from biflow.cli_arguments import ModelFolder
 from biflow.terminal import say, tell
 
 
 def app(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    model: ModelFolder,
     host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
     max_images: Annotated[int, typer.Option(min=1, max=1000, help="Most images at once, drawn or uploaded.")] = 100,

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from biflow.cli_arguments import OutFolder
 from biflow.errors import InputError
 from biflow.terminal import console, table, tell
 
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 REJECTS_SHOWN = 10
 
 
@@ -69,7 +69,7 @@ def check(
 def encode(
     data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
     vae: Annotated[str, typer.Option(help="An autoencoder of diffusers: hub name or folder.")],
-    out: Out,
+    out: OutFolder,
     size: Annotated[int, typer.Option(min=1, help="Side that images are brought to, in pixels.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, in each process.")] = 32,
     set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.flip=true.")] = None,

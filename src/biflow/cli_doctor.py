@@ -11,7 +11,7 @@ def doctor() -> None:
         console.print(table(title, rows, numbers=False))
     for fault in (broken := faults()):
         tell(f"Broken: {fault}")
-    if missing := missing_extras():
-        tell(f"Install what you need of the extras that are missing: pip install 'biflow[{','.join(missing)}]'")
     if not broken:
-        tell("Everything that is installed can be used.")
+        tell("What is installed can be imported.")
+    if missing := missing_extras():
+        tell(f"Missing, to be installed where needed: pip install 'biflow[{','.join(missing)}]'")

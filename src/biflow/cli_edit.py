@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from biflow.cli_arguments import GuidanceText, MethodText, ModelFolder, Seed
 from biflow.errors import InputError
-from biflow.terminal import say, tell
+from biflow.terminal import counted, say, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +18,10 @@ if TYPE_CHECKING:
 edit_app = typer.Typer(no_args_is_help=True, help="Edit images by way of noise; nothing is trained.")
 
 CLASS_HELP = "by name, or else by number; one for all, or one an image."
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
 SheetFile = Annotated[Path, typer.Option(help="A .png for the images and what became of them.")]
 Classes = Annotated[list[str] | None, typer.Option("--label", help=f"Class of the images, {CLASS_HELP}")]
 From = Annotated[list[str] | None, typer.Option("--from", help=f"Class of the images, {CLASS_HELP}")]
-GuidanceText = Annotated[str, typer.Option(help="As of `sample`.")]
-Method = Annotated[str, typer.Option(help="As of `sample`.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same results.")]
 
 
 class Picture(NamedTuple):
@@ -66,7 +63,7 @@ def inpaint(
     box: Annotated[str | None, typer.Option(help="Instead: LEFT,TOP,RIGHT,BOTTOM in pixels, to redraw within.")] = None,
     proposals: Annotated[int, typer.Option(min=1, help="Results for each image, the most likely first.")] = 4,
     guidance: GuidanceText = "0",
-    method: Method = "reverse",
+    method: MethodText = "reverse",
     seed: Seed = 0,
 ) -> None:
     """Redraw a part of images; what is known stays as it is, to the pixel."""
@@ -90,7 +87,8 @@ def inpaint(
         for i, (result, nats) in enumerate(zip(edited.pixels[place], edited.nats[place].tolist(), strict=True), 1):
             row.append(Tile(result, f"{i}: {nats:.1f} nats"))
     save_sheet(out, rows)
-    tell(f"Wrote {out}: {proposals} proposals for each of {len(rows)} images, the most likely first.")
+    each = f"{counted(proposals, 'proposal')} for each of {counted(len(rows), 'image')}"
+    tell(f"Wrote {out}: {each}, the most likely first.")
 
 
 @edit_app.command()
@@ -101,7 +99,7 @@ def reclass(
     from_: From = None,
     to: Annotated[list[str] | None, typer.Option(help="Class that they become; several: one result each.")] = None,
     guidance: GuidanceText = "0",
-    method: Method = "reverse",
+    method: MethodText = "reverse",
     seed: Seed = 0,
 ) -> None:
     """Images as images of another class, from the same noise."""
@@ -123,7 +121,7 @@ def reclass(
         for row, result in zip(rows, drawn, strict=True):
             row.append(Tile(result, f"as {name_of(pipe, target)}"))
     save_sheet(out, rows)
-    tell(f"Wrote {out}: {len(rows)} images as {len(targets)} other classes.")
+    tell(f"Wrote {out}: {counted(len(rows), 'image')} as {counted(len(targets), 'other class')}.")
 
 
 @edit_app.command()
@@ -136,7 +134,7 @@ def interpolate(
     to: Annotated[str | None, typer.Option(help="Class of the last, if another; it holds from the middle.")] = None,
     steps: Annotated[int, typer.Option(help="Images, both ends included.")] = 7,
     guidance: GuidanceText = "0",
-    method: Method = "reverse",
+    method: MethodText = "reverse",
     seed: Seed = 0,
 ) -> None:
     """The way from one image to another, over the arc between their noises."""
@@ -154,7 +152,7 @@ def interpolate(
         named = f" as {name_of(pipe, label)}" * (start != end)
         row.append(Tile(result, f"{share:.0%}{named}"))
     save_sheet(out, [[*row, Tile(pixels[1], "last")]])
-    tell(f"Wrote {out}: {steps} images between the two, which stand at both ends.")
+    tell(f"Wrote {out}: {counted(steps, 'image')} between the two, which stand at both ends.")
 
 
 @edit_app.command()
@@ -166,7 +164,7 @@ def vary(
     strength: Annotated[float, typer.Option(help="0 changes nothing, 1 everything but the class.")] = 0.3,
     num: Annotated[int, typer.Option(min=1, help="Variations of each image.")] = 6,
     guidance: GuidanceText = "0",
-    method: Method = "reverse",
+    method: MethodText = "reverse",
     seed: Seed = 0,
 ) -> None:
     """Variations of images: some of their noise is drawn anew."""
@@ -181,7 +179,9 @@ def vary(
     for row, results in zip(rows, edited.pixels, strict=True):
         row += [Tile(result, f"{i}") for i, result in enumerate(results, 1)]
     save_sheet(out, rows)
-    tell(f"Wrote {out}: {num} variations of strength {strength:g} for each of {len(rows)} images.")
+    tell(
+        f"Wrote {out}: {counted(num, 'variation')} of strength {strength:g} for each of {counted(len(rows), 'image')}."
+    )
 
 
 def open_all(model: Path, images: list[Path], out: Path, *, guidance: str, method: str, seed: int) -> Opened:
@@ -206,6 +206,8 @@ def read_picture(path: Path, size: int, channels: int) -> Picture:
     """An image file at the model's size; what was done to bring it there is said."""
     from biflow.data.decode import at_size, decode, reason_of, what_is_done
 
+    if not path.exists():
+        raise InputError(f"Expected an image file; there is no {path}. Check the name.")
     try:
         image = decode(path).image
     except Exception as error:  # Pillow's decoders raise a dozen types

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from biflow.cli_arguments import BatchSize, GuidanceText, MethodText, Seed
 from biflow.config import LabelSchedule, ReadingConfig, SplitName
 from biflow.config_base import Config, parse_config, to_yaml
 from biflow.errors import InputError
@@ -25,8 +26,8 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Real images: folder:PATH, hf:NAME or digits.")],
     out: Annotated[Path, typer.Option(help="Folder for images, statistics and the report; a stopped command goes on.")],
     num: Annotated[int | None, typer.Option(min=4, max=MOST_IMAGES, help="Images: 50,000, or all of a .npz.")] = None,
-    method: Annotated[str, typer.Option(help="As of `sample`.")] = "reverse",
-    guidance: Annotated[str, typer.Option(help="As of `sample`.")] = "0",
+    method: MethodText = "reverse",
+    guidance: GuidanceText = "0",
     sweep: Annotated[str | None, typer.Option(help="Strengths to try first: guidance=FIRST:LAST:STEP.")] = None,
     sweep_num: Annotated[int, typer.Option(min=4, max=MOST_IMAGES, help="Images for each of them.")] = 10_000,
     features: Annotated[
@@ -37,9 +38,9 @@ def evaluate(
     ] = None,
     split: Annotated[SplitName, typer.Option(help="Real images to compare with.")] = "train",
     labels: Annotated[LabelSchedule, typer.Option(help="Classes in turn, or drawn.")] = "balanced",
-    seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
+    seed: Seed = 0,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite, and count it.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")] = 256,
+    batch_size: BatchSize = 256,
     npz: Annotated[Path | None, typer.Option(help="A .npz for the samples, as the ADM evaluator reads it.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.test_share=0.1.")] = None,
 ) -> None:

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from biflow.terminal import console, table, tell
-
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")]
+from biflow.cli_arguments import ModelFolder
+from biflow.terminal import console, counted, table, tell
 
 
 def export(
@@ -26,7 +25,7 @@ def export(
     written = export_model(model, out, target=to, precision=precision, codec=codec)  # type: ignore[arg-type]
     check, card = written.check, written.card
     rows = {"largest difference": check.largest, "mean difference": check.mean, "allowed": check.tolerance}
-    console.print(table(f"{check.images} images beside the model's", difference_rows(rows, card["output"])))
+    console.print(table(f"{counted(check.images, 'image')} beside the model's", difference_rows(rows, card["output"])))
     noise = " x ".join(map(str, card["noise_shape"]))
     tell(f"Wrote {out}: {written.size / 1e6:.1f} MB, {precision}, noise of {noise}, gives {card['output']}.")
 
@@ -41,7 +40,7 @@ def difference_rows(differences: dict[str, float], output: str) -> list[list[str
 
 def playground(
     model: ModelFolder,
-    out: Annotated[Path, typer.Option(help="Folder for the page.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page; such a page that is there is replaced.")],
     runtime: Annotated[
         Path | None, typer.Option(help="A folder with onnxruntime-web's files; otherwise npm fetches them, once.")
     ] = None,

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
+from biflow.cli_arguments import ModelFolder
 from biflow.terminal import tell
 
 
 def push(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    model: ModelFolder,
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub.")],
     evaluation: Annotated[Path | None, typer.Option(help="An evaluation.json, for the card.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,

@@ -44,13 +44,14 @@ def environment_rows() -> Rows:
     """Versions, and where biflow comes from."""
     revision = git_revision()
     source = f"{__version__}, {'commit ' + revision[:12] if revision else 'installed'}"
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") != "0"
     return [
         ["what", "found"],
         ["biflow", source],
         ["Python", f"{platform.python_version()} on {platform.platform()}"],
         ["torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"],
         ["downloads", f"{cache_folder()}, {shutil.disk_usage(_existing(cache_folder())).free / GIB:,.0f} GiB free"],
-        ["hub", "offline (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else "online"],
+        ["hub", f"HF_HUB_OFFLINE is {'set: downloads alone' if offline else 'not set: asked when needed'}"],
     ]
 
 

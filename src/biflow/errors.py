@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+FEW = 4  # names: a hint lists all of them
+
 K = TypeVar("K", bound=str)
 V = TypeVar("V")
 
@@ -25,16 +27,18 @@ class Diverged(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: the closest known names, or all of them.
+    """A hint for a misspelt name: the closest known names; and all of them, if they are few or none is close.
 
-    >>> nearest("biflow_digit", ["biflow_digits", "tarflow_digits"])
+    >>> nearest("biflow_digit", ["biflow_digits", "tarflow_digits", "a", "b", "c"])
     'did you mean biflow_digits or tarflow_digits?'
+    >>> nearest("jacoby", ["reverse", "jacobi"])
+    'did you mean jacobi? Choose one of reverse, jacobi.'
     """
-    known = sorted(known)
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(close)}?"
-    return f"choose one of {', '.join(known)}."
+    known = list(known)
+    close, every = get_close_matches(name, known, n=3, cutoff=0.5), f"choose one of {', '.join(known)}."
+    if not close:
+        return every
+    return f"did you mean {' or '.join(close)}?" + f" {every[0].upper()}{every[1:]}" * (len(known) <= FEW)
 
 
 def choose(options: Mapping[K, V], name: K, what: str) -> V:

@@ -1,12 +1,15 @@
 """A model card: what a model is, how it was trained and what was measured of it, from the run's own numbers."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from biflow import __version__
 from biflow.checkpoint import Model
+from biflow.errors import InputError
 from biflow.evaluation.evaluation_report import cost_rows, quality_rows
 
 Numbers = Mapping[str, Any]
@@ -60,6 +63,16 @@ def render_card(model: Model, name: str, training: Numbers | None = None, evalua
     papers = ", ".join(f"[{paper}]({address})" for paper, address in PAPERS.items())
     parts.append(f"Written by biflow {__version__}. Papers: {papers}.\n")
     return "\n".join(parts)
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What `biflow evaluate` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert found["metrics"]
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise InputError(f"Expected an evaluation.json of biflow evaluate; cannot read {path}.") from None
+    return dict(found)
 
 
 def _sizes(model: Model) -> list[list[str]]:

@@ -7,13 +7,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from biflow.class_labels import Labels
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise
 from biflow.data.images import to_pil, to_pixels
 from biflow.editing import Edited, Editor, Redraw, Start, check_count, check_strength, to_mask
 from biflow.errors import InputError
 from biflow.evaluation.classify import Classification, classify_images
 from biflow.evaluation.score import Scores, distance_from_noise, score_images
-from biflow.sampling_pipeline import Drawn, ImagePipelineOutput, Labels, SamplingPipeline, Way, check_seed
+from biflow.sampling_pipeline import Drawn, ImagePipelineOutput, SamplingPipeline, Way, check_seed
 
 __all__ = ["Drawn", "ImagePipelineOutput", "Images", "Labels", "Pipeline", "Way"]
 
@@ -87,7 +88,7 @@ class Pipeline(SamplingPipeline):
         with self.in_precision():
             return classify_images(self.model, pixels, codec=self.codec, **how)
 
-    def certify(self, images: Images, labels: Labels, *, seed: int = 0) -> Tensor:
+    def certify(self, images: Images, labels: Labels | None = None, *, seed: int = 0) -> Tensor:
         """How far sampled images lie from what the flow makes of their noise: (N,), the less the better.
 
         images: all that `sample(labels, seed=seed)` gave, in its order, or uint8 (N, P, H, W).  Each goes through the

@@ -15,21 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.checkpoint import TRAINING_FILE, Model, load_model, new_model, save_model
+from biflow.class_labels import Labels, check_labels
 from biflow.config import ModelConfig, load_recipe
 from biflow.data.images import to_pil
 from biflow.data.randomness import normal_for
-from biflow.errors import InputError, choose, nearest
+from biflow.errors import InputError, choose
 from biflow.files import write_text
-from biflow.model_card import render_card
+from biflow.model_card import read_evaluation, render_card
 from biflow.model_hub import CARD_FILE, check_repository, find_model, upload_folder
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
 from biflow.sampling.guidance import Guidance
 from biflow.tarflow import load_tarflow
-
-Labels = Sequence[int | str] | Tensor
-"""Classes by number, or by name; the number after the last is no class."""
 
 OutputType = Literal["pil", "np", "pt"]
 BATCH_SIZE = 256
@@ -299,36 +297,9 @@ class SamplingPipeline:
         """Patches (B, T, D) -> what the codec decodes, (B, P, H, W)."""
         return unpatchify(patches, self.config.patch_size, self.config.channels)
 
-    def label_of(self, name: int | str) -> int:
-        """The label of a class by its name, or else by its number."""
-        names = self.class_names if self.config.num_classes else ()
-        if isinstance(name, str) and name in names:
-            return names.index(name)
-        if isinstance(name, str) and not (name.isascii() and name.isdigit()):
-            if not names:
-                raise InputError(f"Expected no class, got {name!r}: this model has no classes. Leave it out.")
-            raise InputError(f"Unknown class {name!r}; {nearest(name, names)}")
-        return int(name)
-
     def check_labels(self, labels: Labels) -> Tensor:
-        """Labels as int64 (N,), or an error that says which are allowed."""
-        if not isinstance(labels, Tensor | str) and any(isinstance(each, str) for each in labels):
-            labels = [self.label_of(each) for each in labels]
-        try:
-            checked = torch.as_tensor(labels)
-        except (TypeError, ValueError):
-            checked = torch.empty(0)
-        if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
-            raise InputError(f"Expected a list of one or more labels, numbers or names; got {labels!r}.")
-        last = self.config.num_classes
-        wrong = checked[(checked < 0) | (checked > last)]
-        if len(wrong):
-            if not last:
-                raise InputError(
-                    f"Expected label 0 only, for no class: this model is unconditional; got {wrong[0].item()}."
-                )
-            raise InputError(f"Expected labels from 0 to {last - 1}, or {last} for no class; got {wrong[0].item()}.")
-        return checked.long().cpu()
+        """Labels of this model's classes as int64 (N,), or an error that says which are allowed."""
+        return check_labels(labels, self.config.num_classes, self.class_names)
 
     def in_precision(self) -> torch.autocast:
         """A block in which the networks compute in the pipeline's precision."""
@@ -374,16 +345,6 @@ def as_output(pixels: Tensor, output_type: OutputType) -> list[Image.Image] | np
     return images
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """What `biflow evaluate` wrote."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert found["metrics"]
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise InputError(f"Expected an evaluation.json of biflow evaluate; cannot read {path}.") from None
-    return dict(found)
-
-
 def check_device(device: str | torch.device) -> torch.device:
     """The device, or an error if there is none of this kind here."""
     try:
@@ -402,9 +363,9 @@ def check_batch_size(batch_size: int) -> int:
 
 
 def check_seed(seed: int) -> None:
-    """Raise unless this is a whole number."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise InputError(f"Expected a whole number as seed; got {seed!r}.")
+    """Raise unless this is a whole number, not below 0."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"Expected a whole number as seed, 0 or more; got {seed!r}.")
 
 
 def not_finite(images: Tensor) -> Tensor:

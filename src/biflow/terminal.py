@@ -38,6 +38,16 @@ def say_once(message: str) -> None:
         say(message)
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "image"), counted(1200, "image"), counted(2, "class")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    plural = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{plural}"
+
+
 def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
     """A table with its head in the first row; of numbers, which are never cut, in all columns but the first."""
     shown = Table(title=title, title_justify="left")

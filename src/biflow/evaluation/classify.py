@@ -35,6 +35,10 @@ class Classification(NamedTuple):
         """(N,): the class that suits best."""
         return self.logits.argmax(dim=1)
 
+    def __repr__(self) -> str:
+        """What it holds, in one line."""
+        return f"Classification(labels={self.labels}, probabilities of shape {tuple(self.logits.shape)})"
+
 
 def by_gradient(flow: ForwardFlow, patches: Tensor) -> Tensor:
     """One gradient of the log-likelihood at the mean of all classes: patches (B, T, D) -> logits (B, K).

@@ -97,6 +97,15 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
     ]
 
 
+def _hours_of(hours: float) -> str:
+    """Two decimals, or as many as show it.
+
+    >>> _hours_of(12.5), _hours_of(0.000123)
+    ('12.50', '0.00012')
+    """
+    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.2g}"
+
+
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size >= GIB else f"{size / GIB:.2g}"
 
@@ -107,7 +116,7 @@ def hour_rows(config: RunConfig, machine: Machine) -> list[list[str]]:
     hours = {name: machine.hours(_operations(config, name, fit)) for name, fit in fits.items()}
     return [
         ["", "steps", "images a step", "hours"],
-        *([name, f"{fit.steps:,}", f"{fit.batch_size:,}", f"{hours[name]:,.2f}"] for name, fit in fits.items()),
+        *([name, f"{fit.steps:,}", f"{fit.batch_size:,}", f"{_hours_of(hours[name])}"] for name, fit in fits.items()),
     ]
 
 

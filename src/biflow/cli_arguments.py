@@ -1,0 +1,18 @@
+"""Arguments and options that several commands have, each said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
+METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
+
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")]
+OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
+GuidanceText = Annotated[str, typer.Option(help=GUIDANCE_HELP)]
+MethodText = Annotated[str, typer.Option(help=METHOD_HELP)]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same images.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")]
