@@ -79,6 +79,7 @@ def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
     assert pipe.push_to_hub("me/tiny", evaluation=tmp_path / "evaluation.json") == "https://hub/me/tiny"
     assert {path.name for path in (hub / "me" / "tiny").iterdir()} == {
         "README.md",
+        "samples.png",
         "config.json",
         "model.safetensors",
         TRAINING_FILE,
@@ -105,11 +106,20 @@ def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
 
 
 def test_a_card_has_the_runs_own_numbers():
-    card = render_card(tiny_model(), "me/tiny", TRAINING, EVALUATION)
+    card = render_card(tiny_model(), "me/tiny", TRAINING, EVALUATION, licence="cc0-1.0", picture="samples.png")
     _, head, text = card.split("---\n", 2)
     facts = yaml.safe_load(head)
     assert facts["library_name"] == "biflow"
-    assert facts["model-index"][0]["results"][0]["metrics"][0]["value"] == 8.69
+    assert facts["license"] == "cc0-1.0"
+    metrics = {each["name"]: each["value"] for each in facts["model-index"][0]["results"][0]["metrics"]}
+    assert metrics == {
+        "Frechet distance, judge": 8.69,
+        "kernel distance, judge": 1.0,
+        "precision, judge": 0.9,
+        "recall, judge": 0.7,
+        "read as their class, judge": 0.994,
+    }
+    assert "(samples.png)" in text
     assert "Pipeline.from_pretrained('me/tiny')" in text
     assert "6 steps of 4, 12 s; loss -0.25" in text
     assert "3 classes: a, b, c" in text
@@ -123,3 +133,5 @@ def test_a_card_guesses_nothing():
     assert "Evaluation" not in card
     assert "method='sequential'" in card
     assert "model-index" not in card
+    assert "license" not in card
+    assert "samples.png" not in card

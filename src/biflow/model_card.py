@@ -18,17 +18,37 @@ PAPERS = {
     "TARFlow": "https://arxiv.org/abs/2412.06329",
     "FlowBack": "https://arxiv.org/abs/2511.22345",
 }
+MEASURES = {
+    "frechet_distance": "Frechet distance",
+    "spatial_frechet_distance": "sFID",
+    "inception_score": "Inception Score",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "class_accuracy": "read as their class",
+}
 CLASSES_SHOWN = 20
 
 
-def render_card(model: Model, name: str, training: Numbers | None = None, evaluation: Numbers | None = None) -> str:
+def render_card(
+    model: Model,
+    name: str,
+    training: Numbers | None = None,
+    evaluation: Numbers | None = None,
+    *,
+    licence: str | None = None,
+    picture: str | None = None,
+) -> str:
     """The card as Markdown with a head for the hub; what was not recorded is left out, never guessed.
 
-    training: what `training_facts` recorded; evaluation: an evaluation.json.
+    training: what `training_facts` recorded; evaluation: an evaluation.json; licence: of the weights, as the hub names
+    it, "apache-2.0"; picture: the file of a grid of samples beside the card.
     """
     config = model.config
     head: dict[str, Any] = {"library_name": "biflow", "tags": ["biflow", "normalizing-flow", "image-generation"]}
     head["pipeline_tag"] = "unconditional-image-generation"
+    if licence:
+        head["license"] = licence
     if evaluation:
         head["model-index"] = [_index(name, evaluation)]
     size = f"{config.image_size}x{config.image_size}"
@@ -40,6 +60,7 @@ def render_card(model: Model, name: str, training: Numbers | None = None, evalua
         f"# {name.rpartition('/')[2]}\n",
         f"A transformer normalizing flow of {what} with {config.channels} channel{'s' * (config.channels > 1)}"
         + (", and a reverse model that samples in one pass.\n" if model.reverse else ".\n"),
+        f"![Samples, the classes in turn]({picture})\n" if picture else "",
         f"```python\nfrom biflow import Pipeline\n\npipe = Pipeline.from_pretrained({name!r})\n"
         f"images = pipe.sample({labels}{way}, seed=0)\n```\n",
         _table([["part", "size"], *_sizes(model)]),
@@ -62,7 +83,7 @@ def render_card(model: Model, name: str, training: Numbers | None = None, evalua
             parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
     papers = ", ".join(f"[{paper}]({address})" for paper, address in PAPERS.items())
     parts.append(f"Written by biflow {__version__}. Papers: {papers}.\n")
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -100,8 +121,12 @@ def _index(name: str, evaluation: Numbers) -> dict[str, Any]:
     """The hub's form of results."""
     metrics = []
     for network, found in evaluation["metrics"].items():
-        kind, title = ("fid", "FID") if network == "inception" else ("frechet_distance", f"Frechet distance, {network}")
-        metrics.append({"type": kind, "name": title, "value": round(found["frechet_distance"], 4)})
+        kind = {"frechet_distance": "fid"} if network == "inception" else {}
+        metrics += [
+            {"type": kind.get(key, key), "name": f"{title}, {network}", "value": round(found[key], 4)}
+            for key, title in MEASURES.items()
+            if found.get(key) is not None
+        ]
     data = {"type": "image", "name": evaluation["data"]["name"]}
     task = {"type": "unconditional-image-generation"}
     return {"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}

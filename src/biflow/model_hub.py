@@ -6,7 +6,7 @@ from pathlib import Path
 from biflow.checkpoint import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE
 from biflow.errors import InputError
 
-CARD_FILE = "README.md"
+CARD_FILE, PICTURE_FILE = "README.md", "samples.png"
 FILES = [CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from biflow.checkpoint import TRAINING_FILE, Model, load_model, new_model, save_model
 from biflow.class_labels import Labels, check_labels
 from biflow.config import ModelConfig, load_recipe
-from biflow.data.images import to_pil
+from biflow.data.images import to_pil, write_images
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError, choose
 from biflow.files import write_text
 from biflow.model_card import read_evaluation, render_card
-from biflow.model_hub import CARD_FILE, check_repository, find_model, upload_folder
+from biflow.model_hub import CARD_FILE, PICTURE_FILE, check_repository, find_model, upload_folder
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
 from biflow.samplers import Sampler, find_sampler
@@ -31,6 +31,7 @@ from biflow.tarflow import load_tarflow
 
 OutputType = Literal["pil", "np", "pt"]
 BATCH_SIZE = 256
+SHOWN = 20  # samples on a card
 REDRAWS = 4  # at most, of an image that is not finite
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -133,23 +134,34 @@ class SamplingPipeline:
         repository: str,
         *,
         evaluation: str | Path | None = None,
+        licence: str | None = None,
         private: bool | None = None,
         token: str | None = None,
     ) -> str:
         """Upload the model with its card to `owner/name` on the Hugging Face hub; returns the address.
 
-        evaluation: an evaluation.json of `biflow evaluate`, whose numbers the card then shows.
+        evaluation: an evaluation.json of `biflow evaluate`, whose numbers the card then shows; licence: of the weights,
+        as the hub names it, "apache-2.0".
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_for_hub(Path(folder) / "model", repository, evaluation=evaluation)
+            self.save_for_hub(Path(folder) / "model", repository, evaluation=evaluation, licence=licence)
             return upload_folder(Path(folder) / "model", repository, private=private, token=token)
 
-    def save_for_hub(self, folder: Path, repository: str, *, evaluation: str | Path | None = None) -> None:
-        """Write what `push_to_hub` uploads: the model folder and its card, README.md."""
+    def save_for_hub(
+        self, folder: Path, repository: str, *, evaluation: str | Path | None = None, licence: str | None = None
+    ) -> None:
+        """Write what `push_to_hub` uploads: model folder, card, and samples if the model draws them in one pass."""
         check_repository(repository)
         measured = read_evaluation(Path(evaluation)) if evaluation else None
         self.save_pretrained(folder)
-        write_text(folder / CARD_FILE, render_card(self.model, repository, self.training, measured))
+        if self.model.reverse:
+            labels = torch.arange(SHOWN) % max(1, self.config.num_classes)
+            write_images(folder / PICTURE_FILE, self.sample_pixels(labels), labels)
+        picture = PICTURE_FILE if self.model.reverse else None
+        write_text(
+            folder / CARD_FILE,
+            render_card(self.model, repository, self.training, measured, licence=licence, picture=picture),
+        )
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the networks to a device, and choose the precision of their products.
