@@ -135,3 +135,21 @@ def test_a_card_guesses_nothing():
     assert "model-index" not in card
     assert "license" not in card
     assert "samples.png" not in card
+
+
+def test_a_card_of_partial_facts_leaves_out_the_rest():
+    assert "| data | digits |" in render_card(tiny_model(), "me/tiny", {"data": "digits"})
+
+
+def test_nothing_is_written_where_the_evaluation_is_no_evaluation(tmp_path):
+    (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": {"inception": {"frechet_distance": 1}}}))
+    with pytest.raises(InputError, match=r"Expected an evaluation\.json"):
+        Pipeline(tiny_model()).save_for_hub(tmp_path / "new", "me/tiny", evaluation=tmp_path / "evaluation.json")
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_autoencoder_of_this_machine_is_not_published(autoencoder, tmp_path):
+    pipe = Pipeline(tiny_model(tiny_config(codec=f"vae:{autoencoder}", channels=4)))
+    with pytest.raises(InputError, match="Expected an autoencoder of the hub"):
+        pipe.save_for_hub(tmp_path / "new", "me/tiny")
+    assert not (tmp_path / "new").exists()

@@ -25,6 +25,7 @@ ROWS = [
     {"sampling", "checkpoint"},
     {"training", "evaluation", "samplers", "tarflow", "model_hub", "editing"},
     {"model_card"},
+    {"sampling_options"},
     {"sampling_pipeline"},
     {"quickstart", "pipeline", "plan", "encode", "cost", "ground", "evaluate", "doctor", "export"},
     {"playground", "app"},

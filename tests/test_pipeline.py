@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from biflow.checkpoint import new_model
+from biflow.checkpoint import TRAINING_FILE, new_model
 from biflow.config import FlowConfig, ReverseConfig
 from biflow.data.images import to_pil
 from biflow.errors import InputError
@@ -98,7 +98,7 @@ def test_an_exact_inverse_without_noise_is_certified_near_zero():
     [
         (torch.zeros(2, 1, 4, 4), r"uint8 images \(N, P, H, W\); got \(2, 1, 4, 4\) torch.float32"),
         (torch.zeros(3, 1, 4, 4, dtype=torch.uint8), "one label for each of 3 images; got 2"),
-        (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), r"whose codec gives \(1, 4, 4\); got \(1, 5, 5\)"),
+        (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), r"shape \(N, 1, 4, 4\); got \(2, 1, 5, 5\)"),
         ([Image.new("L", (4, 4)), Image.new("L", (5, 4))], r"of 2 kinds \(L 4x4, L 5x4\)"),
         ([Image.new("RGBA", (4, 4))] * 2, r"of 1 kinds \(RGBA 4x4\)"),
         ([], r"PIL images in a list, or a uint8 tensor \(N, P, H, W\); got an empty list"),
@@ -160,7 +160,7 @@ def test_bad_options_are_refused(pipe, options, message):
 
 def test_a_flow_alone_says_how_it_can_be_sampled():
     pipe = Pipeline(tiny_model(tiny_config(reverse=None)))
-    with pytest.raises(InputError, match="--method sequential"):
+    with pytest.raises(InputError, match="method sequential"):
         pipe.sample([0])
     assert len(pipe.sample([0], method="sequential")) == 1
 
@@ -254,7 +254,7 @@ def test_a_model_of_latents_samples_images_of_pixels(autoencoder):
     latents = pipe.to_latents(model.reverse(z, labels).image)
     assert (pipe.codec.decode(latents).int() - pixels.int()).abs().max() <= 1
     with pytest.raises(InputError, match="density is not that of images"):
-        pipe.log_prob(torch.zeros(1, 4, 4, 4, dtype=torch.uint8))
+        pipe.log_prob(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("denoising", ["learned", "score", "none"])
@@ -292,7 +292,7 @@ def test_noise_of_ones_own_or_of_a_generator_is_used(pipe):
     given = pipe([0, 1], latents=z).images
     assert given == pipe([0, 1], generator=torch.Generator().manual_seed(1)).images
     assert given != pipe([0, 1]).images
-    with pytest.raises(InputError, match=r"latents of shape \(1, 4, 4\)"):
+    with pytest.raises(InputError, match=r"of shape \(1, 4, 4\)"):
         pipe([0], latents=z)
 
 
@@ -303,8 +303,10 @@ def test_noise_of_ones_own_or_of_a_generator_is_used(pipe):
         ({"guidance_scale": 0.5}, "guidance_scale of 1"),
         ({"output_type": "jpg"}, "Unknown output_type 'jpg'"),
         ({"class_labels": ["bb"]}, "Unknown class 'bb'; did you mean b"),
-        ({"generator": [torch.Generator()]}, "Expected one torch.Generator, or else a seed"),
-        ({"generator": torch.Generator(), "seed": 1}, "Expected one torch.Generator, or else a seed"),
+        ({"generator": [torch.Generator()]}, "Expected one torch.Generator"),
+        ({"generator": torch.Generator(), "seed": 1}, "one source; got seed and generator"),
+        ({"latents": torch.zeros(1, 4, 4), "seed": 1}, "one source; got seed and latents"),
+        ({"latents": [[1.0]]}, "latents as a tensor of shape"),
         ({"latents": torch.full((1, 4, 4), torch.nan)}, "finite numbers"),
     ],
 )
@@ -331,3 +333,57 @@ def test_a_device_that_is_not_here_leaves_the_pipeline_as_it_was(pipe):
         pipe.to("gpu")
     assert pipe.device == torch.device("cpu")
     assert "cpu" in repr(pipe)
+
+
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest(pipe):
+    with pytest.raises(InputError, match="Unknown option 'guidance_scale'; did you mean guidance"):
+        pipe.sample([0], guidance_scale=5.0)
+    with pytest.raises(InputError, match="Unknown option 'sede'"):
+        pipe.vary(pipe.sample([0]), [0], sede=1)
+
+
+@pytest.mark.parametrize("method", ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"])
+def test_every_method_works_in_inference_mode(pipe, method):
+    with torch.inference_mode():
+        images = pipe.sample([0, 1], method=method)
+    assert images == pipe.sample([0, 1], method=method)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(["a", 1.7], "got 1.7"), (["a", True], "got True"), (["a", None], "got None"), ([0.5], "got"), ([True], "got")],
+)
+def test_labels_are_whole_numbers_or_names(pipe, labels, message):
+    with pytest.raises(InputError, match=message):
+        pipe.sample(labels)
+
+
+@pytest.mark.parametrize("method", [None, Jacobi, 3])
+def test_what_is_no_sampler_is_said(pipe, method):
+    with pytest.raises(InputError, match="Expected a method by name, or a sampler"):
+        pipe.sample([0], method=method)
+
+
+def test_a_model_saved_over_another_keeps_nothing_of_its_training(tmp_path):
+    Pipeline(tiny_model(), {"seed": 7}).save_pretrained(tmp_path / "model")
+    assert Pipeline.from_pretrained(tmp_path / "model").training == {"seed": 7}
+    Pipeline(tiny_model()).save_pretrained(tmp_path / "model")
+    assert Pipeline.from_pretrained(tmp_path / "model").training is None
+    (tmp_path / "model" / TRAINING_FILE).write_text("{broken")
+    with pytest.raises(InputError, match=r"the file is damaged\. Remove it"):
+        Pipeline.from_pretrained(tmp_path / "model")
+
+
+def test_pictures_are_scored_as_their_pixels_are(pipe):
+    pixels = pipe.sample_pixels([0, 1])
+    assert torch.equal(pipe.log_prob(pipe.sample([0, 1])).nats, pipe.log_prob(pixels).nats)
+    with pytest.raises(InputError, match="whole number as seed"):
+        pipe.log_prob(pixels, seed=1.5)
+    with pytest.raises(InputError, match="whole number as seed"):
+        pipe.classify(pixels, seed="x")
+
+
+def test_a_model_of_a_recipe_is_ready_to_sample():
+    model = Pipeline.from_recipe("biflow_digits", ["model.flow.blocks=2"]).model
+    assert not any(p.requires_grad for p in [*model.flow.parameters(), *model.reverse.parameters()])
+    assert not model.flow.training

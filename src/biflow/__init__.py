@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from biflow.models.forward_flow import ForwardFlow
     from biflow.models.reverse_model import ReverseModel
     from biflow.pipeline import Pipeline
-    from biflow.samplers import Jacobi, OnePass, Sequential
+    from biflow.samplers import Jacobi, OnePass, Refine, Sequential
     from biflow.sampling.guidance import Guidance
     from biflow.sampling.jacobi import invert_by_jacobi
     from biflow.sampling.one_pass import sample_in_one_pass
@@ -31,6 +31,7 @@ _HOMES = {
     "ModelConfig": "biflow.config",
     "OnePass": "biflow.samplers",
     "Pipeline": "biflow.pipeline",
+    "Refine": "biflow.samplers",
     "ReverseConfig": "biflow.config",
     "ReverseModel": "biflow.models.reverse_model",
     "RunConfig": "biflow.config",

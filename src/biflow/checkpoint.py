@@ -6,6 +6,7 @@ of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +44,11 @@ def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 
         return Model(config, class_names, ForwardFlow(config), reverse)
 
 
-def save_model(model: Model, folder: Path) -> None:
-    """Write a model folder, whole or not at all; of another model that stood there, files of one's own are kept."""
+def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
+    """Write a model folder, whole or not at all; of another model that stood there, files of one's own are kept.
+
+    training: what is known of its training, as `load_training` reads it.
+    """
     check_model_output(folder)
     description = {
         "format_version": FORMAT_VERSION,
@@ -55,7 +59,11 @@ def save_model(model: Model, folder: Path) -> None:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         save_file(_tensors(model), temporary / WEIGHTS_FILE)
         (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
+        if training:
+            (temporary / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         for other in folder.iterdir() if folder.is_dir() else ():
+            if other.name == TRAINING_FILE:
+                continue  # of the model that stood there
             if other.is_dir():
                 shutil.copytree(other, temporary / other.name, symlinks=True)
             elif not (temporary / other.name).exists():
@@ -92,6 +100,17 @@ def load_model(folder: Path) -> Model:
         )
     _networks(model).eval().requires_grad_(False)
     return model
+
+
+def load_training(folder: Path) -> dict[str, Any] | None:
+    """What a model folder knows of its model's training, if it does."""
+    path = folder / TRAINING_FILE
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it: the model works without.") from None
 
 
 def _networks(model: Model) -> nn.ModuleDict:

@@ -1,6 +1,7 @@
 """Classes as people give them, by name or by number, turned into labels."""
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ())
     (1, 0)
     """
     names = tuple(class_names) if num_classes else ()
+    if isinstance(name, bool) or not isinstance(name, str | Integral):
+        raise InputError(f"Expected a class by number or by name; got {name!r}.")
     if isinstance(name, str) and name in names:
         return names.index(name)
     if isinstance(name, str) and not (name.isascii() and name.isdigit()):

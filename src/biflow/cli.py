@@ -14,7 +14,18 @@ from typer.exceptions import TyperException
 
 from biflow import __version__
 from biflow.cli_app import app as page
-from biflow.cli_arguments import BatchSize, GuidanceText, MethodText, ModelFolder, OutFolder, Recipe, Seed, Settings
+from biflow.cli_arguments import (
+    BatchSize,
+    Device,
+    GuidanceText,
+    MethodText,
+    ModelFolder,
+    OutFolder,
+    Recipe,
+    Seed,
+    Settings,
+    open_pipeline,
+)
 from biflow.cli_data import data_app
 from biflow.cli_doctor import doctor
 from biflow.cli_edit import edit_app
@@ -106,6 +117,7 @@ def sample(
     seed: Seed = 0,
     batch_size: BatchSize = 256,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
+    device: Device = None,
 ) -> None:
     """Draw images from a trained model.
 
@@ -114,13 +126,12 @@ def sample(
     import torch
 
     from biflow.data.images import check_image_output, write_images
-    from biflow.pipeline import Pipeline
     from biflow.samplers import parse_sampler
     from biflow.sampling.guidance import parse_guidance
 
     check_image_output(out)
     strength, sampler = parse_guidance(guidance), parse_sampler(method)
-    pipe = Pipeline.from_pretrained(model)
+    pipe = open_pipeline(model, device)
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
     pixels = pipe.sample_pixels(
@@ -143,18 +154,18 @@ def score(
     average: Annotated[Average, typer.Option(help="Of the draws: mean, or the importance-weighted bound.")] = "mean",
     show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+    device: Device = None,
 ) -> None:
     """Rank images by likelihood: nats, bits per dimension."""
     from biflow.data.images import read_pictures
     from biflow.evaluation.score import Ranked
     from biflow.files import check_file_output, write_csv
-    from biflow.pipeline import Pipeline
 
     if out:
         check_file_output(out)
     if contrast and label is None:
         raise InputError("Expected a label to contrast with no class; got none. Add --label.")
-    pipe = Pipeline.from_pretrained(model)
+    pipe = open_pipeline(model, device)
     of = pipe.config.null_label if label is None else int(pipe.check_labels([label]))
     if contrast and of == pipe.config.null_label:
         raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
@@ -191,16 +202,16 @@ def classify(
     draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
     show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+    device: Device = None,
 ) -> None:
     """Tell images' classes by the likelihood of the flow."""
     from biflow.data.images import read_pictures
     from biflow.evaluation.classify import Guess, best_guesses
     from biflow.files import check_file_output, write_csv
-    from biflow.pipeline import Pipeline
 
     if out:
         check_file_output(out)
-    pipe = Pipeline.from_pretrained(model)
+    pipe = open_pipeline(model, device)
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for name, reason in pictures.rejected.items():
         say(f"Warning: skipped {name}: {reason}")
@@ -377,7 +388,7 @@ def main() -> None:
 
 def what_is_left() -> str:
     """What a person who stopped this command in the middle can do next."""
-    if sys.argv[1:2][0] in RESUMABLE:
+    if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
         return f" If training had begun: {how_to_resume()}"
     if sys.argv[1:3] == ["data", "encode"]:
         return " What was encoded is kept; the same command goes on."

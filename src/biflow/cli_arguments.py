@@ -1,9 +1,12 @@
 """Arguments and options that several commands have, each said once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from biflow.pipeline import Pipeline
 
 GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
 METHOD_HELP = "reverse, sequential, jacobi, gs-jacobi or refine; then tolerance=, groups=, denoise=."
@@ -16,3 +19,13 @@ GuidanceText = Annotated[str, typer.Option(help=GUIDANCE_HELP)]
 MethodText = Annotated[str, typer.Option(help=METHOD_HELP)]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.", show_default=False)]
+
+
+def open_pipeline(model: Path, device: str | None) -> "Pipeline":
+    """The pipeline of a model, on this device, or on a GPU if there is one."""
+    import torch
+
+    from biflow.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from biflow.cli_arguments import GuidanceText, MethodText, ModelFolder, Seed
+from biflow.cli_arguments import Device, GuidanceText, MethodText, ModelFolder, Seed, open_pipeline
 from biflow.errors import InputError
 from biflow.terminal import counted, say, tell
 
@@ -65,6 +65,7 @@ def inpaint(
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Redraw a part of images; what is known stays as it is, to the pixel."""
     from biflow.data.sheet import Tile, painted, save_sheet
@@ -74,7 +75,7 @@ def inpaint(
     corners = parse_box(box) if box else None
     if mask and mask.resolve() == out.resolve():
         raise InputError(f"Expected an output that is not the mask; got {out}. Choose another name.")
-    opened = open_all(model, images, out, guidance=guidance, method=method, seed=seed)
+    opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     labels = classes_of(opened.pipe, label, opened.pictures, "--label")
     masks = masks_of(opened.pictures, mask, corners)
     if masks.all():
@@ -101,12 +102,13 @@ def reclass(
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Images as images of another class, from the same noise."""
     from biflow.data.images import to_pixels
     from biflow.data.sheet import Tile, save_sheet
 
-    opened = open_all(model, images, out, guidance=guidance, method=method, seed=seed)
+    opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     pipe, rows = opened.pipe, opened.first_tiles()
     if not pipe.config.num_classes:
         raise InputError("Expected a model with classes to change them; this one is unconditional. Use `edit vary`.")
@@ -136,13 +138,14 @@ def interpolate(
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """The way from one image to another, over the arc between their noises."""
     from biflow.data.sheet import Tile, save_sheet
     from biflow.editing import steps_between
 
     shares = steps_between(steps)
-    opened = open_all(model, [first, last], out, guidance=guidance, method=method, seed=seed)
+    opened = open_all(model, [first, last], out, device=device, guidance=guidance, method=method, seed=seed)
     pipe, pixels = opened.pipe, opened.pixels
     start, end = classes_of(pipe, [from_, to or from_] if from_ else None, opened.pictures, "--from")
     edited = pipe.interpolate(pixels[:1], pixels[1:], labels=([start], [end]), steps=steps, **opened.way)
@@ -166,13 +169,14 @@ def vary(
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
+    device: Device = None,
 ) -> None:
     """Variations of images: some of their noise is drawn anew."""
     from biflow.data.sheet import Tile, save_sheet
     from biflow.editing import check_strength
 
     check_strength(strength)
-    opened = open_all(model, images, out, guidance=guidance, method=method, seed=seed)
+    opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     labels = classes_of(opened.pipe, label, opened.pictures, "--label")
     edited = opened.pipe.vary(opened.pixels, labels, strength=strength, num=num, **opened.way)
     rows = opened.first_tiles()
@@ -184,10 +188,11 @@ def vary(
     )
 
 
-def open_all(model: Path, images: list[Path], out: Path, *, guidance: str, method: str, seed: int) -> Opened:
+def open_all(
+    model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
+) -> Opened:
     """All that edits share, each checked before the slow parts begin."""
     from biflow.files import check_file_output
-    from biflow.pipeline import Pipeline
     from biflow.samplers import parse_sampler
     from biflow.sampling.guidance import parse_guidance
 
@@ -197,7 +202,7 @@ def open_all(model: Path, images: list[Path], out: Path, *, guidance: str, metho
     if out.resolve() in {each.resolve() for each in images}:
         raise InputError(f"Expected an output that is none of the images; got {out}. Choose another name.")
     way = {"guidance": parse_guidance(guidance), "method": parse_sampler(method), "seed": seed}
-    pipe = Pipeline.from_pretrained(model)
+    pipe = open_pipeline(model, device)
     channels, size, _ = pipe.codec.image_shape(pipe.config)
     return Opened(pipe, [read_picture(path, size, channels) for path in images], way)
 

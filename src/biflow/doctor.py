@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 
 from biflow import __version__
 from biflow.evaluation.measures import describe_machine
@@ -44,7 +45,7 @@ def environment_rows() -> Rows:
     """Versions, and where biflow comes from."""
     revision = git_revision()
     source = f"{__version__}, {'commit ' + revision[:12] if revision else 'installed'}"
-    offline = os.environ.get("HF_HUB_OFFLINE", "0") != "0"
+    offline = constants.HF_HUB_OFFLINE
     return [
         ["what", "found"],
         ["biflow", source],

@@ -11,6 +11,7 @@ from biflow import __version__
 from biflow.checkpoint import Model
 from biflow.errors import InputError
 from biflow.evaluation.evaluation_report import cost_rows, quality_rows
+from biflow.terminal import counted
 
 Numbers = Mapping[str, Any]
 PAPERS = {
@@ -72,15 +73,7 @@ def render_card(
     if training:
         parts += ["## Training\n", _table(_training_rows(training))]
     if evaluation:
-        data, samples = evaluation["data"], evaluation["samples"]
-        how = f"{samples['num']:,} samples, method {samples.get('method')}, guidance {samples.get('guidance')}"
-        parts += [
-            "## Evaluation\n",
-            f"{how}; compared with the {data['images']:,} images of {data['name']}, {data['split']} split.\n",
-            _table(quality_rows(evaluation)),
-        ]
-        if len(rows := cost_rows(evaluation)) > 1:
-            parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
+        parts += _evaluation(evaluation)
     papers = ", ".join(f"[{paper}]({address})" for paper, address in PAPERS.items())
     parts.append(f"Written by biflow {__version__}. Papers: {papers}.\n")
     return "\n".join(filter(None, parts))
@@ -89,11 +82,14 @@ def render_card(
 def read_evaluation(path: Path) -> dict[str, Any]:
     """What `biflow evaluate` wrote."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        assert found["metrics"]
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise InputError(f"Expected an evaluation.json of biflow evaluate; cannot read {path}.") from None
-    return dict(found)
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        _evaluation(found)
+        _index("", found)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(
+            f"Expected an evaluation.json of biflow evaluate; cannot read {path}. Give the one in its --out."
+        ) from None
+    return found
 
 
 def _sizes(model: Model) -> list[list[str]]:
@@ -107,14 +103,30 @@ def _sizes(model: Model) -> list[list[str]]:
 
 
 def _training_rows(training: Numbers) -> list[list[str]]:
-    rows = [["data", str(training["data"])], ["seed", str(training["seed"])]]
-    for stage, facts in training["stages"].items():
+    rows = [[key, str(training[key])] for key in ("data", "seed") if key in training]
+    for stage, facts in training.get("stages", {}).items():
         last = ", ".join(f"{key} {value:.4g}" for key, value in facts["last"].items())
         size = f" of {facts['batch_size']:,}" if facts["batch_size"] else ""
         steps = f"{facts['steps']:,} steps{size}, " if facts["steps"] else ""
         rows.append([stage, f"{steps}{facts['seconds']:,.0f} s{'; ' if last else ''}{last}"])
-    machine = f"{training['device']}, {training['processes']} processes"
-    return [["", "value"], *rows, ["machine", machine], ["biflow", f"{training['biflow']} {training['git'] or ''}"]]
+    if "device" in training:
+        rows.append(["machine", f"{training['device']}, {counted(training['processes'], 'process')}"])
+    if "biflow" in training:
+        rows.append(["biflow", f"{training['biflow']} {training.get('git') or ''}"])
+    return [["", "value"], *rows]
+
+
+def _evaluation(evaluation: Numbers) -> list[str]:
+    data, samples = evaluation["data"], evaluation["samples"]
+    how = f"{samples['num']:,} samples, method {samples.get('method')}, guidance {samples.get('guidance')}"
+    parts = [
+        "## Evaluation\n",
+        f"{how}; compared with the {data['images']:,} images of {data['name']}, {data['split']} split.\n",
+        _table(quality_rows(evaluation)),
+    ]
+    if len(rows := cost_rows(evaluation)) > 1:
+        parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
+    return parts
 
 
 def _index(name: str, evaluation: Numbers) -> dict[str, Any]:

@@ -52,6 +52,16 @@ def check_repository(name: str) -> None:
         raise InputError(f"Expected a repository of the form owner/name; got {name!r}.")
 
 
+def check_codec_can_be_shared(codec: str) -> None:
+    """Raise if the codec is an autoencoder in a folder of this machine, which nobody else has."""
+    name = codec.removeprefix("vae:")
+    if codec != "pixels" and Path(name).exists():
+        raise InputError(
+            f"Expected an autoencoder of the hub, for others to decode with; this model's is the folder {name}. Upload "
+            "it, and write its name into config.json: vae:OWNER/NAME."
+        )
+
+
 def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
     """Upload a folder to a repository of the hub, made if it is not there; returns its address."""
     check_repository(repository)

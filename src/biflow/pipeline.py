@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,9 +13,10 @@ from biflow.editing import Edited, Editor, Redraw, Start, check_count, check_str
 from biflow.errors import InputError
 from biflow.evaluation.classify import Classification, classify_images
 from biflow.evaluation.score import Scores, distance_from_noise, score_images
-from biflow.sampling_pipeline import Drawn, ImagePipelineOutput, SamplingPipeline, Way, check_seed
+from biflow.sampling_options import SamplingOptions, SamplingSettings, check_seed
+from biflow.sampling_pipeline import Drawn, ImagePipelineOutput, SamplingPipeline
 
-__all__ = ["Drawn", "ImagePipelineOutput", "Images", "Labels", "Pipeline", "Way"]
+__all__ = ["Drawn", "ImagePipelineOutput", "Images", "Labels", "Pipeline", "SamplingOptions"]
 
 Images = Sequence[Image.Image] | Tensor
 
@@ -34,7 +34,7 @@ class Pipeline(SamplingPipeline):
 
     def log_prob(
         self,
-        pixels: Tensor,
+        images: Images,
         labels: Labels | None = None,
         *,
         noise: ScoreNoise = "uniform",
@@ -44,7 +44,8 @@ class Pipeline(SamplingPipeline):
     ) -> Scores:
         """How likely images are, in nats and in bits per dimension, each (N,); without labels, of no class.
 
-        pixels uint8 (N, P, H, W).  `biflow.evaluation.score.score_images` says what noise and average mean.
+        images: PIL, or uint8 (N, P, H, W), of the model's size.  `biflow.evaluation.score.score_images` says what noise
+        and average mean.
 
         >>> from biflow import Pipeline
         >>> pipe = Pipeline.from_recipe("biflow_digits")
@@ -52,12 +53,8 @@ class Pipeline(SamplingPipeline):
         >>> scores.nats.shape, scores.bits_per_dim.shape
         (torch.Size([2]), torch.Size([2]))
         """
-        size, channels = self.config.image_size, self.config.channels
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (channels, size, size) or pixels.dtype != torch.uint8:
-            raise InputError(
-                f"Expected uint8 images of shape (N, {channels}, {size}, {size}); "
-                f"got {tuple(pixels.shape)} {pixels.dtype}."
-            )
+        check_seed(seed)
+        pixels = self._of_the_models_size(images)
         labels = self._labels_of(labels, pixels)
         with self.in_precision():
             return score_images(self.model, pixels, labels, noise=noise, draws=draws, average=average, seed=seed)
@@ -83,6 +80,7 @@ class Pipeline(SamplingPipeline):
         >>> found.labels.shape, found.probabilities.shape
         (torch.Size([2]), torch.Size([2, 10]))
         """
+        check_seed(seed)
         pixels = self._of_the_models_size(images)
         how: Any = {"method": method, "noise": noise, "draws": draws, "seed": seed}
         with self.in_precision():
@@ -118,7 +116,7 @@ class Pipeline(SamplingPipeline):
         """
         return self._editor(seed=seed).encode(*self._to_edit(images, labels))
 
-    def decode(self, z: Tensor, labels: Labels, **way: Unpack[Way]) -> list[Image.Image]:
+    def decode(self, z: Tensor, labels: Labels, **options: Unpack[SamplingOptions]) -> list[Image.Image]:
         """The images that noise z (N, T, D), in the prior's units, stands for.
 
         >>> from biflow import Pipeline
@@ -130,9 +128,11 @@ class Pipeline(SamplingPipeline):
         labels, shape = self.check_labels(labels), (self.config.num_patches, self.config.patch_dim)
         if tuple(z.shape) != (len(labels), *shape):
             raise InputError(f"Expected noise of shape {(len(labels), *shape)}, for the labels; got {tuple(z.shape)}.")
-        return [to_pil(each) for each in self._editor(**way).decode(z, labels)]
+        return [to_pil(each) for each in self._editor(**options).decode(z.float(), labels)]
 
-    def reconstruct(self, images: Images, labels: Labels | None = None, **way: Unpack[Way]) -> list[Image.Image]:
+    def reconstruct(
+        self, images: Images, labels: Labels | None = None, **options: Unpack[SamplingOptions]
+    ) -> list[Image.Image]:
         """Images to noise and back: what of them every edit keeps at best.
 
         >>> from biflow import Pipeline
@@ -140,7 +140,7 @@ class Pipeline(SamplingPipeline):
         >>> [image.size for image in pipe.reconstruct(pipe.sample([3, 1]), [3, 1])]
         [(8, 8), (8, 8)]
         """
-        return [to_pil(each) for each in self._editor(**way).reconstruct(*self._to_edit(images, labels))]
+        return [to_pil(each) for each in self._editor(**options).reconstruct(*self._to_edit(images, labels))]
 
     def inpaint(
         self,
@@ -152,7 +152,7 @@ class Pipeline(SamplingPipeline):
         rounds: int = 2,
         start: Start = "draw",
         paste: bool = True,
-        **way: Unpack[Way],
+        **options: Unpack[SamplingOptions],
     ) -> Edited:
         """Redraw what the mask says: for each image some proposals, the likeliest first, with their log-densities.
 
@@ -160,6 +160,7 @@ class Pipeline(SamplingPipeline):
         patch that the mask touches gets new noise (BiFlow, eq. 6).  rounds: how often the whole is encoded again with
         what was drawn, after a start with a draw from the new noise, or grey.  paste puts the known pixels back.
 
+        >>> import torch
         >>> from biflow import Pipeline
         >>> pipe = Pipeline.from_recipe("biflow_digits")
         >>> lower_half = torch.arange(8)[:, None].expand(8, 8) >= 4
@@ -173,9 +174,11 @@ class Pipeline(SamplingPipeline):
             raise InputError(f"Expected start 'draw' or 'grey'; got {start!r}.")
         pixels, labels = self._to_edit(images, labels)
         plan = Redraw(to_mask(mask, pixels), proposals, rounds, start, paste)
-        return self._editor(**way).inpaint(pixels, labels, plan)
+        return self._editor(**options).inpaint(pixels, labels, plan)
 
-    def reclass(self, images: Images, labels: Labels, targets: Labels, **way: Unpack[Way]) -> list[Image.Image]:
+    def reclass(
+        self, images: Images, labels: Labels, targets: Labels, **options: Unpack[SamplingOptions]
+    ) -> list[Image.Image]:
         """Images of these labels as images of others, one target for each, from the same noise (BiFlow).
 
         >>> from biflow import Pipeline
@@ -185,7 +188,7 @@ class Pipeline(SamplingPipeline):
         """
         pixels, labels = self._to_edit(images, labels)
         targets = self._labels_of(targets, pixels)
-        return [to_pil(each) for each in self._editor(**way).reclass(pixels, labels, targets)]
+        return [to_pil(each) for each in self._editor(**options).reclass(pixels, labels, targets)]
 
     def interpolate(
         self,
@@ -194,7 +197,7 @@ class Pipeline(SamplingPipeline):
         *,
         labels: tuple[Labels, Labels] | None = None,
         steps: int = 7,
-        **way: Unpack[Way],
+        **options: Unpack[SamplingOptions],
     ) -> Edited:
         """From each first image to its last, over the arc between their noises; the ends are their reconstructions.
 
@@ -209,10 +212,16 @@ class Pipeline(SamplingPipeline):
         (start, start_labels), (end, end_labels) = map(self._to_edit, (first, last), labels or (None, None))
         if len(start) != len(end):
             raise InputError(f"Expected as many last images as first ones; got {len(end)} for {len(start)}.")
-        return self._editor(**way).interpolate((start, end), (start_labels, end_labels), steps)
+        return self._editor(**options).interpolate((start, end), (start_labels, end_labels), steps)
 
     def vary(
-        self, images: Images, labels: Labels | None = None, *, strength: float = 0.3, num: int = 6, **way: Unpack[Way]
+        self,
+        images: Images,
+        labels: Labels | None = None,
+        *,
+        strength: float = 0.3,
+        num: int = 6,
+        **options: Unpack[SamplingOptions],
     ) -> Edited:
         """Images near each of these: strength 0 is the reconstruction, 1 a sample of the class.
 
@@ -223,12 +232,11 @@ class Pipeline(SamplingPipeline):
         """
         check_strength(strength)
         check_count(num, "variations")
-        return self._editor(**way).vary(*self._to_edit(images, labels), strength=strength, num=num)
+        return self._editor(**options).vary(*self._to_edit(images, labels), strength=strength, num=num)
 
-    def _editor(self, **way: Unpack[Way]) -> Editor:
-        seed = way.get("seed", 0)
-        check_seed(seed)
-        return Editor(self.model, self.codec, lambda z, labels: self.pixels_from(z, labels, **way), seed)
+    def _editor(self, **options: Unpack[SamplingOptions]) -> Editor:
+        seed = SamplingSettings.of(options).seed
+        return Editor(self.model, self.codec, lambda z, labels: self.pixels_from(z, labels, **options), seed)
 
     def _to_edit(self, images: Images, labels: Labels | None) -> tuple[Tensor, Tensor]:
         pixels = self._of_the_models_size(images)
@@ -244,10 +252,10 @@ class Pipeline(SamplingPipeline):
     def _of_the_models_size(self, images: Images) -> Tensor:
         """Images as uint8 (N, P, H, W), or an error that says which the model takes."""
         pixels = to_pixels(images)
-        found = self.codec.latent_shape(tuple(pixels.shape[1:]))
-        wanted = (self.config.channels, self.config.image_size, self.config.image_size)
-        if found != wanted:
+        wanted = self.codec.image_shape(self.config)
+        if tuple(pixels.shape[1:]) != wanted:
             raise InputError(
-                f"Expected images whose codec gives {wanted}; got {found}. Bring them to the model's channels and size."
+                f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. "
+                "Bring them to the model's channels and size."
             )
         return pixels

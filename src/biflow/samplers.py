@@ -154,7 +154,7 @@ class Refine:
 def check_has_reverse(model: Model) -> None:
     """Raise unless the model has a reverse model."""
     if model.reverse is None:
-        raise InputError("Expected a model with a reverse model; this one has only a flow. Use --method sequential.")
+        raise InputError("Expected a model with a reverse model; this one has only a flow. Use method sequential.")
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -169,6 +169,8 @@ SAMPLERS: Mapping[str, Sampler] = {
 def find_sampler(method: str | Sampler) -> Sampler:
     """The sampler of this name; a sampler is itself."""
     if not isinstance(method, str):
+        if isinstance(method, type) or not hasattr(method, "prepare"):
+            raise InputError(f"Expected a method by name, or a sampler as Jacobi() is one; got {method!r}.")
         return method
     return choose(SAMPLERS, method, "method")
 

@@ -1,12 +1,11 @@
 """A trained model with its codec: loading and keeping it, and drawing images from it."""
 
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.checkpoint import TRAINING_FILE, Model, load_model, new_model, save_model
+from biflow.checkpoint import Model, load_model, load_training, new_model, save_model
 from biflow.class_labels import Labels, check_labels
 from biflow.config import ModelConfig, load_recipe
 from biflow.data.images import to_pil, write_images
@@ -22,35 +21,26 @@ from biflow.data.randomness import normal_for
 from biflow.errors import InputError, choose
 from biflow.files import write_text
 from biflow.model_card import read_evaluation, render_card
-from biflow.model_hub import CARD_FILE, PICTURE_FILE, check_repository, find_model, upload_folder
+from biflow.model_hub import (
+    CARD_FILE,
+    PICTURE_FILE,
+    check_codec_can_be_shared,
+    check_repository,
+    find_model,
+    upload_folder,
+)
 from biflow.models.codec import make_codec
 from biflow.models.patches import unpatchify
-from biflow.samplers import Sampler, find_sampler
+from biflow.samplers import Sampler
 from biflow.sampling.guidance import Guidance
+from biflow.sampling_options import SamplingOptions, SamplingSettings, check_seed
 from biflow.tarflow import load_tarflow
 
 OutputType = Literal["pil", "np", "pt"]
-BATCH_SIZE = 256
 SHOWN = 20  # samples on a card
+KEPT = 16  # samplers that were prepared for a guidance
 REDRAWS = 4  # at most, of an image that is not finite
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Way(TypedDict, total=False):
-    """How images come from noise; what is left out is 0, "reverse", 0 and 256.
-
-    guidance: its strength, 0 for none, or a `Guidance`.
-    method: "reverse" is the learned reverse model, one pass; "sequential" the exact inverse of the flow, patch by
-    patch, then one score step against its noise; "jacobi", "gs-jacobi" and "refine" come to the same images, within a
-    tolerance, in fewer calls one after another.  An object of `biflow.samplers` sets more: `Jacobi(tolerance=1e-5)`.
-    seed: the same gives the same images, whatever the batch size.
-    batch_size: images at a time.
-    """
-
-    guidance: float | Guidance
-    method: str | Sampler
-    seed: int
-    batch_size: int
 
 
 class Drawn(NamedTuple):
@@ -59,6 +49,13 @@ class Drawn(NamedTuple):
     pixels: Tensor  # uint8 (N, P, H, W), on the CPU; values that are no finite numbers are black
     broken: int  # images that held such values
     left: int  # those of them that still do, after they were drawn again if that was asked for
+
+    def warn(self, *, redraw: bool = False) -> None:
+        """Say how many images were not finite, if any."""
+        if self.broken:
+            after = f" and were drawn again; {self.left} of them still do" if redraw else ""
+            message = f"{self.broken} of {len(self.pixels)} images hold values that are not finite numbers{after}."
+            warnings.warn(message, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,7 @@ class SamplingPipeline:
         torch_dtype: as the dtype of `to`.
         """
         folder = find_model(name, revision=revision, token=token, local_files_only=local_files_only)
-        training = folder / TRAINING_FILE
-        facts = json.loads(training.read_text(encoding="utf-8")) if training.is_file() else None
-        return cls(load_model(folder), facts).to(dtype=torch_dtype)
+        return cls(load_model(folder), load_training(folder)).to(dtype=torch_dtype)
 
     @classmethod
     def from_recipe(cls, name: str, overrides: Sequence[str] = (), *, seed: int = 0) -> Self:
@@ -106,7 +101,10 @@ class SamplingPipeline:
         Pipeline(flow and reverse model, 8x8x1, 10 classes, cpu, torch.float32)
         """
         config = load_recipe(name, overrides).model
-        return cls(new_model(config, tuple(str(label) for label in range(config.num_classes)), seed=seed))
+        model = new_model(config, tuple(str(label) for label in range(config.num_classes)), seed=seed)
+        for network in filter(None, (model.flow, model.reverse)):
+            network.eval().requires_grad_(False)
+        return cls(model)
 
     @classmethod
     def from_tarflow(
@@ -125,9 +123,7 @@ class SamplingPipeline:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model folder that `from_pretrained` reads, with what is known of its training."""
-        save_model(self.model, Path(folder))
-        if self.training:
-            write_text(Path(folder) / TRAINING_FILE, json.dumps(self.training, indent=1) + "\n")
+        save_model(self.model, Path(folder), self.training)
 
     def push_to_hub(
         self,
@@ -152,16 +148,15 @@ class SamplingPipeline:
     ) -> None:
         """Write what `push_to_hub` uploads: model folder, card, and samples if the model draws them in one pass."""
         check_repository(repository)
+        check_codec_can_be_shared(self.config.codec)
         measured = read_evaluation(Path(evaluation)) if evaluation else None
-        self.save_pretrained(folder)
-        if self.model.reverse:
-            labels = torch.arange(SHOWN) % max(1, self.config.num_classes)
-            write_images(folder / PICTURE_FILE, self.sample_pixels(labels), labels)
         picture = PICTURE_FILE if self.model.reverse else None
-        write_text(
-            folder / CARD_FILE,
-            render_card(self.model, repository, self.training, measured, licence=licence, picture=picture),
-        )
+        card = render_card(self.model, repository, self.training, measured, licence=licence, picture=picture)
+        self.save_pretrained(folder)
+        if picture:
+            labels = torch.arange(SHOWN) % max(1, self.config.num_classes)
+            write_images(folder / picture, self.sample_pixels(labels), labels)
+        write_text(folder / CARD_FILE, card)
 
     def to(self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the networks to a device, and choose the precision of their products.
@@ -223,67 +218,55 @@ class SamplingPipeline:
         labels = self.check_labels([asked] if isinstance(asked, int | str) else asked)
         if guidance_scale < 1:
             raise InputError(f"Expected a guidance_scale of 1 (none) or more; got {guidance_scale:g}.")
-        way: Way = {"guidance": guidance_scale - 1, "method": method, "seed": 0 if seed is None else seed}
-        if generator is not None and (seed is not None or not isinstance(generator, torch.Generator)):
-            raise InputError("Expected one torch.Generator, or else a seed; give a seed for noise of each image's own.")
+        check_one_source(seed=seed, generator=generator, latents=latents)
+        options: SamplingOptions = {"guidance": guidance_scale - 1, "method": method, "seed": seed or 0}
         z = self._given_noise(len(labels), generator, latents)
-        pixels = self.sample_pixels(labels, **way) if z is None else self.pixels_from(z, labels, **way)
+        pixels = self.sample_pixels(labels, **options) if z is None else self.pixels_from(z, labels, **options)
         images = as_output(pixels, output_type)
         return ImagePipelineOutput(images) if return_dict else (images,)
 
-    def sample(self, labels: Labels, **way: Unpack[Way]) -> list[Image.Image]:
-        """Draw one image for each label; `Way` says how.  Bad arguments raise `InputError`.
+    def sample(self, labels: Labels, **options: Unpack[SamplingOptions]) -> list[Image.Image]:
+        """Draw one image for each label; `SamplingOptions` says how.  Bad arguments raise `InputError`.
 
         >>> from biflow import Pipeline
         >>> pipe = Pipeline.from_recipe("biflow_digits")
         >>> [image.size for image in pipe.sample([3, 1], guidance=0.25, seed=0)]
         [(8, 8), (8, 8)]
         """
-        return [to_pil(image) for image in self.sample_pixels(labels, **way)]
+        return [to_pil(image) for image in self.sample_pixels(labels, **options)]
 
-    def sample_pixels(self, labels: Labels, *, redraw: bool = False, **way: Unpack[Way]) -> Tensor:
+    def sample_pixels(self, labels: Labels, *, redraw: bool = False, **options: Unpack[SamplingOptions]) -> Tensor:
         """The same images as `sample`, as uint8 (N, P, H, W) on the CPU.
 
         Images with values that are not finite numbers are counted in a warning; with `redraw` they are drawn again
         from other noise, a few times at most.
         """
-        drawn = self.draw(labels, redraw=redraw, **way)
-        if drawn.broken:
-            after = f" and were drawn again; {drawn.left} of them still do" if redraw else ""
-            message = f"{drawn.broken} of {len(labels)} images hold values that are not finite numbers{after}."
-            warnings.warn(message, stacklevel=2)
+        drawn = self.draw(labels, redraw=redraw, **options)
+        drawn.warn(redraw=redraw)
         return drawn.pixels
 
-    def draw(self, labels: Labels, *, start: int = 0, redraw: bool = False, **way: Unpack[Way]) -> Drawn:
+    def draw(
+        self, labels: Labels, *, start: int = 0, redraw: bool = False, **options: Unpack[SamplingOptions]
+    ) -> Drawn:
         """The images at the places start, start + 1, ... of a longer list, which has these labels there."""
-        labels, seed = self.check_labels(labels), way.get("seed", 0)
+        labels, settings = self.check_labels(labels), SamplingSettings.of(options)
 
         def latents_at(places: Tensor, attempt: int) -> Tensor:
-            return self._latents(self.noise((start + places).tolist(), seed, attempt), labels[places], way)
+            z = self.noise((start + places).tolist(), settings.seed, attempt)
+            return self._latents(z, labels[places], settings)
 
-        chunks, broken, left = [], 0, 0
-        for places in torch.arange(len(labels)).split(check_batch_size(way.get("batch_size", BATCH_SIZE))):
-            latents = latents_at(places, 0)
-            bad = not_finite(latents)
-            broken += int(bad.sum())
-            for attempt in range(1, 1 + REDRAWS * redraw):
-                if bad.any():
-                    latents[bad] = latents_at(places[bad.cpu()], attempt)
-                    bad = not_finite(latents)
-            left += int(bad.sum())
-            chunks.append(self.codec.decode(latents).cpu())
-        return Drawn(torch.cat(chunks), broken, left)
+        return self._in_batches(len(labels), settings.batch_size, latents_at, redraws=REDRAWS * redraw)
 
-    def pixels_from(self, z: Tensor, labels: Tensor, **way: Unpack[Way]) -> Tensor:
+    def pixels_from(self, z: Tensor, labels: Tensor, **options: Unpack[SamplingOptions]) -> Tensor:
         """The images that noise z (N, T, D), in the prior's units, stands for: uint8 (N, P, H, W) on the CPU."""
-        size, chunks, broken = check_batch_size(way.get("batch_size", BATCH_SIZE)), [], 0
-        for part, given in zip(z.split(size), labels.split(size), strict=True):
-            latents = self._latents(part, given, way)
-            broken += int(not_finite(latents).sum())
-            chunks.append(self.codec.decode(latents).cpu())
-        if broken:
-            warnings.warn(f"{broken} of {len(z)} images hold values that are not finite numbers.", stacklevel=2)
-        return torch.cat(chunks)
+        settings = SamplingSettings.of(options)
+
+        def latents_at(places: Tensor, _: int) -> Tensor:
+            return self._latents(z[places.to(z.device)], labels[places.to(labels.device)], settings)
+
+        drawn = self._in_batches(len(z), settings.batch_size, latents_at)
+        drawn.warn()
+        return drawn.pixels
 
     def noise(self, places: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
         """The noise that images at these places start from: (len(places), T, D), on the pipeline's device.
@@ -318,30 +301,48 @@ class SamplingPipeline:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
-    def _latents(self, z: Tensor, labels: Tensor, way: Way) -> Tensor:
-        guidance = way.get("guidance", 0.0)
-        strength = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        sampler = self._prepare(find_sampler(way.get("method", "reverse")), strength)
+    def _in_batches(
+        self, count: int, batch_size: int, latents_at: Callable[[Tensor, int], Tensor], *, redraws: int = 0
+    ) -> Drawn:
+        """Latents of places, and of so many more attempts where they are not finite -> images."""
+        chunks, broken, left = [], 0, 0
+        for places in torch.arange(count).split(batch_size):
+            latents = latents_at(places, 0)
+            bad = not_finite(latents)
+            broken += int(bad.sum())
+            for attempt in range(1, 1 + redraws):
+                if bad.any():
+                    latents[bad] = latents_at(places[bad.cpu()], attempt)
+                    bad = not_finite(latents)
+            left += int(bad.sum())
+            chunks.append(self.codec.decode(latents).cpu())
+        return Drawn(torch.cat(chunks), broken, left)
+
+    def _latents(self, z: Tensor, labels: Tensor, settings: SamplingSettings) -> Tensor:
+        sampler = self._prepare(settings.sampler, settings.strength)
         with self.in_precision():
-            drawn = sampler(self.model, z.to(self.device), labels.to(self.device), strength)
+            drawn = sampler(self.model, z.to(self.device), labels.to(self.device), settings.strength)
         return self.to_latents(drawn.x.float())
 
     def _given_noise(self, count: int, generator: torch.Generator | None, latents: Tensor | None) -> Tensor | None:
         """Noise in the prior's units, if it does not come from the seed."""
-        if latents is None and generator is None:
-            return None
+        shape = (count, *self.noise_shape)
+        if generator is not None:
+            if not isinstance(generator, torch.Generator):
+                raise InputError("Expected one torch.Generator; give a seed for noise of each image's own.")
+            latents = torch.randn(shape, generator=generator, device=generator.device)
         if latents is None:
-            assert generator is not None
-            latents = torch.randn((count, *self.noise_shape), generator=generator, device=generator.device)
-        if tuple(latents.shape) != (count, *self.noise_shape) or not latents.isfinite().all():
-            raise InputError(
-                f"Expected latents of shape {(count, *self.noise_shape)}, finite numbers; got {tuple(latents.shape)}."
-            )
+            return None
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or not latents.isfinite().all():
+            found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+            raise InputError(f"Expected latents as a tensor of shape {shape}, finite numbers; got {found}.")
         return self.model.flow.scale_noise(latents.to(self.device, torch.float32))
 
     def _prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
         """What a sampler learns of this model is kept for the next call."""
         if (sampler, guidance) not in self._prepared:
+            if len(self._prepared) >= KEPT:
+                self._prepared.pop(next(iter(self._prepared)))  # the oldest
             self._prepared[sampler, guidance] = sampler.prepare(self.model, guidance)
         return self._prepared[sampler, guidance]
 
@@ -367,17 +368,11 @@ def check_device(device: str | torch.device) -> torch.device:
         ) from None
 
 
-def check_batch_size(batch_size: int) -> int:
-    """The same, or an error."""
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"Expected a batch size of 1 or more; got {batch_size}.")
-    return batch_size
-
-
-def check_seed(seed: int) -> None:
-    """Raise unless this is a whole number, not below 0."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise InputError(f"Expected a whole number as seed, 0 or more; got {seed!r}.")
+def check_one_source(**sources: object) -> None:
+    """Raise if noise would come from more than one source."""
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise InputError(f"Expected noise from one source; got {' and '.join(given)}. Give one of them.")
 
 
 def not_finite(images: Tensor) -> Tensor:

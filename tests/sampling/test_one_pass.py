@@ -3,9 +3,10 @@ import torch
 
 from biflow.config import ReverseConfig
 from biflow.errors import InputError
+from biflow.samplers import OnePass
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.one_pass import sample_in_one_pass
-from tests.builders import noise_and_labels, tiny_reverse
+from tests.builders import noise_and_labels, tiny_config, tiny_model, tiny_reverse
 
 
 def test_one_pass_is_one_network_call():
@@ -30,7 +31,7 @@ def test_annealed_guidance_is_refused():
 
 def test_a_strength_beyond_the_trained_range_warns_and_says_the_range():
     config = ReverseConfig(width=16, layers=1, head_width=8, guidance="trained", max_guidance=1.5)
-    model, (z, labels) = tiny_reverse(reverse=config), noise_and_labels()
-    sample_in_one_pass(model, z, labels, guidance=Guidance(1.5))
-    with pytest.warns(UserWarning, match=r"Guidance 2 is beyond .* 0 to 1\.5"):
-        sample_in_one_pass(model, z, labels, guidance=Guidance(2))
+    model = tiny_model(tiny_config(reverse=config))
+    OnePass().prepare(model, Guidance(1.5))
+    with pytest.warns(UserWarning, match=r"Guidance 2 is above the 1\.5 that the reverse model learned"):
+        OnePass().prepare(model, Guidance(2))

@@ -9,7 +9,7 @@ from typing import Any
 from biflow.app.studio import Studio
 from biflow.data.decode import IMAGE_SUFFIXES
 from biflow.errors import InputError
-from biflow.pipeline import Way
+from biflow.pipeline import SamplingOptions
 
 SUFFIXES = sorted(IMAGE_SUFFIXES)
 
@@ -110,6 +110,6 @@ class Desk:
         )
 
 
-def way_of(guidance: float, seed: int, method: str = "reverse") -> Way:
+def options_of(guidance: float, seed: int, method: str = "reverse") -> SamplingOptions:
     """How images come from noise, as the controls say."""
     return {"guidance": float(guidance), "seed": seed, "method": method}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from biflow.app.desk import SUFFIXES, Desk, way_of
+from biflow.app.desk import SUFFIXES, Desk, options_of
 from biflow.app.html import as_html
 from biflow.app.studio import MOST_RESULTS, NO_CLASS, Studio
 from biflow.app.uploads import HALVES, PAINTED, Picture, mask_of
@@ -56,7 +56,7 @@ def make_easel(desk: Desk, studio: Studio) -> Easel:
         return picture, canvas_of(picture), notes_of(notes), guess or None
 
     def sample(name: str | None, *chosen: Any) -> tuple[Any, ...]:
-        picture = studio.sample_one(name or NO_CLASS, **way_of(*chosen))
+        picture = studio.sample_one(name or NO_CLASS, **options_of(*chosen))
         return picture, canvas_of(picture), notes_of([f"This is {picture.name}. Paint over what is to be redrawn."])
 
     desk.on(upload.upload, take, [upload], [easel.held, canvas, said, name])
@@ -83,7 +83,7 @@ def redraw_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
     def act(held: Picture | None, name: str | None, *rest: Any) -> str:
         editor, part, proposals, *chosen = rest
         mask = mask_of(part, (editor or {}).get("layers") or [], studio.image_shape[1])
-        return as_html(studio.inpaint(held, mask, name, proposals=int(proposals), **way_of(*chosen)))
+        return as_html(studio.inpaint(held, mask, name, proposals=int(proposals), **options_of(*chosen)))
 
     desk.on(button.click, act, [easel.held, easel.name, easel.canvas, part, proposals, *easel.way], [result])
 
@@ -97,7 +97,7 @@ def change_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
     button = desk.button("Change", name="edit-change")
 
     def act(held: Picture | None, name: str | None, targets: list[str] | None, *chosen: Any) -> str:
-        return as_html(studio.reclass(held, name, targets or [], **way_of(*chosen)))
+        return as_html(studio.reclass(held, name, targets or [], **options_of(*chosen)))
 
     desk.on(button.click, act, [easel.held, easel.name, targets, *easel.way], [result])
 
@@ -110,7 +110,7 @@ def vary_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
 
     def act(held: Picture | None, name: str | None, *rest: Any) -> str:
         strength, num, *chosen = rest
-        return as_html(studio.vary(held, name, strength=strength, num=int(num), **way_of(*chosen)))
+        return as_html(studio.vary(held, name, strength=strength, num=int(num), **options_of(*chosen)))
 
     desk.on(button.click, act, [easel.held, easel.name, strength, num, *easel.way], [result])
 

@@ -69,13 +69,14 @@ class LimitBody:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass the request on, unless it is too long."""
-        length = dict(scope.get("headers") or ()).get(b"content-length", b"0")
-        if scope["type"] != "http" or int(length) <= self.most:
+        headers = dict(scope.get("headers") or ())
+        unknown = b"transfer-encoding" in headers  # in pieces, without a length
+        if scope["type"] != "http" or not (unknown or int(headers.get(b"content-length", b"0")) > self.most):
             await self.app(scope, receive, send)
             return
         kind = (b"content-type", b"text/plain; charset=utf-8")
-        await send({"type": "http.response.start", "status": 413, "headers": [kind]})
-        text = f"Expected at most {self.most // 2**20} MiB at once. Choose fewer files."
+        await send({"type": "http.response.start", "status": 411 if unknown else 413, "headers": [kind]})
+        text = f"Expected at most {self.most // 2**20} MiB at once, and their length. Choose fewer files."
         await send({"type": "http.response.body", "body": text.encode()})
 
 

@@ -14,7 +14,8 @@ from biflow.config import ClassifyMethod
 from biflow.data.images import to_pixels
 from biflow.data.sheet import painted
 from biflow.errors import InputError, nearest
-from biflow.pipeline import Pipeline, Way
+from biflow.pipeline import Pipeline, SamplingOptions
+from biflow.terminal import counted
 
 MOST_IMAGES = 100
 MOST_COMPARED = 16  # images by each sampler
@@ -71,8 +72,8 @@ class Studio:
         count = self.pipe.config.num_classes
         if not count:
             return []
-        given = list(self.pipe.class_names) or list(map(str, range(count)))
-        return [*(f"{name} ({i})" if given.count(name) > 1 else name for i, name in enumerate(given)), NO_CLASS]
+        given = [*(self.pipe.class_names or map(str, range(count))), NO_CLASS]
+        return [f"{name} ({i})" if given.count(name) > 1 and i < count else name for i, name in enumerate(given)]
 
     @property
     def methods(self) -> dict[str, str]:
@@ -132,27 +133,27 @@ class Studio:
         """A class as it is written below a picture; nothing if the model has none."""
         return self.names[label] if self.names else ""
 
-    def sample(self, classes: Sequence[str], count: int, **way: Unpack[Way]) -> Shown:
+    def sample(self, classes: Sequence[str], count: int, **options: Unpack[SamplingOptions]) -> Shown:
         """Images of these classes in turn."""
         labels = self.in_turn(classes, count, self.most)
         started = time.perf_counter()
-        pixels, broken = self._draw(labels, way)
+        pixels, broken = self._draw(labels, options)
         seconds = time.perf_counter() - started
         figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
-        return Shown(f"{count_of(count, 'image')} in {duration(seconds)}.", [Part("", figures)], broken)
+        return Shown(f"{counted(count, 'image')} in {duration(seconds)}.", [Part("", figures)], broken)
 
-    def sample_one(self, name: str, **way: Unpack[Way]) -> Picture:
+    def sample_one(self, name: str, **options: Unpack[SamplingOptions]) -> Picture:
         """One image to edit."""
-        pixels, _ = self._draw(self.in_turn([name] if self.names else [], 1, 1), way)
+        pixels, _ = self._draw(self.in_turn([name] if self.names else [], 1, 1), options)
         return Picture(f"a sample of {name}" if self.names else "a sample", pixels[0])
 
-    def compare(self, classes: Sequence[str], count: int, **way: Unpack[Way]) -> Shown:
+    def compare(self, classes: Sequence[str], count: int, **options: Unpack[SamplingOptions]) -> Shown:
         """The same noise and labels by every sampler, each with its time; one image by each before, not counted."""
         labels = self.in_turn(classes, count, min(self.most, MOST_COMPARED))
         drawn: dict[str, tuple[Tensor, float]] = {}
         notes = []
         for words, method in self.methods.items():
-            mine: Way = {**way, "method": method}
+            mine: SamplingOptions = {**options, "method": method}
             self._draw(labels[:1], mine)
             started = time.perf_counter()
             pixels, broken = self._draw(labels, mine)
@@ -164,7 +165,7 @@ class Studio:
             figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
             parts.append(Part(words, figures, duration(seconds) + away(pixels, exact)))
         notes.append("How far images are from those drawn patch by patch is in grey levels of 255, on average.")
-        return Shown(f"The same noise and classes, {count_of(count, 'image')} each way.", parts, notes)
+        return Shown(f"The same noise and classes, {counted(count, 'image')} each way.", parts, notes)
 
     def open(self, file: str | None) -> tuple[Picture, list[str]]:
         """One uploaded image, and what is to be said of it."""
@@ -177,7 +178,7 @@ class Studio:
             raise InputError("Expected one or more images; got none. Choose files first.")
         if len(files) > self.most:
             raise InputError(
-                f"Expected at most {count_of(self.most, 'image')} at once; got {len(files)}. "
+                f"Expected at most {counted(self.most, 'image')} at once; got {len(files)}. "
                 "Choose fewer, or use the command line."
             )
         channels, size, _ = self.image_shape
@@ -205,7 +206,7 @@ class Studio:
             Figure(each.pixels, named[0], [*named[1:], *its_bits, each.name])
             for each, named, its_bits in zip(pictures, best, bits, strict=True)
         ]
-        said = f"{count_of(len(pictures), 'image')} classified in {duration(seconds)}."
+        said = f"{counted(len(pictures), 'image')} classified in {duration(seconds)}."
         if not self.scores:
             notes.append("A model of latents cannot tell how likely images are, so no bits are given.")
         return Shown(said, [Part("", figures)], notes)
@@ -224,11 +225,17 @@ class Studio:
             bits = f"{ranked.bits_per_dim:.2f} bits/dim"
             figures.append(Figure(picture.pixels, f"{ranked.rank}. {bits}", [picture.name]))
         mean = float(scores.bits_per_dim.mean())
-        said = f"{count_of(len(pictures), 'image')}, the least likely first; {mean:.2f} bits/dim on average."
+        said = f"{counted(len(pictures), 'image')}, the least likely first; {mean:.2f} bits/dim on average."
         return Shown(said, [Part("", figures)], notes)
 
     def inpaint(
-        self, picture: Picture | None, mask: Tensor, name: str | None, *, proposals: int, **way: Unpack[Way]
+        self,
+        picture: Picture | None,
+        mask: Tensor,
+        name: str | None,
+        *,
+        proposals: int,
+        **options: Unpack[SamplingOptions],
     ) -> Shown:
         """What the mask, bool (H, W), says is drawn anew; the likeliest first."""
         pixels, labels = self._to_edit(picture, name)
@@ -238,15 +245,17 @@ class Studio:
                 "Expected a part to redraw; the mask is black all over. Paint on the image, or choose a half of it."
             )
         notes = ["The mask keeps nothing of the image: these are plain samples."] if mask.all() else []
-        edited = self.pipe.inpaint(pixels, mask, labels, proposals=proposals, **way)
+        edited = self.pipe.inpaint(pixels, mask, labels, proposals=proposals, **options)
         assert edited.nats is not None
         first = [Figure(pixels[0], "image"), Figure(painted(pixels[0], mask[None]), "to redraw")]
         drawn = zip(edited.pixels[0], edited.nats[0].tolist(), strict=True)
         results = [Figure(each, f"{i}", [f"{nats:.1f} nats"]) for i, (each, nats) in enumerate(drawn, 1)]
-        said = f"{count_of(proposals, 'proposal')}, the most likely first."
+        said = f"{counted(proposals, 'proposal')}, the most likely first."
         return Shown(said, [Part("", [*first, *results])], notes)
 
-    def reclass(self, picture: Picture | None, name: str | None, targets: Sequence[str], **way: Unpack[Way]) -> Shown:
+    def reclass(
+        self, picture: Picture | None, name: str | None, targets: Sequence[str], **options: Unpack[SamplingOptions]
+    ) -> Shown:
         """The image as images of other classes, from the same noise."""
         if not self.names:
             raise InputError("Expected a model with classes to change them; this one has none. Use variations.")
@@ -254,25 +263,31 @@ class Studio:
         if not targets:
             raise InputError("Expected one or more classes that the image becomes; got none. Choose some.")
         check_results(len(targets))
-        drawn = [to_pixels(self.pipe.reclass(pixels, labels, [k], **way))[0] for k in self.labels(targets)]
+        drawn = [to_pixels(self.pipe.reclass(pixels, labels, [k], **options))[0] for k in self.labels(targets)]
         results = [Figure(each, f"as {target}") for each, target in zip(drawn, targets, strict=True)]
         return Shown("From the same noise.", [Part("", [Figure(pixels[0], f"image, {name}"), *results])])
 
     def vary(
-        self, picture: Picture | None, name: str | None, *, strength: float, num: int, **way: Unpack[Way]
+        self,
+        picture: Picture | None,
+        name: str | None,
+        *,
+        strength: float,
+        num: int,
+        **options: Unpack[SamplingOptions],
     ) -> Shown:
         """Images near this one."""
         pixels, labels = self._to_edit(picture, name)
         check_results(num)
-        edited = self.pipe.vary(pixels, labels, strength=strength, num=num, **way)
+        edited = self.pipe.vary(pixels, labels, strength=strength, num=num, **options)
         results = [Figure(each, f"{i}") for i, each in enumerate(edited.pixels[0], 1)]
-        said = f"{count_of(num, 'variation')} of strength {strength:g}: 0 changes nothing, 1 all but the class."
+        said = f"{counted(num, 'variation')} of strength {strength:g}: 0 changes nothing, 1 all but the class."
         return Shown(said, [Part("", [Figure(pixels[0], "image"), *results])])
 
-    def _draw(self, labels: Tensor, way: Way) -> tuple[Tensor, list[str]]:
+    def _draw(self, labels: Tensor, options: SamplingOptions) -> tuple[Tensor, list[str]]:
         """Images (N, P, H, W), and what is to be said of those that are not finite."""
-        settings = {"guidance": 0.0, "method": "reverse", "seed": 0, **way}
-        drawn = self.pipe.draw(labels, **settings, batch_size=BATCH_SIZE, redraw=True, start=0)  # type: ignore[arg-type]
+        way: SamplingOptions = {**options, "batch_size": BATCH_SIZE}
+        drawn = self.pipe.draw(labels, redraw=True, **way)
         if not drawn.broken:
             return drawn.pixels, []
         broken = f"{drawn.broken} of {len(labels)} images held values that are no finite numbers"
@@ -314,15 +329,6 @@ def away(pixels: Tensor, exact: Tensor) -> str:
         return ""
     distance = float((pixels.float() - exact.float()).abs().mean())
     return f", {distance:.1f} away"
-
-
-def count_of(count: int, what: str) -> str:
-    """A number of things.
-
-    >>> count_of(1, "image"), count_of(2, "image")
-    ('1 image', '2 images')
-    """
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from biflow.app.desk import Desk, import_gradio, way_of
+from biflow.app.desk import Desk, import_gradio, options_of
 from biflow.app.edit import edit_tab
 from biflow.app.html import as_html
 from biflow.app.studio import MOST_COMPARED, NO_CLASS, Studio
@@ -23,7 +23,7 @@ def sample_tab(desk: Desk, studio: Studio) -> None:
         result = desk.result("Images appear here.", "sample-result")
 
     def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.sample(names or [], int(count), **way_of(*chosen)))
+        return as_html(studio.sample(names or [], int(count), **options_of(*chosen)))
 
     desk.on(button.click, act, [classes, count, *way], [result])
 
@@ -68,7 +68,7 @@ def compare_tab(desk: Desk, studio: Studio) -> None:
         result = desk.result("Images by every sampler appear here, with their times.", "compare-result")
 
     def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.compare(names or [], int(count), **way_of(*chosen)))
+        return as_html(studio.compare(names or [], int(count), **options_of(*chosen)))
 
     desk.on(button.click, act, [classes, count, *way], [result])
 

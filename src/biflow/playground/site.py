@@ -27,8 +27,8 @@ def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Export
     if runtime is not None:
         find_runtime(runtime)
     with replace_folder(out) as folder:
-        exported = export_model(model, folder / MODEL_FILE, codec=True)
         copy_runtime(folder / RUNTIME_FOLDER, runtime)
+        exported = export_model(model, folder / MODEL_FILE, codec=True)
         card = page_card(exported.card)
         (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         page = resources.files("biflow.playground") / "page"

@@ -9,6 +9,7 @@ from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
 
 
+@torch.inference_mode(False)  # it needs gradients wherever it is called
 def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float = 1.0) -> Tensor:
     """Noisy patches x (B, T, D) -> clean ones: x + step * noise_std**2 * d log p(x) / dx.
 
@@ -17,8 +18,8 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
     if not step:
         return x.detach()
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        (score,) = torch.autograd.grad(flow.log_prob(x, labels).sum(), x)
+        x = x.detach().clone().requires_grad_()
+        (score,) = torch.autograd.grad(flow.log_prob(x, labels.clone()).sum(), x)
     return x.detach() + step * flow.config.noise_std**2 * score
 
 

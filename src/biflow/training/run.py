@@ -1,6 +1,5 @@
 """A run folder: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ and in the end model/."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from biflow.checkpoint import TRAINING_FILE, save_model
+from biflow.checkpoint import save_model
 from biflow.config import RunConfig
 from biflow.config_base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSource, Source
@@ -90,9 +89,8 @@ def open_run(
 
 def keep_model(run: Run, trained: Trained, folder: Path) -> None:
     """Write the trained model, and how it was trained, into its folder; for the main process."""
-    save_model(trained.model, folder)
     facts = training_facts(run.config, trained.seconds, run.states.parent / HISTORY_FILE, run.world)
-    write_text(folder / TRAINING_FILE, json.dumps(facts, indent=1) + "\n")
+    save_model(trained.model, folder, facts)
 
 
 class Watcher:

@@ -153,9 +153,16 @@ function showSettings({ label, guidance, path, seed, count }) {
   $("grid").setAttribute("aria-label", `Grid of ${count} samples${card.num_classes ? ` ${what}` : ""}`);
   $("same").textContent = path ? "Between two noises there is no command; where the way begins, it is:" : "The same images from Python:";
   const options = [`--num ${count}`, `--seed ${seed}`];
-  if (label !== TURN) options.push(`--label ${label}`);
+  if (label !== TURN) options.push(`--label ${nameFor(label)}`);
   if (guidance) options.push(`--guidance ${guidance}`);
   $("command").textContent = `biflow sample MODEL ${options.join(" ")} --out grid.png`;
+}
+
+/** A class as the command takes it: it reads a word as a name first, then as a number. */
+function nameFor(label) {
+  const name = card.class_names[label];
+  if (name === undefined || card.class_names.indexOf(name) !== Number(label)) return label;
+  return /^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", `'\\''`)}'`;
 }
 
 function showTime(milliseconds, count) {
