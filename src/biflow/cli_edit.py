@@ -10,6 +10,7 @@ from biflow.errors import InputError
 from biflow.terminal import counted, say, tell
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from biflow.data.sheet import Tile
@@ -225,35 +226,15 @@ def read_picture(path: Path, size: int, channels: int) -> Picture:
 
 
 def masks_of(pictures: list[Picture], mask: Path | None, box: tuple[int, int, int, int] | None) -> "Tensor":
-    """What to redraw of each image, bool (N, H, W), scaled and cut as the image was."""
+    """What to redraw of each image, bool (N, H, W): white in the mask, or within the box; scaled and cut as it was."""
     import torch
-    from PIL import Image, ImageDraw
 
-    from biflow.data.decode import at_size, decode, reason_of
+    from biflow.data.decode import at_size
 
-    try:
-        drawn = decode(mask, background="black").image.convert("L") if mask else None
-    except Exception as error:
-        raise InputError(f"Expected a mask as an image file; cannot read {mask} ({reason_of(error)}).") from None
+    drawn = read_mask(mask) if mask else None
     masks = []
     for picture in pictures:
-        width, height = picture.size
-        if drawn is None:
-            left, top, right, bottom = box or (0, 0, 0, 0)
-            if right > width or bottom > height:
-                raise InputError(
-                    f"Expected a box within {picture.path.name}, {width}x{height} pixels; "
-                    f"got {left},{top},{right},{bottom}."
-                )
-            shape = Image.new("L", picture.size)
-            ImageDraw.Draw(shape).rectangle((left, top, right - 1, bottom - 1), fill=255)
-        elif drawn.size != picture.size:
-            raise InputError(
-                f"Expected a mask of the size of {picture.path.name}, {width}x{height} pixels; "
-                f"got {drawn.width}x{drawn.height}. Make it that size, or use --box."
-            )
-        else:
-            shape = drawn
+        shape = box_within(picture, box or (0, 0, 0, 0)) if drawn is None else fitting(drawn, picture)
         small = at_size(shape, picture.pixels.shape[-1], 1)[0] >= 128
         if shape.getbbox() and not small.any():
             raise InputError(
@@ -262,6 +243,41 @@ def masks_of(pictures: list[Picture], mask: Path | None, box: tuple[int, int, in
             )
         masks.append(small)
     return torch.stack(masks)
+
+
+def read_mask(path: Path) -> "Image":
+    """A mask in grey; what is transparent keeps the image."""
+    from biflow.data.decode import decode, reason_of
+
+    try:
+        return decode(path, background="black").image.convert("L")
+    except Exception as error:  # Pillow's decoders raise a dozen types
+        raise InputError(f"Expected a mask as an image file; cannot read {path} ({reason_of(error)}).") from None
+
+
+def fitting(mask: "Image", picture: Picture) -> "Image":
+    """The mask, which has to have the image's size."""
+    if mask.size != picture.size:
+        raise InputError(
+            f"Expected a mask of the size of {picture.path.name}, {picture.size[0]}x{picture.size[1]} pixels; "
+            f"got {mask.width}x{mask.height}. Make it that size, or use --box."
+        )
+    return mask
+
+
+def box_within(picture: Picture, box: tuple[int, int, int, int]) -> "Image":
+    """A mask of the image's size, white within the box, which has to lie in the image."""
+    from PIL import Image, ImageDraw
+
+    left, top, right, bottom = box
+    if right > picture.size[0] or bottom > picture.size[1]:
+        raise InputError(
+            f"Expected a box within {picture.path.name}, {picture.size[0]}x{picture.size[1]} pixels; "
+            f"got {left},{top},{right},{bottom}."
+        )
+    mask = Image.new("L", picture.size)
+    ImageDraw.Draw(mask).rectangle((left, top, right - 1, bottom - 1), fill=255)
+    return mask
 
 
 def parse_box(text: str) -> tuple[int, int, int, int]:

@@ -25,7 +25,7 @@ from biflow.evaluation.compare import compare
 from biflow.evaluation.evaluation_report import render_evaluation
 from biflow.evaluation.measures import describe_machine
 from biflow.evaluation.reference import spread_places
-from biflow.evaluation.samples import Drawn, SampleFolder, SampleSettings, features_of, make_labels, take_up
+from biflow.evaluation.samples import Filling, SampleFolder, SampleSettings, features_of, make_labels, take_up
 from biflow.features.feature_nets import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.ground import Compared, Reals, Site, lay_ground
@@ -217,7 +217,7 @@ class Drawing:
         self.world.on_main(lambda: take_up(folder, settings))
         labels = make_labels(request.labels, num, config.num_classes, seed)
 
-        def draw(start: int, labels: Tensor) -> Drawn:
+        def draw(start: int, labels: Tensor) -> Filling:
             drawn = self.pipe.draw(
                 labels,
                 guidance=guidance,
@@ -233,7 +233,7 @@ class Drawing:
                     f"Expected images of finite numbers; {drawn.left} of images {start} to {start + len(labels) - 1} "
                     f"are not. To go on, {again}choose another --method or --guidance."
                 )
-            return Drawn(drawn.pixels, drawn.broken)
+            return Filling(drawn.pixels, drawn.broken)
 
         shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
         shown, own = self.world.is_main, sum(len(shard.numbers) for shard in shards.own)

@@ -41,7 +41,7 @@ class Shard(NamedTuple):
     numbers: range
 
 
-class Drawn(NamedTuple):
+class Filling(NamedTuple):
     """The images of a shard, and how many of them had to be drawn again."""
 
     pixels: Tensor  # uint8 (N, P, H, W)
@@ -60,7 +60,7 @@ class SampleFolder:
         ]
         self.own = self.shards[rank::size]
 
-    def draw(self, labels: Tensor, draw: Callable[[int, Tensor], Drawn], progress: Callable[[int], None]) -> None:
+    def draw(self, labels: Tensor, draw: Callable[[int, Tensor], Filling], progress: Callable[[int], None]) -> None:
         """Draw this process's shards that are not there: draw(first number, labels) -> images.
 
         labels (num,) of all images.  progress(n) is told of every n images done.
