@@ -98,12 +98,12 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
 
 
 def _hours_of(hours: float) -> str:
-    """Two decimals, or as many as show it.
+    """Two decimals, which are enough where it matters.
 
     >>> _hours_of(12.5), _hours_of(0.000123)
-    ('12.50', '0.00012')
+    ('12.50', 'under 0.01')
     """
-    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.2g}"
+    return f"{hours:,.2f}" if hours >= 0.01 else "under 0.01"
 
 
 def _gib(size: float) -> str:
