@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from biflow import cli
 from biflow.config import ReadingConfig
@@ -9,6 +10,7 @@ from biflow.data.datasets import ImageSet
 from biflow.data.images import to_pil
 from biflow.data.latents import Encoder, damaged_shards, open_latents, write_manifest
 from biflow.data.sources import open_data
+from biflow.encode import encode_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
 from biflow.training.stages import check_fits, to_latents
@@ -203,3 +205,13 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     assert biflow(*train, "--set", f"model.codec=vae:{autoencoder}") == 0
     assert biflow("sample", run / "model", "--num", 4, "--out", tmp_path / "x.npz") == 0
     assert read_npz(tmp_path / "x.npz")["arr_0"].shape == (4, 8, 8, 3)
+
+
+def test_a_folder_without_images_set_aside_is_encoded_whole(autoencoder, tmp_path):
+    for place, image in enumerate(colours(6).images):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        to_pil(image).save(tmp_path / "images" / f"{place}.png")
+    options = {"size": 8, "batch_size": 4, "overrides": [], "console": Console(quiet=True)}
+    assert encode_data(f"folder:{tmp_path / 'images'}", str(autoencoder), tmp_path / "cache", **options) == 6
+    kept = open_latents(tmp_path / "cache", ReadingConfig())
+    assert (len(kept.train), len(kept.test)) == (6, 0)

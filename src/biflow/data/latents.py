@@ -124,11 +124,12 @@ class Encoder:
         """The shards of one split; progress(n) is told of every n images done.  Returns the names of all shards."""
         names = []
         copies = (False, True) if self.flip and split == "train" else (False,)
-        pieces = [(mirrored, piece) for mirrored in copies for piece in torch.arange(len(data)).split(SHARD_SIZE)]
+        parts = torch.arange(len(data)).split(SHARD_SIZE) if len(data) else ()
+        pieces = [(mirrored, piece) for mirrored in copies for piece in parts]
         for number, (mirrored, places) in enumerate(pieces):
             name = f"{split}_{number:05d}.safetensors"
             names.append(name)
-            if number % self.size == self.rank and len(places):
+            if number % self.size == self.rank:
                 if not self._is_there(name, len(places)):
                     self._write_shard(name, data, places, mirrored=mirrored)
                 progress(len(places))
