@@ -8,7 +8,7 @@ import typer
 
 from biflow.cli_arguments import OutFolder
 from biflow.errors import InputError
-from biflow.terminal import console, table, tell
+from biflow.terminal import console, counted, table, tell
 
 REJECTS_SHOWN = 10
 
@@ -78,10 +78,14 @@ def encode(
 
     Called again after it was stopped, it goes on; torchrun shares the work among its processes.
     """
+    from biflow.data.latents import read_manifest
     from biflow.encode import encode_data
 
     count = encode_data(data, vae, out, size=size, batch_size=batch_size, overrides=set_ or (), console=console)
-    if count is not None:
-        tell(
-            f"Wrote {out}: latents of {count:,} images. Train with --set data=latents:{out} --set model.codec=vae:{vae}"
-        )
+    if count is None:
+        return
+    made = read_manifest(out)
+    channels, side, _ = made["latent_shape"]
+    model = {"codec": f"vae:{vae}", "channels": channels, "image_size": side, "num_classes": len(made["class_names"])}
+    settings = " ".join(f"--set model.{key}={value}" for key, value in model.items())
+    tell(f"Wrote {out}: latents of {counted(count, 'image')}. Train with --set data=latents:{out} {settings}")

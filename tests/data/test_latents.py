@@ -192,6 +192,7 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     assert "got size=16 instead of 8" in capsys.readouterr().err
     monkeypatch.setattr(Encoder, "_write_shard", whole)
     assert biflow(*encode) == 0
+    assert "--set model.channels=4 --set model.image_size=4 --set model.num_classes=2" in capsys.readouterr().out
     assert biflow("data", "check", cache) == 0
     assert "Every shard is as it was written" in capsys.readouterr().out
     assert biflow(*encode) == 2
