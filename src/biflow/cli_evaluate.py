@@ -94,8 +94,11 @@ def parse_sweep(text: str) -> list[float]:
         count = int((last - first) / step + 1e-9) + 1
     except (ValueError, ZeroDivisionError, OverflowError):
         key, count, first, step = "", 0, 0.0, 0.0
-    if key != "guidance" or not 1 <= count <= MOST_STRENGTHS or first < 0 or step <= 0:
+    if key != "guidance" or count < 1 or first < 0 or step <= 0:
         raise InputError(
-            f"Expected a sweep such as guidance=0:3:0.25, from the first to the last by steps; got {text!r}."
+            f"Expected a sweep such as guidance=0:3:0.25, from the first (0 or more) up to the last by steps above 0; "
+            f"got {text!r}."
         )
+    if count > MOST_STRENGTHS:
+        raise InputError(f"Expected at most {MOST_STRENGTHS} strengths; {text!r} are {count}. Take larger steps.")
     return [round(first + place * step, 9) for place in range(count)]

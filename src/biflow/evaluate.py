@@ -237,12 +237,13 @@ class Drawing:
 
         shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
         shown, own = self.world.is_main, sum(len(shard.numbers) for shard in shards.own)
-        with counting(self.site.console, f"drawing at guidance {guidance}", own, shown=shown) as progress:
+        share = f" (a share of {self.world.size})" * (self.world.size > 1)
+        with counting(self.site.console, f"drawing at guidance {guidance}{share}", own, shown=shown) as progress:
             shards.draw(labels, draw, progress)
         places = {}
         for name, (net, _) in self.grounds.items():
             places[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
-            with counting(self.site.console, f"features of {name}", own, shown=shown) as progress:
+            with counting(self.site.console, f"features of {name}{share}", own, shown=shown) as progress:
                 shards.measure(net, places[name], batch_size=request.batch_size, progress=progress)
         self.world.wait()
         features = {name: shards.features(place) for name, place in places.items()}

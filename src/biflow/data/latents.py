@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import safe_open
@@ -112,6 +112,14 @@ def damaged_shards(folder: Path) -> list[str]:
     return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
 
 
+class Piece(NamedTuple):
+    """A shard that is to be written."""
+
+    name: str
+    mirrored: bool
+    places: Tensor  # of its images in the split
+
+
 class Encoder:
     """Writes a cache: shard by shard, those of other processes left to them, those that are there already kept."""
 
@@ -122,18 +130,23 @@ class Encoder:
 
     def write(self, data: ImageSource, split: str, progress: Callable[[int], None]) -> list[str]:
         """The shards of one split; progress(n) is told of every n images done.  Returns the names of all shards."""
-        names = []
+        pieces = self.pieces(len(data), split)
+        for name, mirrored, places in self.own(pieces):
+            if not self._is_there(name, len(places)):
+                self._write_shard(name, data, places, mirrored=mirrored)
+            progress(len(places))
+        return [piece.name for piece in pieces]
+
+    def pieces(self, count: int, split: str) -> list[Piece]:
+        """All shards of a split with so many images."""
         copies = (False, True) if self.flip and split == "train" else (False,)
-        parts = torch.arange(len(data)).split(SHARD_SIZE) if len(data) else ()
-        pieces = [(mirrored, piece) for mirrored in copies for piece in parts]
-        for number, (mirrored, places) in enumerate(pieces):
-            name = f"{split}_{number:05d}.safetensors"
-            names.append(name)
-            if number % self.size == self.rank:
-                if not self._is_there(name, len(places)):
-                    self._write_shard(name, data, places, mirrored=mirrored)
-                progress(len(places))
-        return names
+        parts = torch.arange(count).split(SHARD_SIZE) if count else ()
+        whole = [(mirrored, places) for mirrored in copies for places in parts]
+        return [Piece(f"{split}_{number:05d}.safetensors", *piece) for number, piece in enumerate(whole)]
+
+    def own(self, pieces: list[Piece]) -> list[Piece]:
+        """Those that this process writes."""
+        return pieces[self.rank :: self.size]
 
     def _write_shard(self, name: str, data: ImageSource, places: Tensor, *, mirrored: bool) -> None:
         moments = []

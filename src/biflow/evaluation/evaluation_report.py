@@ -71,7 +71,8 @@ def sweep_rows(result: Numbers) -> list[list[str]]:
     tried = sweep["tried"] if sweep else []
     chosen = min(tried, key=lambda each: each["frechet_distance"]) if tried else None
     with_accuracy = any(each["class_accuracy"] is not None for each in tried)
-    head = ["guidance", "Frechet distance", "precision", "recall", *["read as their class"] * with_accuracy]
+    unsure = " (unreliable)" * any(not each["reliable"] for each in tried)
+    head = ["guidance", f"Frechet distance{unsure}", "precision", "recall", *["read as their class"] * with_accuracy]
     rows = [
         [
             f"{each['guidance']:g}{' (chosen)' if each is chosen else ''}",
@@ -100,8 +101,8 @@ def render_evaluation(result: Numbers, pixels: Tensor) -> str:
         sweep = result["sweep"]
         parts += [
             "<h2>Guidance</h2>",
-            f"<p>Chosen by the lowest Frechet distance of {sweep['num']:,} images of seed {sweep['seed']} to the "
-            f"{SPLITS[sweep['split']]} images; the numbers above are of other images, of seed "
+            f"<p>Ringed is what was chosen, by the lowest Frechet distance of {sweep['num']:,} images of seed "
+            f"{sweep['seed']} to the {SPLITS[sweep['split']]} images; the numbers above are of other images, of seed "
             f"{result['samples']['seed']}.</p>",
             f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
             f'<div class="scroll">{html_table(rows)}</div>',
@@ -153,6 +154,8 @@ def _sweep_chart(tried: Sequence[Numbers]) -> str:
     panels = {"frechet_distance": "Frechet distance (lower is better)", "precision": "precision", "recall": "recall"}
     for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         axes.plot(strengths, [each[key] for each in tried], marker="o", markersize=4, color=ACCENT)
+        best = min(tried, key=lambda each: each["frechet_distance"])
+        axes.plot(best["guidance"], best[key], marker="o", markersize=9, fillstyle="none", color=ACCENT)
         style(axes, title, "guidance w")
     return svg(figure)
 
