@@ -4,13 +4,20 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from biflow.app.desk import SUFFIXES, Desk, options_of
-from biflow.app.html import as_html
-from biflow.app.studio import MOST_RESULTS, NO_CLASS, Studio
-from biflow.app.uploads import HALVES, PAINTED, Picture, mask_of
-from biflow.data.images import enlarge, to_pil
+import numpy as np
+from PIL import Image
 
-CANVAS = 320  # pixels of its side, at least
+from biflow.app.desk import SUFFIXES, Desk, new_seed, options_of, whole
+from biflow.app.html import as_html, hint_html
+from biflow.app.studio import MOST_RESULTS, NO_CLASS, VARY_ENDS, Studio
+from biflow.app.uploads import EVERYTHING, HALVES, PAINTED, Picture, mask_of
+from biflow.data.images import enlarge, to_pil
+from biflow.errors import InputError
+
+CANVAS = 320  # pixels of the picture's side on it, at least
+MARGIN = 8  # the canvas goes on beside the picture by an 8th of it, so that strokes can begin there
+SURROUND = "#ebe8e1"
+RESULTS = "Results appear here."
 PAINT = "rgba(180, 68, 31, 0.85)"
 
 
@@ -26,10 +33,10 @@ class Easel(NamedTuple):
 
 def edit_tab(desk: Desk, studio: Studio) -> None:
     """One image at the left, what is done with it at the right."""
+    result = desk.result(RESULTS, "edit-result", render=False)
     with desk.left():
-        easel = make_easel(desk, studio)
+        easel = make_easel(desk, studio, result)
     with desk.right():
-        result = desk.result("Results appear here.", "edit-result", render=False)
         with desk.gr.Tabs():
             for title, fill in EDITS.items():
                 with desk.gr.Tab(title):
@@ -37,8 +44,8 @@ def edit_tab(desk: Desk, studio: Studio) -> None:
         result.render()
 
 
-def make_easel(desk: Desk, studio: Studio) -> Easel:
-    """Where the image comes from, where it is shown and painted on."""
+def make_easel(desk: Desk, studio: Studio, result: Any) -> Easel:
+    """Where the image comes from, where it is shown and painted on; another image clears the result."""
     gr = desk.gr
     with gr.Row(elem_classes="pair"):
         upload = gr.UploadButton("Upload", file_types=SUFFIXES, min_width=90, size="md", elem_id="edit-upload")
@@ -52,15 +59,20 @@ def make_easel(desk: Desk, studio: Studio) -> Easel:
         picture, notes = studio.open(file)
         guess = studio.guess(picture)
         guessed = f"Its class was guessed: {guess}. Correct it below if it is wrong."
-        notes += [guessed] if guess else []
-        return picture, canvas_of(picture), notes_of(notes), guess or None
+        notes = [said_of(picture), *notes, *[guessed] * bool(guess)]
+        return picture, canvas_of(picture), notes_of(notes), hint_html(RESULTS), guess or None
 
-    def sample(name: str | None, *chosen: Any) -> tuple[Any, ...]:
-        picture = studio.sample_one(name or NO_CLASS, **options_of(*chosen))
-        return picture, canvas_of(picture), notes_of([f"This is {picture.name}. Paint over what is to be redrawn."])
+    def sample(name: str | None, guidance: float, _: Any, *method: Any) -> tuple[Any, ...]:
+        picture = studio.sample_one(name or NO_CLASS, **options_of(guidance, new_seed(), *method))
+        return picture, canvas_of(picture), notes_of([said_of(picture)]), hint_html(RESULTS)
 
-    desk.on(upload.upload, take, [upload], [easel.held, canvas, said, name])
-    desk.on(draw.click, sample, [name, *easel.way], [easel.held, canvas, said])
+    def restore(held: Picture | None, editor: dict[str, Any] | None) -> Any:
+        gone = held is not None and (editor or {}).get("background") is None
+        return canvas_of(held) if held and gone else gr.skip()
+
+    desk.on(upload.upload, take, [upload], [easel.held, canvas, said, result, name])
+    desk.on(draw.click, sample, [name, *easel.way], [easel.held, canvas, said, result])
+    canvas.change(restore, [easel.held, canvas], [canvas], api_visibility="private", show_progress="hidden")
     return easel
 
 
@@ -76,14 +88,16 @@ def make_canvas(gr: Any, side: int) -> Any:
 
 def redraw_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
     """Inpainting; halves can be chosen without painting."""
-    part = desk.gr.Radio([PAINTED, *HALVES], value=PAINTED, label="Part to redraw", elem_id="edit-part")
+    part = desk.gr.Radio([PAINTED, *HALVES, EVERYTHING], value=PAINTED, label="Part to redraw", elem_id="edit-part")
     proposals = desk.number("Proposals", MOST_RESULTS, 4)
     button = desk.button("Redraw", name="edit-redraw")
 
     def act(held: Picture | None, name: str | None, *rest: Any) -> str:
         editor, part, proposals, *chosen = rest
-        mask = mask_of(part, (editor or {}).get("layers") or [], studio.image_shape[1])
-        return as_html(studio.inpaint(held, mask, name, proposals=int(proposals), **options_of(*chosen)))
+        layers = [without_margin(layer) for layer in (editor or {}).get("layers") or []]
+        mask = mask_of(part, layers, studio.image_shape[1])
+        count = whole(proposals, "number of proposals")
+        return as_html(studio.inpaint(held, mask, name, proposals=count, **options_of(*chosen)))
 
     desk.on(button.click, act, [easel.held, easel.name, easel.canvas, part, proposals, *easel.way], [result])
 
@@ -104,13 +118,16 @@ def change_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
 
 def vary_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
     """Variations."""
-    strength = desk.gr.Slider(0, 1, 0.3, step=0.05, label="Strength", info="0 changes nothing", buttons=[])
+    strength = desk.gr.Slider(0, 1, 0.3, step=0.05, label="Strength", info=VARY_ENDS, buttons=[])
     num = desk.number("Variations", MOST_RESULTS, 6)
     button = desk.button("Vary", name="edit-vary")
 
     def act(held: Picture | None, name: str | None, *rest: Any) -> str:
         strength, num, *chosen = rest
-        return as_html(studio.vary(held, name, strength=strength, num=int(num), **options_of(*chosen)))
+        if strength is None:
+            raise InputError("Expected a number as strength; got none. Type one, such as 0.3.")
+        count = whole(num, "number of variations")
+        return as_html(studio.vary(held, name, strength=strength, num=count, **options_of(*chosen)))
 
     desk.on(button.click, act, [easel.held, easel.name, strength, num, *easel.way], [result])
 
@@ -123,15 +140,34 @@ EDITS: dict[str, Callable[[Desk, Studio, Easel, Any], None]] = {
 
 
 def enlarged_side(studio: Studio) -> int:
-    """Pixels of the canvas's side, a multiple of the image's."""
+    """Pixels of the side of the canvas: a multiple of the image's, and a margin all around."""
     size = studio.image_shape[1]
-    return size * max(1, -(-CANVAS // size))
+    side = size * max(1, -(-CANVAS // size))
+    return side + 2 * (side // MARGIN)
 
 
 def canvas_of(picture: Picture) -> dict[str, Any]:
-    """An image as the editor takes it, nothing painted on it yet."""
-    image = to_pil(enlarge(picture.pixels, CANVAS)).convert("RGB")
-    return {"background": image, "layers": [], "composite": None}
+    """An image as the editor takes it, nothing painted on it yet, nothing in its margin."""
+    image = to_pil(enlarge(picture.pixels, CANVAS)).convert("RGBA")
+    margin = image.width // MARGIN
+    framed = Image.new("RGBA", (image.width + 2 * margin, image.height + 2 * margin), SURROUND)
+    framed.paste(image, (margin, margin))
+    return {"background": framed, "layers": [], "composite": None}
+
+
+def without_margin(layer: np.ndarray) -> np.ndarray:
+    """The part of a layer of the canvas that is over the picture.
+
+    >>> without_margin(np.zeros((10 * MARGIN + 20, 10 * MARGIN + 20, 4))).shape
+    (80, 80, 4)
+    """
+    margin = round(len(layer) / (MARGIN + 2))
+    return layer[margin:-margin, margin:-margin]
+
+
+def said_of(picture: Picture) -> str:
+    """What is on the canvas, and what to do with it."""
+    return f"This is {picture.name}. Paint over what is to be redrawn."
 
 
 def notes_of(notes: Sequence[str]) -> str:

@@ -1,12 +1,15 @@
 """The server of the page: this machine's, with nothing open that the page does not need."""
 
+import errno
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -26,6 +29,7 @@ MOST_WAITING = 20  # requests behind the one that is worked on
 def serve(studio: Studio, *, host: str, port: int) -> Iterator[str]:
     """The page at this address for as long as the context lasts; uploads are kept until then, and deleted."""
     gr = import_gradio()
+    check_address(host, port)
     refuse_large_images()
     with tempfile.TemporaryDirectory(prefix="biflow-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -33,12 +37,32 @@ def serve(studio: Studio, *, host: str, port: int) -> Iterator[str]:
         try:
             limits = {"app_kwargs": app_options(host)}
             _, address, _ = page.launch(**launch_options(gr), **limits, server_name=host, server_port=port)
-        except OSError:
-            raise InputError(f"Expected a free port of {host}; {port} is none. Choose another: --port.") from None
+        except OSError:  # taken since it was looked at
+            raise taken(host, port) from None
         try:
             yield address
         finally:
             page.close(verbose=False)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise where one cannot listen: the address is none of this machine, or the port is in use."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise taken(host, port) from None
+        raise InputError(
+            f"Expected an address of this machine; got {host!r}. Leave --host out, or use 0.0.0.0 for all addresses."
+        ) from None
+
+
+def taken(host: str, port: int) -> InputError:
+    """What to say of a port that cannot be had."""
+    return InputError(f"Expected a free port of {host}; {port} is none. Choose another: --port.")
 
 
 def launch_options(gr: Any) -> dict[str, Any]:
@@ -58,7 +82,43 @@ def app_options(host: str) -> dict[str, Any]:
     guards = [Middleware(LimitBody, most=MOST_BODY)]
     if host in LOCAL:  # or else a site could have its own name point to this machine
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
+        guards.append(Middleware(OwnPages))
     return {"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": guards}
+
+
+class OwnPages:
+    """Answers a request that another site's page has a browser send, unless it only reads (ASGI)."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass the request on, unless it is another site's."""
+        origin = dict(scope.get("headers") or ()).get(b"origin")
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or origin is None or is_local(origin):
+            await self.app(scope, receive, send)
+            return
+        await answer(send, 403, "Expected a request of this app's own page. Open its address in the browser.")
+
+
+def is_local(origin: bytes) -> bool:
+    """Whether a page is of a server of this machine.
+
+    >>> is_local(b"http://127.0.0.1:7860"), is_local(b"http://evil.example"), is_local(b"null")
+    (True, False, False)
+    """
+    try:
+        parts = urlsplit(origin.decode("latin-1"))
+        return parts.scheme == "http" and parts.hostname in LOCAL
+    except ValueError:
+        return False
+
+
+async def answer(send: Any, status: int, text: str) -> None:
+    """One sentence instead of what was asked for (ASGI)."""
+    kind = (b"content-type", b"text/plain; charset=utf-8")
+    await send({"type": "http.response.start", "status": status, "headers": [kind]})
+    await send({"type": "http.response.body", "body": text.encode()})
 
 
 class LimitBody:
@@ -74,10 +134,8 @@ class LimitBody:
         if scope["type"] != "http" or not (unknown or int(headers.get(b"content-length", b"0")) > self.most):
             await self.app(scope, receive, send)
             return
-        kind = (b"content-type", b"text/plain; charset=utf-8")
-        await send({"type": "http.response.start", "status": 411 if unknown else 413, "headers": [kind]})
         text = f"Expected at most {self.most // 2**20} MiB at once, and their length. Choose fewer files."
-        await send({"type": "http.response.body", "body": text.encode()})
+        await answer(send, 411 if unknown else 413, text)
 
 
 def refuse_large_images() -> None:

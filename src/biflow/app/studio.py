@@ -20,10 +20,12 @@ from biflow.terminal import counted
 MOST_IMAGES = 100
 MOST_COMPARED = 16  # images by each sampler
 MOST_RESULTS = 12  # of an edit
+FEW_CLASSES = 50  # so many are classified by trying every one of them
 TOP, LEAST = 3, 0.001  # classes named for an image, and how probable they are at least
 BATCH_SIZE = 64
 FREE_GUIDANCE = 3.0  # the most that is offered where training set no limit
 NO_CLASS = "no class"
+VARY_ENDS = "0 is the image as the model redraws it from its own noise; 1 changes all but the class."
 OF_REVERSE = ("reverse", "refine")  # samplers that need a reverse model
 
 METHODS: Mapping[str, str] = {
@@ -99,6 +101,11 @@ class Studio:
         """Of the images of pixels: (P, H, W)."""
         return self.pipe.codec.image_shape(self.pipe.config)
 
+    @property
+    def classify_method(self) -> ClassifyMethod:
+        """What tells the classes best, in a time that a person waits: every class tried, where there are few."""
+        return "bayes" if self.pipe.config.num_classes <= FEW_CLASSES else "gradient"
+
     def facts(self) -> str:
         """The model in one line."""
         channels, size, _ = self.image_shape
@@ -140,12 +147,14 @@ class Studio:
         pixels, broken = self._draw(labels, options)
         seconds = time.perf_counter() - started
         figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
-        return Shown(f"{counted(count, 'image')} in {duration(seconds)}.", [Part("", figures)], broken)
+        said = f"{counted(count, 'image')}, seed {options.get('seed', 0)}, in {duration(seconds)}."
+        return Shown(said, [Part("", figures)], broken)
 
     def sample_one(self, name: str, **options: Unpack[SamplingOptions]) -> Picture:
         """One image to edit."""
         pixels, _ = self._draw(self.in_turn([name] if self.names else [], 1, 1), options)
-        return Picture(f"a sample of {name}" if self.names else "a sample", pixels[0])
+        what = f"a sample of {name}" if self.names else "a sample"
+        return Picture(f"{what}, seed {options.get('seed', 0)}", pixels[0])
 
     def compare(self, classes: Sequence[str], count: int, **options: Unpack[SamplingOptions]) -> Shown:
         """The same noise and labels by every sampler, each with its time; one image by each before, not counted."""
@@ -165,7 +174,8 @@ class Studio:
             figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
             parts.append(Part(words, figures, duration(seconds) + away(pixels, exact)))
         notes.append("How far images are from those drawn patch by patch is in grey levels of 255, on average.")
-        return Shown(f"The same noise and classes, {counted(count, 'image')} each way.", parts, notes)
+        said = f"The same noise (seed {options.get('seed', 0)}) and classes, {counted(count, 'image')} each way."
+        return Shown(said, parts, notes)
 
     def open(self, file: str | None) -> tuple[Picture, list[str]]:
         """One uploaded image, and what is to be said of it."""
@@ -179,7 +189,7 @@ class Studio:
         if len(files) > self.most:
             raise InputError(
                 f"Expected at most {counted(self.most, 'image')} at once; got {len(files)}. "
-                "Choose fewer, or use the command line."
+                "Choose fewer, start the app with a larger --max-images, or rank a folder with `biflow score`."
             )
         channels, size, _ = self.image_shape
         pictures, notes = read_pictures(files, size, channels)
@@ -189,18 +199,19 @@ class Studio:
         """The class that suits an image best, where the model has classes."""
         if not self.names:
             return ""
-        return self.names[int(self.pipe.classify(picture.pixels[None]).labels[0])]
+        found = self.pipe.classify(picture.pixels[None], method=self.classify_method)
+        return self.names[int(found.labels[0])]
 
-    def classify(self, files: Sequence[str] | None, method: ClassifyMethod = "gradient") -> Shown:
+    def classify(self, files: Sequence[str] | None, method: ClassifyMethod | None = None) -> Shown:
         """The likeliest classes of each upload, and how likely the image is."""
         if not self.names:
             raise InputError("Expected a model with classes to classify with; this one has none. Use Rank.")
         pictures, notes = self.read(files)
         pixels = torch.stack([each.pixels for each in pictures])
         started = time.perf_counter()
-        found = self.pipe.classify(pixels, method=method)
+        found = self.pipe.classify(pixels, method=method or self.classify_method)
         seconds = time.perf_counter() - started
-        bits = [[f"{value:.2f} bits/dim"] for value in self._bits(pixels)] if self.scores else [[]] * len(pictures)
+        bits = self._bits(pixels) if self.scores else [[]] * len(pictures)
         best = self._best(found.probabilities)
         figures = [
             Figure(each.pixels, named[0], [*named[1:], *its_bits, each.name])
@@ -222,11 +233,11 @@ class Studio:
         figures = []
         for ranked in scores.rank([str(place) for place in range(len(pictures))]):
             picture = pictures[int(ranked.image)]
-            bits = f"{ranked.bits_per_dim:.2f} bits/dim"
+            bits = f"{decimals(ranked.bits_per_dim, 2)} bits/dim"
             figures.append(Figure(picture.pixels, f"{ranked.rank}. {bits}", [picture.name]))
         mean = float(scores.bits_per_dim.mean())
-        said = f"{counted(len(pictures), 'image')}, the least likely first; {mean:.2f} bits/dim on average."
-        return Shown(said, [Part("", figures)], notes)
+        said = f"{counted(len(pictures), 'image')}, the least likely first; {decimals(mean, 2)} bits/dim on average."
+        return Shown(said, [Part("", figures)], [*notes, "More bits a dimension: less likely."])
 
     def inpaint(
         self,
@@ -241,16 +252,15 @@ class Studio:
         pixels, labels = self._to_edit(picture, name)
         check_results(proposals)
         if not mask.any():
-            raise InputError(
-                "Expected a part to redraw; the mask is black all over. Paint on the image, or choose a half of it."
-            )
-        notes = ["The mask keeps nothing of the image: these are plain samples."] if mask.all() else []
+            raise InputError("Nothing is painted yet. Paint over what is to be redrawn, or choose a part.")
+        notes = ["Nats: higher is likelier."]
+        notes += ["Nothing of the image is kept: these are plain samples."] if mask.all() else []
         edited = self.pipe.inpaint(pixels, mask, labels, proposals=proposals, **options)
         assert edited.nats is not None
         first = [Figure(pixels[0], "image"), Figure(painted(pixels[0], mask[None]), "to redraw")]
         drawn = zip(edited.pixels[0], edited.nats[0].tolist(), strict=True)
-        results = [Figure(each, f"{i}", [f"{nats:.1f} nats"]) for i, (each, nats) in enumerate(drawn, 1)]
-        said = f"{counted(proposals, 'proposal')}, the most likely first."
+        results = [Figure(each, f"{i}", [f"{decimals(nats, 1)} nats"]) for i, (each, nats) in enumerate(drawn, 1)]
+        said = f"{counted(proposals, 'proposal')}, seed {options.get('seed', 0)}, the most likely first."
         return Shown(said, [Part("", [*first, *results])], notes)
 
     def reclass(
@@ -265,7 +275,8 @@ class Studio:
         check_results(len(targets))
         drawn = [to_pixels(self.pipe.reclass(pixels, labels, [k], **options))[0] for k in self.labels(targets)]
         results = [Figure(each, f"as {target}") for each, target in zip(drawn, targets, strict=True)]
-        return Shown("From the same noise.", [Part("", [Figure(pixels[0], f"image, {name}"), *results])])
+        said = f"The image's own noise, redrawn as {counted(len(targets), 'class')}."
+        return Shown(said, [Part("", [Figure(pixels[0], f"image, {name}"), *results])])
 
     def vary(
         self,
@@ -281,8 +292,8 @@ class Studio:
         check_results(num)
         edited = self.pipe.vary(pixels, labels, strength=strength, num=num, **options)
         results = [Figure(each, f"{i}") for i, each in enumerate(edited.pixels[0], 1)]
-        said = f"{counted(num, 'variation')} of strength {strength:g}: 0 changes nothing, 1 all but the class."
-        return Shown(said, [Part("", [Figure(pixels[0], "image"), *results])])
+        said = f"{counted(num, 'variation')} of strength {strength:g}, seed {options.get('seed', 0)}."
+        return Shown(said, [Part("", [Figure(pixels[0], "image"), *results])], [VARY_ENDS])
 
     def _draw(self, labels: Tensor, options: SamplingOptions) -> tuple[Tensor, list[str]]:
         """Images (N, P, H, W), and what is to be said of those that are not finite."""
@@ -300,9 +311,9 @@ class Studio:
             raise InputError("Expected the class of the image; got none. Choose it.")
         return picture.pixels[None], self.labels([name or ""])
 
-    def _bits(self, pixels: Tensor) -> list[float]:
-        """Bits per dimension of images of no class."""
-        return self.pipe.log_prob(pixels).bits_per_dim.tolist()
+    def _bits(self, pixels: Tensor) -> list[list[str]]:
+        """Bits per dimension of images of no class, in words."""
+        return [[f"{decimals(bits, 2)} bits/dim"] for bits in self.pipe.log_prob(pixels).bits_per_dim.tolist()]
 
     def _best(self, probabilities: Tensor) -> list[list[str]]:
         """The likeliest classes of each image (N, K), in words."""
@@ -338,6 +349,15 @@ def duration(seconds: float) -> str:
     ('32 ms', '2.3 s')
     """
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def decimals(value: float, places: int) -> str:
+    """A number with so many decimals; one that is rounded to nothing has no sign.
+
+    >>> decimals(-0.04, 1), decimals(-0.06, 1)
+    ('0.0', '-0.1')
+    """
+    return f"{value:z.{places}f}"
 
 
 def millions(network: nn.Module) -> str:

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from biflow.app.desk import Desk, import_gradio, options_of
+from biflow.app.desk import Desk, import_gradio, new_seed, options_of, whole
 from biflow.app.edit import edit_tab
 from biflow.app.html import as_html
 from biflow.app.studio import MOST_COMPARED, NO_CLASS, Studio
 
-CLASSIFY = [("one gradient", "gradient"), ("ten gradients", "steps"), ("every class tried", "bayes")]
+CLASSIFY = [  # best first
+    ("every class tried: best, one pass a class", "bayes"),
+    ("ten gradients: ten times the cost of one", "steps"),
+    ("one gradient: quick, the least sure", "gradient"),
+]
 
 
 def sample_tab(desk: Desk, studio: Studio) -> None:
@@ -18,14 +22,21 @@ def sample_tab(desk: Desk, studio: Studio) -> None:
         classes = desk.classes("Classes", "None chosen: all in turn")
         count = desk.number("Images", studio.most, 16)
         way = desk.way()
-        button = desk.button("Sample", name="sample-go")
+        with desk.gr.Row(elem_classes="pair"):
+            button = desk.button("Sample", name="sample-go")
+            again = desk.button("New seed", main=False, name="sample-again")
     with desk.right():
         result = desk.result("Images appear here.", "sample-result")
 
     def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.sample(names or [], int(count), **options_of(*chosen)))
+        return as_html(studio.sample(names or [], whole(count, "number of images"), **options_of(*chosen)))
+
+    def anew(names: list[str] | None, count: int, guidance: float, _: Any, *method: Any) -> tuple[str, int]:
+        seed = new_seed()
+        return act(names, count, guidance, seed, *method), seed
 
     desk.on(button.click, act, [classes, count, *way], [result])
+    desk.on(again.click, anew, [classes, count, *way], [result, way[1]])
 
 
 def classify_tab(desk: Desk, studio: Studio) -> None:
@@ -35,7 +46,7 @@ def classify_tab(desk: Desk, studio: Studio) -> None:
         return
     with desk.left():
         files = desk.files("classify-files")
-        method = desk.gr.Dropdown(CLASSIFY, label="Method", info="The last is the best, one pass a class")
+        method = desk.gr.Dropdown(CLASSIFY, value=studio.classify_method, label="Method")
         button = desk.button("Classify", name="classify-go")
     with desk.right():
         result = desk.result("The likeliest classes of each image appear here.", "classify-result")
@@ -68,7 +79,7 @@ def compare_tab(desk: Desk, studio: Studio) -> None:
         result = desk.result("Images by every sampler appear here, with their times.", "compare-result")
 
     def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.compare(names or [], int(count), **options_of(*chosen)))
+        return as_html(studio.compare(names or [], whole(count, "number of images"), **options_of(*chosen)))
 
     desk.on(button.click, act, [classes, count, *way], [result])
 
@@ -89,6 +100,6 @@ def make_page(studio: Studio) -> Any:
         gr.HTML(f"<header><h1>biflow</h1><p>{escape(studio.facts())}</p></header>", elem_id="head")
         with gr.Tabs():
             for title, fill in TABS.items():
-                with gr.Tab(title, elem_id=title.lower()), gr.Row():
+                with gr.Tab(title, elem_id=title.lower()), gr.Row(elem_classes="desk"):
                     fill(Desk(gr, studio), studio)
     return page
