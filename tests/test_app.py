@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from biflow.app.html import as_html
-from biflow.app.studio import MOST_COMPARED, MOST_RESULTS, Figure, Part, Shown, Studio
-from biflow.app.uploads import HALVES, MOST_PIXELS, PAINTED, mask_of
+from biflow.app.studio import MOST_COMPARED, MOST_RESULTS, Figure, Part, Shown, Studio, decimals
+from biflow.app.uploads import EVERYTHING, HALVES, MOST_PIXELS, PAINTED, mask_of
 from biflow.checkpoint import save_model
 from biflow.errors import InputError
 from biflow.models.codec import VaeCodec
@@ -64,15 +64,15 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   });
   page.on('pageerror', error => seen.errors.push(error.message));
   const open = name => page.getByRole('tab', { name, exact: true }).click();
-  const said = async () => {
-    const text = await page.locator('.toast-body').last().innerText();
-    await page.locator('.toast-close').last().click();
-    return text;
-  };
+  const said = async where => page.locator(`${where} [role=alert]`).innerText();
+  const shown = async () => (await page.locator('#canvas canvas').screenshot()).toString('base64');
   await page.goto(url);
   await page.click('#sample-go');
   await page.waitForSelector('#sample-result img');
   seen.samples = await page.locator('#sample-result img').count();
+  await page.click('#sample-again');
+  await page.waitForSelector('#sample-result .said:not(:has-text("seed 0,"))');
+  seen.toasts = await page.locator('.toast-body').count();
   seen.width = await page.evaluate(() => document.documentElement.scrollWidth);
   await open('Classify');
   await page.setInputFiles('#classify-files input[type=file]', [upload]);
@@ -84,12 +84,29 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   await page.setInputFiles('#rank-files input[type=file]', files);
   await page.waitForSelector('#rank-files .file-preview');
   await page.click('#rank-go');
-  seen.many = await said();
+  seen.many = await said('#rank-result');
   await open('Edit');
   await page.click('#edit-sample');
   await page.waitForSelector('#edit-said :text("a sample of")');
   await page.click('#edit-redraw');
-  seen.black = await said();
+  seen.bare = await said('#edit-result');
+  await page.mouse.move(0, 0);
+  await page.waitForTimeout(1000);
+  const clean = await shown();
+  const box = await page.locator('#canvas canvas').boundingBox();
+  await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width / 2 + 40, box.y + box.height / 2, { steps: 5 });
+  await page.mouse.up();
+  await page.mouse.move(0, 0);
+  await page.waitForTimeout(1000);
+  seen.painted = (await shown()) !== clean;
+  await page.getByLabel('Clear canvas').click();
+  await page.mouse.move(0, 0);
+  for (let i = 0; i < 40 && !seen.restored; i++) {
+    await page.waitForTimeout(250);
+    seen.restored = (await shown()) === clean;
+  }
   await page.getByLabel('lower half').check();
   await page.click('#edit-redraw');
   await page.waitForSelector('#edit-result img');
@@ -138,7 +155,7 @@ def test_samples_are_those_of_the_pipeline_with_classes_in_turn(studio):
     assert [each.title for each in figures] == ["c", "a", "c"]
     expected = studio.pipe.sample_pixels([2, 0, 2], seed=4)
     assert (torch.stack([each.pixels for each in figures]) == expected).all()
-    assert shown.said.startswith("3 images in ")
+    assert shown.said.startswith("3 images, seed 4, in ")
 
 
 def test_without_a_class_all_take_turns(studio, unconditional):
@@ -193,7 +210,7 @@ def test_samplers_are_compared_on_the_same_noise(studio, flow_only):
 
 
 def test_too_many_uploads_are_refused_unread(studio):
-    with pytest.raises(InputError, match="at most 100 images at once; got 500"):
+    with pytest.raises(InputError, match=r"at most 100 images at once; got 500.*--max-images.*biflow score"):
         studio.rank(["nowhere.png"] * 500)
     assert len(figures_of(Studio(studio.pipe, most=1).sample([], 1))) == 1
     with pytest.raises(InputError, match="at most 1 image at once"):
@@ -216,6 +233,11 @@ def test_what_is_no_image_is_named_and_left_out(studio, upload, tmp_path):
     assert shown.notes == ["Left out notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
     with pytest.raises(InputError, match=r"cannot read notes\.png"):
         studio.rank([str(tmp_path / "notes.png")])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.png").write_bytes(b"")
+    both = [str(tmp_path / "notes.png"), str(tmp_path / "other" / "notes.png")]
+    with pytest.raises(InputError, match=r"notes\.png \(not a PNG.*, notes\.png \(an empty file\)"):
+        studio.rank(both)
     for nothing in ([], None):
         with pytest.raises(InputError, match="Expected one or more images; got none"):
             studio.classify(nothing)
@@ -224,19 +246,39 @@ def test_what_is_no_image_is_named_and_left_out(studio, upload, tmp_path):
 def test_what_was_done_with_an_image_of_another_shape_is_said(studio, upload):
     wide = upload("wide.png", Image.new("RGB", (40, 20)))
     done = "wide.png was made grey, scaled from 40x20 so that its shorter side is 4, its central 4x4 cut out."
-    assert studio.classify([wide]).notes == studio.rank([wide]).notes == [done]
+    assert studio.classify([wide]).notes == studio.rank([wide]).notes[:-1] == [done]
     picture, notes = studio.open(wide)
     assert (tuple(picture.pixels.shape), notes) == ((1, 4, 4), [done])
-    assert studio.rank([upload("fits.png")]).notes == []
+    assert studio.rank([upload("fits.png")]).notes == ["More bits a dimension: less likely."]
 
 
 def test_images_alike_are_spoken_of_together(studio, upload):
     files = [upload(f"{i}.png", Image.new("L", (9, 9))) for i in range(3)]
-    files += [upload(f"x{i}.png", Image.new("L", (10 + i, 10 + i))) for i in range(7)]
-    notes = studio.rank(files).notes
-    assert notes[0].startswith("3 images were scaled from 9x9")
-    assert notes[-1] == "3 more, of other sizes, were brought to the model's likewise."
-    assert len(notes) == 6
+    files += [upload(f"x{i}.png", Image.new("RGB", (10 + i, 10 + i))) for i in range(7)]
+    files += [upload("wide.png", Image.new("L", (9, 5)))]
+    assert studio.classify(files).notes == [
+        "7 images were made grey and scaled to 4x4.",
+        "3 images were scaled to 4x4.",
+        "wide.png was scaled from 9x5 so that its shorter side is 4, its central 4x4 cut out.",
+    ]
+    files += [upload("broad.png", Image.new("RGB", (9, 5)))]
+    notes = studio.classify(files).notes
+    assert notes[2:] == ["2 more were brought to the model's size and colours in other ways."]
+
+
+def test_it_is_said_that_a_transparent_image_was_laid_on_white(studio, upload):
+    picture, notes = studio.open(upload("glass.png", Image.new("LA", (4, 4), (0, 128))))
+    assert notes == ["glass.png was laid on white."]
+    assert 100 < int(picture.pixels[0, 0, 0]) < 150
+    for name, image in {"rgba.png": Image.new("RGBA", (4, 4)), "sixteen.png": Image.new("I;16", (4, 4))}.items():
+        done = "laid on white, made grey" if name == "rgba.png" else ""
+        assert studio.open(upload(name, image))[0].done == done
+    assert studio.open(upload("opaque.png", Image.new("LA", (4, 4), (0, 255))))[1] == []
+
+
+def test_few_classes_are_told_by_trying_every_one():
+    few, many = (Studio(Pipeline(tiny_model(tiny_config(num_classes=count)))) for count in (50, 51))
+    assert (few.classify_method, many.classify_method) == ("bayes", "gradient")
 
 
 def test_classes_are_those_of_the_pipeline_with_bits_beside(studio, upload):
@@ -298,13 +340,14 @@ def test_inpainting_keeps_what_is_not_painted(studio, upload):
     assert nats == sorted(nats, reverse=True)
 
 
-def test_a_mask_all_black_is_refused_and_one_all_white_is_spoken_of(studio, upload):
+def test_a_mask_of_nothing_is_refused_and_one_of_everything_is_spoken_of(studio, upload):
     picture, _ = studio.open(upload("one.png"))
-    with pytest.raises(InputError, match="the mask is black all over"):
+    with pytest.raises(InputError, match="Nothing is painted yet"):
         studio.inpaint(picture, mask_of(PAINTED, [], 4), "a", proposals=1)
     everything = np.full((8, 8, 4), 255, np.uint8)
-    notes = studio.inpaint(picture, mask_of(PAINTED, [everything], 4), "a", proposals=1).notes
-    assert notes == ["The mask keeps nothing of the image: these are plain samples."]
+    for mask in (mask_of(PAINTED, [everything], 4), mask_of(EVERYTHING, [], 4)):
+        notes = studio.inpaint(picture, mask, "a", proposals=1).notes
+        assert notes[-1] == "Nothing of the image is kept: these are plain samples."
 
 
 def test_an_edit_without_image_or_class_is_refused(studio, upload):
@@ -336,6 +379,19 @@ def test_a_mask_is_where_enough_is_painted_over():
     assert mask.nonzero().tolist() == [[0, 0], [1, 0]]
 
 
+def test_the_canvas_goes_on_beside_the_picture_and_what_is_painted_there_is_left_out(studio):
+    from biflow.app.edit import canvas_of, enlarged_side, without_margin
+
+    framed = canvas_of(studio.sample_one("a"))["background"]
+    side = enlarged_side(studio)
+    assert framed.size == (side, side)
+    layer = np.zeros((side, side, 4), np.uint8)
+    layer[:, : side // 10, 3] = 255  # the margin alone
+    assert not mask_of(PAINTED, [without_margin(layer)], 4).any()
+    layer[:, : side // 10 + side // 5, 3] = 255  # and the first quarter of the picture
+    assert mask_of(PAINTED, [without_margin(layer)], 4).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+
+
 def test_halves_cover_the_image_together():
     halves = [mask_of(part, [], 4) for part in HALVES]
     assert (halves[0] ^ halves[1]).all()
@@ -351,6 +407,42 @@ def test_names_that_people_bring_are_escaped():
     text = as_html(Shown("<i>", [Part("<h>", [figure], "<f>")], ["<n>"]))
     assert not any(name in text for name in ("<b><b>", "<script>", "<i>", "<h>", "<f>", "<n>"))
     assert "&lt;script&gt;" in text
+
+
+def test_an_error_is_said_in_the_first_area_of_text_and_escaped():
+    from types import SimpleNamespace
+
+    from biflow.app.desk import Desk
+
+    class Text:
+        pass
+
+    def act(_):
+        raise InputError("cannot read <img src=x onerror=alert(1)>.png")
+
+    gr = SimpleNamespace(HTML=Text, skip=lambda: "as it was")
+    kept = {}
+    desk = Desk(gr, None)
+    for outputs in ([object(), Text(), Text()], [Text()]):
+        desk.on(lambda call, *_, **__: kept.update(call=call), act, [], outputs)
+        answers = kept["call"](1) if len(outputs) > 1 else ["as it was", kept["call"](1), "as it was"]
+        assert answers[0] == answers[2] == "as it was"
+        assert 'role="alert">cannot read &lt;img src=x' in answers[1]
+        assert "<img" not in answers[1]
+
+
+@pytest.mark.parametrize("value", [None, 2.5])
+def test_a_number_that_is_not_whole_is_answered_with_a_sentence(value):
+    from biflow.app.desk import options_of, whole
+
+    assert whole(3.0, "seed") == 3
+    with pytest.raises(InputError, match="Expected a whole number as seed; got "):
+        options_of(0.0, value)
+
+
+def test_no_number_that_is_nothing_has_a_sign():
+    assert decimals(-0.04, 1) == "0.0"
+    assert decimals(-0.06, 1) == "-0.1"
 
 
 def test_gradio_is_imported_by_nothing_but_the_page():
@@ -402,6 +494,54 @@ def test_a_request_that_is_too_long_is_answered_before_it_is_read(length, status
     scope = {"type": "http", "headers": [(b"content-length", str(length).encode())]}
     asyncio.run(LimitBody(app, most=10)(scope, None, send))
     assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("method", "origin", "passed"),
+    [
+        ("POST", "http://evil.example", False),
+        ("POST", "https://127.0.0.1", False),
+        ("POST", "http://127.0.0.1.evil.example", False),
+        ("DELETE", "null", False),
+        ("POST", "http://[", False),
+        ("GET", "http://evil.example", True),
+        ("POST", "http://127.0.0.1:7860", True),
+        ("POST", "http://localhost:1", True),
+        ("POST", "http://[::1]:7860", True),
+        ("POST", None, True),
+    ],
+)
+def test_another_sites_page_can_ask_for_nothing_but_reading(method, origin, passed):
+    import asyncio
+
+    from biflow.app.server import OwnPages
+
+    sent = []
+
+    async def app(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200})
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"origin", origin.encode())] if origin is not None else []
+    asyncio.run(OwnPages(app)({"type": "http", "method": method, "headers": headers}, None, send))
+    assert sent[0]["status"] == (200 if passed else 403)
+
+
+def test_an_address_of_another_machine_is_told_from_a_port_in_use():
+    from biflow.app.server import check_address
+
+    for host in ("nosuch.invalid", "192.0.2.1"):
+        with pytest.raises(InputError, match=f"Expected an address of this machine; got '{host}'"):
+            check_address(host, 7860)
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with pytest.raises(InputError, match=f"Expected a free port of 127.0.0.1; {port} is none"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
 
 
 @pytest.mark.slow
@@ -481,11 +621,14 @@ def test_a_browser_samples_classifies_and_edits_and_nothing_leaves_the_machine(s
     seen = visit(server, [str(each) for each in many], one)
     assert seen["foreign"] == seen["errors"] == []
     assert seen["samples"] == 16
+    assert seen["toasts"] == 0
     assert seen["width"] == 390
     assert "%" in seen["classified"]
     assert "one.png" in seen["classified"]
     assert "Expected at most 100 images at once; got 500." in seen["many"]
-    assert "the mask is black all over" in seen["black"]
+    assert "Nothing is painted yet." in seen["bare"]
+    assert seen["painted"]
+    assert seen["restored"]
     assert seen["edits"] == 6
     assert (tmp_path / "log.txt").read_text() == f"Open {server}/ in a browser; Ctrl-C ends it.\n"
 
@@ -496,6 +639,7 @@ def test_the_server_reads_no_path_and_describes_no_route(server):
     for path in (f"gradio_api/file={secret}", "gradio_api/file=pyproject.toml", "openapi.json", "docs", "monitoring"):
         assert fetch(f"{server}/{path}")[0] in {403, 404}, path
     assert fetch(f"{server}/", Host="elsewhere.example")[0] == 400
+    assert fetch(f"{server}/gradio_api/upload", b"", Origin="http://elsewhere.example")[0] == 403
     config = json.loads(fetch(f"{server}/config")[1])
     files = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "rank-files")
     act = next(each for each in config["dependencies"] if files in each["inputs"])

@@ -118,10 +118,8 @@ class Desk:
         )
 
 
-def options_of(guidance: float | None, seed: float | None, method: str = "reverse") -> SamplingOptions:
+def options_of(guidance: float, seed: float | None, method: str = "reverse") -> SamplingOptions:
     """How images come from noise, as the controls say."""
-    if guidance is None:
-        raise InputError("Expected a number as guidance; got none. Type one, such as 0.")
     return {"guidance": float(guidance), "seed": whole(seed, "seed"), "method": method}
 
 

@@ -12,11 +12,10 @@ from biflow.app.html import as_html, hint_html
 from biflow.app.studio import MOST_RESULTS, NO_CLASS, VARY_ENDS, Studio
 from biflow.app.uploads import EVERYTHING, HALVES, PAINTED, Picture, mask_of
 from biflow.data.images import enlarge, to_pil
-from biflow.errors import InputError
 
 CANVAS = 320  # pixels of the picture's side on it, at least
 MARGIN = 8  # the canvas goes on beside the picture by an 8th of it, so that strokes can begin there
-SURROUND = "#ebe8e1"
+SURROUND = "#c9c5bc"
 RESULTS = "Results appear here."
 PAINT = "rgba(180, 68, 31, 0.85)"
 
@@ -124,8 +123,6 @@ def vary_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
 
     def act(held: Picture | None, name: str | None, *rest: Any) -> str:
         strength, num, *chosen = rest
-        if strength is None:
-            raise InputError("Expected a number as strength; got none. Type one, such as 0.3.")
         count = whole(num, "number of variations")
         return as_html(studio.vary(held, name, strength=strength, num=count, **options_of(*chosen)))
 

@@ -10,9 +10,9 @@ from biflow.app.html import as_html
 from biflow.app.studio import MOST_COMPARED, NO_CLASS, Studio
 
 CLASSIFY = [  # best first
-    ("every class tried: best, one pass a class", "bayes"),
-    ("ten gradients: ten times the cost of one", "steps"),
-    ("one gradient: quick, the least sure", "gradient"),
+    ("every class tried: best, a pass each", "bayes"),
+    ("ten gradients: ten times the cost", "steps"),
+    ("one gradient: quick, least sure", "gradient"),
 ]
 
 

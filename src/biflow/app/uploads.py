@@ -84,7 +84,9 @@ def read_picture(file: Path, size: int, channels: int) -> Picture:
     """One image file, judged by its header before it is decoded."""
     with suppress(UnidentifiedImageError):
         check_pixels(file)
-    image = decode(file).image
+    image, mode, _ = decode(file)
+    if mode in ("1", "L", "LA") or mode.startswith("I"):
+        image = image.convert("L")  # grey on white is grey
     white = ["laid on white"] * shows_through(file)
     done = [*white, *filter(None, [what_is_done(image, size, channels)])]
     steps = [*white, *steps_to(image, size, channels)]
