@@ -65,7 +65,7 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   page.on('pageerror', error => seen.errors.push(error.message));
   const open = name => page.getByRole('tab', { name, exact: true }).click();
   const said = async where => page.locator(`${where} [role=alert]`).innerText();
-  const shown = async () => (await page.locator('#canvas canvas').screenshot()).toString('base64');
+  const shown = async () => (await page.locator('#canvas canvas').first().screenshot()).toString('base64');
   await page.goto(url);
   await page.click('#sample-go');
   await page.waitForSelector('#sample-result img');
@@ -93,7 +93,7 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   await page.mouse.move(0, 0);
   await page.waitForTimeout(1000);
   const clean = await shown();
-  const box = await page.locator('#canvas canvas').boundingBox();
+  const box = await page.locator('#canvas canvas').first().boundingBox();
   await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
   await page.mouse.down();
   await page.mouse.move(box.x + box.width / 2 + 40, box.y + box.height / 2, { steps: 5 });
