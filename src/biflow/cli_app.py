@@ -23,9 +23,9 @@ def app(
     import_gradio()
 
     studio = Studio(open_pipeline(model, device), most=max_images)
-    if host not in LOCAL:
-        say(f"Note: whoever can reach {host} can use this page; it asks for no password.")
     with serve(studio, host=host, port=port) as address:
+        if host not in LOCAL:
+            say(f"Note: whoever can reach {host} can use this page; it asks for no password.")
         tell(f"Open {address} in a browser; Ctrl-C ends it.")
         wait()
     tell("Ended.")

@@ -36,7 +36,7 @@ def serve(studio: Studio, *, host: str, port: int) -> Iterator[str]:
         page = make_page(studio).queue(max_size=MOST_WAITING, api_open=False)
         try:
             limits = {"app_kwargs": app_options(host)}
-            _, address, _ = page.launch(**launch_options(gr), **limits, server_name=host, server_port=port)
+            _, address, _ = page.launch(**launch_options(gr), **limits, server_name=bracketed(host), server_port=port)
         except OSError:  # taken since it was looked at
             raise taken(host, port) from None
         try:
@@ -58,6 +58,15 @@ def check_address(host: str, port: int) -> None:
         raise InputError(
             f"Expected an address of this machine; got {host!r}. Leave --host out, or use 0.0.0.0 for all addresses."
         ) from None
+
+
+def bracketed(host: str) -> str:
+    """A host as it is written in an address.
+
+    >>> bracketed("127.0.0.1"), bracketed("::1")
+    ('127.0.0.1', '[::1]')
+    """
+    return f"[{host}]" if ":" in host else host
 
 
 def taken(host: str, port: int) -> InputError:
