@@ -158,10 +158,14 @@ function showSettings({ label, guidance, path, seed, count }) {
   $("command").textContent = `biflow sample MODEL ${options.join(" ")} --out grid.png`;
 }
 
-/** A class as the command takes it: it reads a word as a name first, then as a number. */
+/** A class as the command takes it: it reads a word as a name first, then as a number, with any zeros before it. */
 function nameFor(label) {
   const name = card.class_names[label];
-  if (name === undefined || card.class_names.indexOf(name) !== Number(label)) return label;
+  if (name === undefined || card.class_names.indexOf(name) !== Number(label)) {
+    let number = label;
+    while (card.class_names.includes(number)) number = `0${number}`;
+    return number;
+  }
   return /^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", `'\\''`)}'`;
 }
 
