@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from biflow.checkpoint import save_model
+from biflow.class_labels import check_labels
 from biflow.data.randomness import normal_for
 from biflow.errors import InputError
 from biflow.pipeline import Pipeline
@@ -60,11 +62,13 @@ def pack(folder, path):
     return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
 
 
-def test_the_folder_holds_all_that_the_page_needs_and_can_be_written_again(model, stand_in, tmp_path):
+def test_the_folder_holds_all_that_the_page_needs_and_can_be_written_again(biflow, model, stand_in, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     out = tmp_path / "deep" / "site"
-    site.write_site(model, out, runtime=stand_in)
+    code, said, _ = biflow("playground", model, "--out", out, "--runtime", stand_in)
+    assert code == 0
+    assert f"Wrote {out}." in " ".join(said.split())
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == set(site.SITE_FILES)
     site.check_site(out)
     card = json.loads((out / "model.json").read_text())
@@ -150,6 +154,29 @@ def test_the_pages_noise_is_that_of_python(tmp_path):
         wanted = normal_for(range(3), (100000,), "sample", seed).numpy().ravel()
         assert (found != wanted).sum() <= 3  # beyond 3.65, logarithms of two libraries may differ in the last bit
         np.testing.assert_allclose(found, wanted, rtol=3e-7)
+
+
+NAMED = {
+    "names": ("cat", "dog's", "blue whale"),
+    "numbers from one": ("1", "2", "3"),
+    "numbers in another order": ("2", "0", "1"),
+    "equal names": ("a", "b", "a"),
+    "equal numbers": ("1", "2", "2"),
+    "numbers with zeros": ("3", "03", "1"),
+    "signs": ("$HOME", "-x", "a;b"),
+}
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+@pytest.mark.parametrize("names", NAMED.values(), ids=NAMED.keys())
+def test_the_command_on_the_page_names_the_class_that_is_shown(names):
+    """The last label is of no class."""
+    page = (PAGE / "app.js").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^function nameFor\(.*?^}$", page, re.MULTILINE | re.DOTALL)
+    card = json.dumps({"class_names": names, "num_classes": 3, "null_label": 3})
+    script = f"const card = {card};\n{function}\nconsole.log(['0', '1', '2', '3'].map(nameFor).join(' '))"
+    done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
+    assert check_labels(shlex.split(done.stdout), 3, names).tolist() == [0, 1, 2, 3]
 
 
 @pytest.fixture
