@@ -12,6 +12,7 @@ from biflow.pipeline import Pipeline
 from biflow.samplers import Jacobi, Sequential
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
+from biflow.sampling_pipeline import REDRAWS
 from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
 METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
@@ -68,6 +69,31 @@ def test_images_that_are_not_finite_are_counted():
         pipe.model.reverse.project_out[1].bias.fill_(torch.nan)
     with pytest.warns(UserWarning, match="2 of 2 images"):
         pipe.sample([0, 1])
+
+
+def test_an_image_that_is_not_finite_is_drawn_again_from_the_noise_of_the_next_attempt(pipe):
+    """The model fails for one noise of one image, and then for all that another image is ever drawn from."""
+    labels, place, hopeless = torch.arange(8) % NUM_CLASSES, 5, 2
+    fine = pipe.sample_pixels(labels, seed=3)
+    again = pipe.pixels_from(pipe.noise([place], 3, 1), labels[place : place + 1])
+    failing = pipe.noise([place], 3, 0)
+
+    def fail(_, arguments, drawn):
+        hit = (arguments[0][:, None] == failing).flatten(2).all(dim=2).any(dim=1)
+        return drawn._replace(image=drawn.image.masked_fill(hit[:, None, None], torch.nan))
+
+    pipe.model.reverse.register_forward_hook(fail)
+    drawn = pipe.draw(labels, seed=3, batch_size=4, redraw=True)
+    assert (drawn.broken, drawn.left) == (1, 0)
+    assert torch.equal(drawn.pixels[place], again[0])
+    others = torch.arange(8) != place
+    assert torch.equal(drawn.pixels[others], fine[others])
+    assert not torch.equal(again[0], fine[place])
+    plain = pipe.draw(labels, seed=3, batch_size=4)
+    assert (plain.broken, plain.left) == (1, 1)
+    failing = torch.cat([pipe.noise([hopeless], 3, attempt) for attempt in range(1 + REDRAWS)])
+    stuck = pipe.draw(labels, seed=3, redraw=True)
+    assert (stuck.broken, stuck.left) == (1, 1)
 
 
 def test_samples_are_certified_by_how_far_the_flow_carries_them_from_their_noise():
@@ -200,6 +226,17 @@ def test_noise_follows_the_prior_of_a_volume_preserving_flow():
     assert torch.equal(pipe.noise([0, 1], seed=0), 2 * plain)
 
 
+def test_noise_that_is_given_is_brought_to_the_prior_of_the_flow(pipe):
+    scale = torch.rand(4, 4) + 0.5
+    pipe.model.flow.prior_variance.copy_(scale**2)
+    z, labels = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1])
+    wanted = pipe.pixels_from(z * scale, labels).float() / 255
+    assert torch.equal(pipe(labels, latents=z, output_type="pt").images, wanted)
+    drawn = pipe(labels, generator=torch.Generator().manual_seed(1), output_type="pt").images
+    assert torch.equal(drawn, wanted)
+    assert not torch.equal(wanted, pipe.pixels_from(z, labels).float() / 255)
+
+
 def test_log_prob_is_that_of_no_class_unless_told(pipe):
     pixels = tiny_images(5).images
     free = pipe.log_prob(pixels)
@@ -326,6 +363,25 @@ def test_half_precision_moves_images_a_little_and_keeps_the_weights(pipe):
     with pytest.raises(InputError, match="Expected float32, bfloat16 or float16"):
         half.to(dtype=torch.int8)
     assert half.to(torch.float32).dtype == torch.float32
+
+
+MEASURES = {
+    "log_prob": lambda pipe, pixels: pipe.log_prob(pixels, [0, 1, 2, 3, 0]).nats,
+    "classify": lambda pipe, pixels: pipe.classify(pixels).logits,
+    "classify by Bayes": lambda pipe, pixels: pipe.classify(pixels, method="bayes").logits,
+    "certify": lambda pipe, pixels: pipe.certify(pixels, [0, 1, 2, 3, 0]),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES.keys())
+def test_what_is_measured_of_images_is_computed_in_the_pipelines_precision(pipe, measure):
+    pixels = tiny_images(5).images
+    exact, *less = (measure(pipe.to(dtype), pixels) for dtype in (torch.float32, torch.float16, torch.bfloat16))
+    assert torch.equal(measure(pipe.to(torch.float32), pixels), exact)
+    for found in less:
+        torch.testing.assert_close(found, exact, rtol=0.05, atol=0.5)
+    off = [float((found - exact).abs().mean()) for found in less]
+    assert 0 < off[0] < off[1]  # float16 has three more binary digits than bfloat16
 
 
 def test_a_device_that_is_not_here_leaves_the_pipeline_as_it_was(pipe):
