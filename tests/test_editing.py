@@ -5,7 +5,9 @@ import torch
 from PIL import Image
 
 from biflow import editing
+from biflow.checkpoint import new_model
 from biflow.data.images import to_pixels
+from biflow.data.randomness import content_keys, normal_for
 from biflow.editing import mask_patches, mix_noise, slerp, swap_noise, to_mask
 from biflow.errors import InputError
 from biflow.models.patches import patchify
@@ -134,8 +136,6 @@ def test_exact_reconstruction_of_a_flow_without_noise_is_the_image():
 
 def test_the_flow_is_given_the_image_with_its_training_noise(images):
     """A fresh flow is the identity, so the noise can be looked at."""
-    from biflow.checkpoint import new_model
-
     pipe = Pipeline(new_model(tiny_config(), tuple("abc")))
     many = images[:1].expand(200, -1, -1, -1) * torch.ones(200, 1, 1, 1, dtype=torch.uint8)
     many[:, 0, 0, 0] = torch.arange(200)  # images of their own, so noise of their own
@@ -203,6 +203,15 @@ def test_an_interpolation_begins_and_ends_with_the_reconstructions(pipe, images)
     assert torch.equal(found[:, -1], to_pixels(pipe.reconstruct(images.flip(0), labels[1])))
 
 
+def test_an_interpolation_changes_its_label_in_the_middle_which_is_the_lasts(pipe, images):
+    first, last = pipe.encode(images[:1], [0]), pipe.encode(images[1:2], [2])
+    found = pipe.interpolate(images[:1], images[1:2], labels=([0], [2]), steps=5).images()
+    for place, label in enumerate([0, 0, 2, 2, 2]):
+        z = slerp(first, last, place / 4)
+        assert [found[place]] == pipe.decode(z, [label])
+        assert [found[place]] != pipe.decode(z, [2 - label])
+
+
 def test_an_interpolation_is_measured_in_units_of_the_prior(images):
     """In a flow that preserves volume noise has a variance of its own; the arc is that of standard normal noise."""
     config = tiny_config(flow=tiny_config().flow.model_copy(update={"volume_preserving": True}))
@@ -227,6 +236,31 @@ def test_strength_0_is_the_reconstruction_and_strength_1_forgets_the_image(pipe,
     assert torch.equal(pipe.vary(images, LABELS, strength=0, num=2).pixels, plain[:, None].expand(-1, 2, -1, -1, -1))
     z = pipe.encode(images, LABELS)
     assert torch.equal(mix_noise(z, z.flip(0), 1.0), z.flip(0))
+
+
+def test_at_strength_1_the_noise_is_drawn_from_the_prior_for_the_images_key_alone(pipe, images):
+    """The prior is one of its own, as in a flow that preserves volume."""
+    scale = torch.rand(4, 4) + 0.5
+    pipe.model.flow.prior_variance.copy_(scale**2)
+    keys = content_keys(images)
+    drawn = [normal_for(keys, (4, 4), "vary", 5, place) for place in range(2)]
+    wanted = torch.stack([pipe.pixels_from(noise * scale, torch.tensor(LABELS)) for noise in drawn], dim=1)
+    assert torch.equal(pipe.vary(images, LABELS, strength=1, num=2, seed=5).pixels, wanted)
+    fresh = [pipe._editor(seed=5).fresh(keys, "vary", place) for place in range(2)]
+    torch.testing.assert_close(fresh, [noise * scale for noise in drawn])
+
+
+def test_every_image_has_noise_of_its_own(images):
+    """A fresh flow is the identity, so the noise can be looked at."""
+    pipe = Pipeline(new_model(tiny_config(), tuple("abc")))
+    z = pipe.encode(images, LABELS)
+    alone = [pipe.encode(images[i : i + 1], LABELS[i : i + 1]) for i in range(5)]
+    torch.testing.assert_close(z, torch.cat(alone))
+    added = z - patchify(pipe.codec.encode(images), 2)
+    fresh = pipe._editor().fresh(content_keys(images), "vary", 0)
+    for noise in (added, fresh):
+        apart = torch.pdist(noise.flatten(1))
+        assert apart.min() > 2 * noise.std()  # of 16 values each; equal noise lies at 0, independent noise near 5.7
 
 
 def test_variations_differ_from_each_other(pipe, images):
@@ -290,7 +324,7 @@ BAD = {
     "no variation": (lambda p, x: p.vary(x, num=0), "number of variations"),
     "half a seed": (lambda p, x: p.vary(x, seed=0.5), "whole number as seed"),
     "unknown method": (lambda p, x: p.vary(x, method="revers"), "did you mean reverse"),
-    "images of another size": (lambda p, x: p.encode(x[..., :2]), r"got \(1, 4, 2\)"),
+    "images of another size": (lambda p, x: p.encode(x[..., :2]), r"got \(5, 1, 4, 2\)"),
     "noise of another shape": (lambda p, _: p.decode(torch.zeros(1, 3, 4), [0]), r"shape \(1, 4, 4\).*got \(1, 3, 4\)"),
 }
 
