@@ -45,7 +45,13 @@ EVALUATION = {
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def made():
+    """What was asked of the hub for each repository: whether it is private, and with which token."""
+    return {}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, made):
     """A hub that keeps what is uploaded in a folder, and gives it back."""
     store = tmp_path / "hub"
 
@@ -53,8 +59,9 @@ def hub(monkeypatch, tmp_path):
         def __init__(self, token=None):
             self.token = token
 
-        def create_repo(self, repository, *, exist_ok, **_):
+        def create_repo(self, repository, *, private, exist_ok):
             assert exist_ok
+            made[repository] = private, self.token
             (store / repository).mkdir(parents=True, exist_ok=True)
             return f"https://hub/{repository}"
 
@@ -87,6 +94,43 @@ def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
     again = Pipeline.from_pretrained("me/tiny", revision="main")
     assert again.sample([0, 1]) == pipe.sample([0, 1])
     assert again.training == TRAINING
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_repository_is_private_if_that_was_asked_for(biflow, made, tmp_path):
+    save_model(tiny_model(), tmp_path / "model")
+    pipe = Pipeline.from_pretrained(tmp_path / "model")
+    pipe.push_to_hub("me/hidden", private=True, token="mine")
+    pipe.push_to_hub("me/shown", private=False)
+    pipe.push_to_hub("me/usual")
+    assert biflow("push", tmp_path / "model", "me/alone", "--private")[:2] == (0, "Uploaded to https://hub/me/alone\n")
+    assert biflow("push", tmp_path / "model", "me/plain")[0] == 0
+    assert made == {
+        "me/hidden": (True, "mine"),
+        "me/shown": (False, None),
+        "me/usual": (None, None),
+        "me/alone": (True, None),
+        "me/plain": (None, None),
+    }
+
+
+def test_a_preview_is_what_would_be_uploaded_and_nothing_is(biflow, hub, made, tmp_path):
+    Pipeline(tiny_model(), TRAINING).save_pretrained(tmp_path / "model")
+    (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
+    out, facts = tmp_path / "new", ("--license", "cc0-1.0", "--evaluation", tmp_path / "evaluation.json")
+    code, said, _ = biflow("push", tmp_path / "model", "me/tiny", *facts, "--preview", out)
+    assert (code, said) == (0, f"Wrote {out}; nothing was uploaded.\n")
+    assert not made
+    assert not hub.exists()
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "license: cc0-1.0" in card
+    assert "| Frechet distance (judge) | 8.69 |" in card
+    assert biflow("push", tmp_path / "model", "me/tiny", *facts)[0] == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()
+    }
+    code, _, said = biflow("push", tmp_path / "model", "me/tiny", "--preview", out)
+    assert (code, "new or empty folder" in said) == (2, True)
 
 
 def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
