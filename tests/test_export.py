@@ -1,7 +1,11 @@
 """One file that runs anywhere gives the images of the model it was made of."""
 
 import json
+import math
+import re
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,23 +117,67 @@ def test_the_files_say_what_they_are(onnx_file, torch_file):
     assert json.loads(extra["biflow.json"]) == card
 
 
+def test_the_python_of_the_documents_runs_a_file(onnx_file, tmp_path, monkeypatch):
+    """It is written for the ten digits; this model has three classes."""
+    page = Path(__file__).parents[1] / "docs" / "export.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert "np.arange(10)" in block
+    (tmp_path / "digits.onnx").write_bytes(onnx_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(block.replace("np.arange(10)", "np.arange(10) % 3"), names)
+    found = export.read_onnx(onnx_file)(torch.from_numpy(names["noise"]), torch.arange(10) % 3, torch.full((10,), 0.25))
+    assert names["images"].shape == (10, 1, 4, 4)
+    assert torch.equal(torch.from_numpy(names["images"]), found)
+
+
 def test_a_file_does_not_say_where_it_was_made(onnx_file):
     assert b".py" not in onnx_file.read_bytes()
     assert not onnx_file.with_name("x.onnx.data").exists()
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
-def test_less_precision_is_smaller_and_within_its_tolerance(folder, onnx_file, tmp_path, precision):
-    program = onnx_file.read_bytes()
+def test_less_precision_is_of_such_weights_and_within_its_tolerance(
+    biflow, folder, onnx_file, tmp_path, monkeypatch, precision
+):
+    """The graph takes seconds to write; it is taken from the file in float32."""
     import onnx
 
-    model = {"float16": export.to_float16, "int8": export.to_int8}[precision](onnx.load_from_string(program))
-    onnx.save(model, tmp_path / "less.onnx")
-    pipe, run = Pipeline.from_pretrained(folder), export.read_onnx(tmp_path / "less.onnx")
-    check = export.compare(run, pipe, images=True, tolerance=export.TOLERANCES[precision])
-    assert 0 < check.largest <= check.tolerance
-    counted = {each.data_type for each in model.graph.initializer}
-    assert {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision] in counted
+    graph = onnx.load(onnx_file)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=graph))
+    out = tmp_path / "less.onnx"
+    code, said, _ = biflow("export", folder, "--out", out, "--precision", precision)
+    assert code == 0
+    assert f"{precision}, noise of 4 x 4, gives image" in said
+    assert f"{127.5 * export.TOLERANCES[precision]:.2g}" in said  # the difference allowed, in grey levels
+    weights = dict.fromkeys(onnx.TensorProto.DataType.values(), 0)
+    for each in onnx.load(out).graph.initializer:
+        weights[each.data_type] += math.prod(each.dims)
+    less = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+    assert weights[less] > weights[onnx.TensorProto.FLOAT]
+    check = export.compare(
+        export.read_onnx(out), Pipeline.from_pretrained(folder), images=True, tolerance=export.TOLERANCES[precision]
+    )
+    assert export.TOLERANCES["float32"] < check.largest <= check.tolerance
+
+
+@pytest.fixture(scope="module")
+def six():
+    """A pipeline of six classes, and the sampler that is exported of it."""
+    pipe = Pipeline(tiny_model(tiny_config(num_classes=6)))
+    return pipe, export.make_sampler(pipe)
+
+
+@pytest.mark.parametrize("wrong", range(7))
+def test_a_file_that_is_wrong_for_one_class_alone_is_found(six, wrong):
+    pipe, sampler = six
+
+    @torch.no_grad()
+    def run(noise, labels, guidance):
+        return sampler(noise, torch.where(labels == wrong, (wrong + 1) % 7, labels), guidance)
+
+    found = export.compare(run, pipe, images=True, tolerance=export.TOLERANCES["float32"])
+    assert found.largest > found.tolerance
 
 
 def test_a_file_that_differs_too_much_is_refused_and_nothing_is_left(folder, tmp_path, monkeypatch):
@@ -146,15 +194,20 @@ def test_a_model_too_large_for_one_onnx_file_is_sent_to_the_other_target(folder,
         export.export_model(folder, tmp_path / "x.onnx")
 
 
-def test_latents_leave_as_they_are_or_as_images(autoencoder, tmp_path):
+def test_latents_leave_as_they_are_or_as_images(biflow, autoencoder, tmp_path):
     folder = model_of(tmp_path / "model", codec=f"vae:{autoencoder}", channels=4)
     pipe, given = Pipeline.from_pretrained(folder), (torch.zeros(2, 4, 16), torch.tensor([0, 1]), torch.zeros(2))
     with torch.no_grad():
         assert export.make_sampler(pipe)(*given).shape == (2, 4, 4, 4)
     path = tmp_path / "x.pt2"
-    written = export.export_model(folder, path, target="torch", codec=True)
-    assert (written.card["output"], written.card["image_size"], written.card["channels"]) == ("image", 8, 3)
-    assert written.card["max_batch"] == 63
+    code, said, _ = biflow("export", folder, "--out", path, "--to", "torch", "--codec")
+    assert code == 0
+    assert "gives image" in said
+    card = {"biflow.json": ""}
+    with path.open("rb") as file:
+        torch.export.load(file, extra_files=card)
+    card = json.loads(card["biflow.json"])
+    assert (card["output"], card["image_size"], card["channels"], card["max_batch"]) == ("image", 8, 3, 63)
     assert export.read_torch(path)(*given).shape == (2, 3, 8, 8)
 
 
