@@ -1,5 +1,6 @@
 """What the documents point to exists: files, anchors, functions, commands with their options and settings."""
 
+import ast
 import re
 import shlex
 import typing
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from PIL import Image
 from pydantic import BaseModel
 
 import biflow
@@ -20,8 +22,14 @@ from biflow.config import RunConfig, recipe_names
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+WITH_PYTHON = [name for name in NAMES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")]
 CLI = typer.main.get_command(app)
 README_LINES = 200
+UNRUN = {  # blocks of Python that tests do not run: page and a call in it, and why
+    ("docs/alignment.md", "load_data"): "fits probes to a data set, for seconds",
+    ("docs/export.md", "InferenceSession"): "takes an exported file; tests/test_export.py runs it",
+    ("docs/sharing.md", "push_to_hub"): "needs the hub",
+}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -94,10 +102,63 @@ def test_every_module_of_the_reference_exists():
             assert hasattr(import_module(home), last), name
 
 
+def test_every_public_method_of_the_pipeline_is_in_the_reference():
+    """The page shows what has a docstring and no filter against it, inherited or not."""
+    text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^::: biflow\.pipeline\.Pipeline\n((?: {4}.*\n)+)", text, re.MULTILINE)
+    options = yaml.safe_load(entry)["options"]
+    assert options["inherited_members"] is True
+    assert "members" not in options
+    hidden = [pattern.removeprefix("!") for pattern in options["filters"] if pattern.startswith("!")]
+    assert len(hidden) == len(options["filters"])
+    public = {name for kind in biflow.Pipeline.__mro__[:-1] for name in vars(kind) if not name.startswith("_")}
+    assert {"sample", "draw", "inpaint", "from_recipe", "push_to_hub", "class_names"} <= public
+    for name in [*public, "__call__"]:
+        assert getattr(biflow.Pipeline, name).__doc__, name
+        assert not any(re.search(pattern, name) for pattern in hidden), name
+
+
 def test_every_public_name_is_in_the_reference():
     text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
     named = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
     assert set(biflow.__all__) - {"__version__"} <= named
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with what the pages' Python takes: models of the digits' size, not trained, and pictures."""
+    folder = tmp_path_factory.mktemp("workplace")
+    layers = "{blocks: 1, layers: 1, width: 16, head_width: 8}", "{layers: 1, width: 16, head_width: 8}"
+    pipe = biflow.Pipeline.from_recipe("biflow_digits", [f"model.flow={layers[0]}", f"model.reverse={layers[1]}"])
+    for run in ("quickstart", "mine", "aligned"):
+        pipe.save_pretrained(folder / "runs" / run / "model")
+    pipe.sample([3])[0].save(folder / "three.png")
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (0, 4, 8, 8))
+    mask.save(folder / "mask.png")
+    return folder
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs(page, workplace, monkeypatch):
+    """A page's blocks in their order, in one namespace; of those that are not run, what they import."""
+    monkeypatch.chdir(workplace)
+    names: dict[str, object] = {}
+    for block in python_of(page):
+        tree = ast.parse(block)
+        if any(where == page and call in block for where, call in UNRUN):
+            tree.body = [line for line in tree.body if isinstance(line, ast.Import | ast.ImportFrom)]
+        exec(compile(tree, page, "exec"), names)
+
+
+@pytest.mark.parametrize(("page", "call"), UNRUN, ids=[page for page, _ in UNRUN])
+def test_python_that_is_not_run_is_there(page, call):
+    assert sum(call in block for block in python_of(page)) == 1
+
+
+def test_python_on_pages_is_found():
+    assert {"README.md", "docs/editing.md", "docs/one-pass.md", "docs/export.md"} <= set(WITH_PYTHON)
+    assert len(list(python_of("docs/alignment.md"))) == 2
 
 
 def test_the_readme_is_short():
@@ -109,6 +170,11 @@ def test_the_citation_names_the_package_and_its_papers():
     assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
     papers = {identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]}
     assert {"arXiv:2412.06329", "arXiv:2511.22345", "arXiv:2512.10953"} <= papers
+
+
+def python_of(page: str) -> Iterator[str]:
+    """Blocks of Python on a page."""
+    yield from re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
