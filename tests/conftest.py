@@ -1,7 +1,13 @@
-"""Settings for every test: one thread, no network."""
+"""Settings for every test: one thread, no network; and what several tests share."""
 
+import functools
+import http.server
+import json
 import os
+import shutil
+import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -10,6 +16,9 @@ from biflow import cli
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
+
+PLAYWRIGHT = "playwright-core@1.65.1"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -36,3 +45,55 @@ def autoencoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoencoder")
     diffusers.AutoencoderKL(**sizes, **blocks, sample_size=8).save_pretrained(folder)
     return folder
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve():
+    """A function: folder -> the address it is served at."""
+    servers = []
+
+    def serve(folder):
+        handler = functools.partial(Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="session")
+def playwright(tmp_path_factory):
+    """The folder of playwright-core, of npm."""
+    for tool in ("node", "npm"):
+        if not shutil.which(tool):
+            pytest.skip(f"needs {tool}")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    folder = tmp_path_factory.mktemp("npm")
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, PLAYWRIGHT]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"needs {PLAYWRIGHT}, which npm cannot fetch")
+    return folder / "node_modules" / "playwright-core"
+
+
+@pytest.fixture
+def drive(playwright):
+    """A function: a script that drives Chromium, and an address -> what it found."""
+
+    def drive(script, address):
+        command = ["node", str(script), str(playwright), CHROMIUM, address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return drive

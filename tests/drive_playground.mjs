@@ -74,7 +74,8 @@ found.time = await page.textContent("#time");
 await page.setViewportSize({ width: 360, height: 740 });
 found.narrow = await page.evaluate(() => document.documentElement.scrollWidth);
 found.targets = await page.evaluate(() =>
-  [...document.querySelectorAll("button, select, input[type=number], input[type=range], .chip")].map((each) => each.getBoundingClientRect().height));
+  [...document.querySelectorAll("button, select, input[type=number], input[type=range], .chip")]
+    .filter((each) => each.checkVisibility()).map((each) => each.getBoundingClientRect().height));
 if (pictures) {
   for (const scheme of ["light", "dark"]) {
     await page.emulateMedia({ colorScheme: scheme });

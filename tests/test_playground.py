@@ -1,16 +1,13 @@
 """The page that samples in the browser: its folder, its noise, and itself in Chromium."""
 
 import base64
-import functools
 import hashlib
-import http.server
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import tarfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +24,6 @@ from tests.builders import tiny_config, tiny_model
 
 PAGE = Path(site.__file__).parent / "page"
 DRIVER = Path(__file__).with_name("drive_playground.mjs")
-PLAYWRIGHT = "playwright-core@1.65.1"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -69,7 +64,10 @@ def test_the_folder_holds_all_that_the_page_needs_and_can_be_written_again(biflo
     code, said, _ = biflow("playground", model, "--out", out, "--runtime", stand_in)
     assert code == 0
     assert f"Wrote {out}." in " ".join(said.split())
-    assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == set(site.SITE_FILES)
+    assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == {
+        *site.SITE_FILES,
+        site.ENCODER_FILE,
+    }
     site.check_site(out)
     card = json.loads((out / "model.json").read_text())
     assert (card["class_names"], card["null_label"], card["noise_shape"]) == (["a", "b", "c"], 3, [4, 12])
@@ -179,45 +177,6 @@ def test_the_command_on_the_page_names_the_class_that_is_shown(names):
     assert check_labels(shlex.split(done.stdout), 3, names).tolist() == [0, 1, 2, 3]
 
 
-@pytest.fixture
-def playwright(tmp_path):
-    """The folder of playwright-core, of npm."""
-    for tool in ("node", "npm"):
-        if not shutil.which(tool):
-            pytest.skip(f"needs {tool}")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    folder = tmp_path / "npm"
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, PLAYWRIGHT]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(f"needs {PLAYWRIGHT}, which npm cannot fetch")
-    return folder / "node_modules" / "playwright-core"
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def serve():
-    """A function: folder -> the address it is served at."""
-    servers = []
-
-    def serve(folder):
-        handler = functools.partial(Quiet, directory=str(folder))
-        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}/"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 def images_of(grid, size=4, columns=10, gap=1):
     """The images (N, 3, H, W) on a canvas."""
     pixels = np.array(grid["data"]).reshape(grid["height"], grid["width"], 4)
@@ -227,16 +186,13 @@ def images_of(grid, size=4, columns=10, gap=1):
 
 
 @pytest.mark.slow
-def test_the_page_shows_pythons_images_follows_its_sliders_and_asks_nobody_else(model, playwright, serve, tmp_path):
+def test_the_page_shows_pythons_images_follows_its_sliders_and_asks_nobody_else(model, serve, drive, tmp_path):
     try:
         site.write_site(model, tmp_path / "site")
     except InputError as error:
         pytest.skip(str(error))
     address = serve(tmp_path / "site")
-    command = ["node", str(DRIVER), str(playwright), CHROMIUM, address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = drive(DRIVER, address)
     assert found["errors"] == []
     assert {host for host in found["hosts"] if host not in {"data:", "blob:"}} == {address[7:-1]}
 

@@ -215,10 +215,16 @@ def describe(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool
 
 def trace(sampler: ExportedSampler) -> torch.export.ExportedProgram:
     """The sampler as a graph, for any batch size."""
-    shape = sampler.scale.shape
-    examples = torch.zeros(3, *shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
-    batch = torch.export.Dim("batch", max=most_at_once(sampler.codec))
-    program = torch.export.export(sampler, examples, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
+    examples = torch.zeros(3, *sampler.scale.shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
+    return trace_batches(sampler, examples, most=most_at_once(sampler.codec))
+
+
+def trace_batches(
+    module: nn.Module, examples: tuple[Tensor, ...], *, most: int | None = None
+) -> torch.export.ExportedProgram:
+    """A module as a graph, for any batch size up to the most; examples (B, ...) of what goes in."""
+    batch = torch.export.Dim("batch", max=most)
+    program = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -235,12 +241,19 @@ def write_torch(program: torch.export.ExportedProgram, path: Path, card: dict[st
         torch.export.save(program, file, extra_files={f"{CARD}.json": json.dumps(card)})
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, card: dict[str, Any], precision: Precision) -> None:
-    """Write one ONNX file, weights included, in a precision."""
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    card: dict[str, Any],
+    precision: Precision,
+    *,
+    names: tuple[Sequence[str], Sequence[str]] = (INPUTS, (OUTPUT,)),
+) -> None:
+    """Write one ONNX file, weights included, in a precision; names: of what goes in, and of what comes out."""
     import onnx
 
     exported = torch.onnx.export(
-        program, input_names=INPUTS, output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
+        program, input_names=names[0], output_names=names[1], opset_version=OPSET, dynamo=True, verbose=False
     )
     assert exported is not None
     model = {"float32": lambda model: model, "float16": to_float16, "int8": to_int8}[precision](exported.model_proto)
@@ -281,19 +294,24 @@ def read_torch(path: Path) -> Sampler:
 
 
 def read_onnx(path: Path, *, threads: int = 1) -> Sampler:
-    """A function that runs an ONNX file on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    """A function that runs an ONNX file of a sampler on the CPU."""
+    session = open_onnx(path, threads=threads)
 
     def run(*inputs: Tensor) -> Tensor:
         feeds = {name: each.numpy() for name, each in zip(INPUTS, inputs, strict=True)}
         return torch.from_numpy(np.asarray(session.run([OUTPUT], feeds)[0]))
 
     return run
+
+
+def open_onnx(path: Path, *, threads: int = 1) -> Any:
+    """An ONNX file, ready to run on the CPU: a session of onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def compare(run: Sampler, pipe: Pipeline, *, images: bool, tolerance: float) -> Check:

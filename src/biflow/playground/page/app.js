@@ -1,4 +1,6 @@
+import { startDrawing } from "./draw.js";
 import { noiseFor } from "./noise.js";
+import { columnsOf, drawGrid, toLevels } from "./pictures.js";
 
 const MOST_CHIPS = 16; // classes that are shown side by side; more become a list
 const READINGS = 20; // times that the median is taken of
@@ -109,7 +111,7 @@ async function serve() {
       const strengths = new Float32Array(now.count).fill(now.guidance);
       const question = { noise: noiseBetween(now), shape: card.noise_shape, labels, strengths };
       const { values, dims, milliseconds } = await ask({ sample: question });
-      draw(values, dims);
+      drawGrid($("grid"), values, dims);
       showTime(milliseconds, now.count);
       drawn = now;
       $("grid").dataset.shown = JSON.stringify(now);
@@ -120,30 +122,6 @@ async function serve() {
 }
 
 // ---- showing ----
-
-const columnsOf = (size) => (size <= 32 ? 10 : size <= 96 ? 6 : 4);
-
-function draw(values, [count, channels, height, width]) {
-  const columns = Math.min(count, columnsOf(width));
-  const gap = Math.max(1, Math.round(width / 16));
-  const canvas = $("grid");
-  const [gridWidth, gridHeight] = [columns, Math.ceil(count / columns)].map((n) => n * (width + gap) - gap);
-  if (canvas.width !== gridWidth || canvas.height !== gridHeight) Object.assign(canvas, { width: gridWidth, height: gridHeight });
-  const picture = new ImageData(gridWidth, gridHeight);
-  const area = height * width;
-  for (let i = 0; i < count; i++) {
-    const corner = Math.floor(i / columns) * (height + gap) * gridWidth + (i % columns) * (width + gap);
-    for (let pixel = 0; pixel < area; pixel++) {
-      const place = 4 * (corner + Math.floor(pixel / width) * gridWidth + (pixel % width));
-      for (let channel = 0; channel < 3; channel++) {
-        const value = values[(i * channels + (channels === 1 ? 0 : channel)) * area + pixel];
-        picture.data[place + channel] = Math.round(value * 127.5 + 127.5); // clamped by the array
-      }
-      picture.data[place + 3] = 255;
-    }
-  }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
-}
 
 function showSettings({ label, guidance, path, seed, count }) {
   $("guidance").disabled = !canGuide(label);
@@ -186,6 +164,37 @@ function complain(message) {
   $("notice").replaceChildren(Object.assign(document.createElement("p"), { textContent: message }));
   $("notice").hidden = false;
 }
+
+// ---- samples or a drawing ----
+
+let showDrawing; // once it was opened
+
+function makeModes() {
+  $("modes").hidden = !card.drawing;
+  $("modes").addEventListener("change", ({ target }) => showMode(target.value));
+}
+
+function showMode(mode) {
+  stopWalk();
+  $("app").hidden = $("from-python").hidden = mode !== "samples";
+  $("draw").hidden = mode !== "draw";
+  if (mode !== "draw") return;
+  showDrawing ??= startDrawing({ card, ask, sampleAt, freshNoise, complain });
+  showDrawing();
+}
+
+/** The grid's image at a place, counted on from its end to its beginning: grey levels (channels, height, width). */
+async function sampleAt(place) {
+  const now = settings();
+  const [i, size] = [place % now.count, sizeOfNoise()];
+  const noise = noiseBetween(now).slice(i * size, (i + 1) * size);
+  const strengths = new Float32Array([now.guidance]);
+  const question = { noise, shape: card.noise_shape, labels: [labelsOf(now)[i]], strengths };
+  return toLevels((await ask({ sample: question })).values);
+}
+
+/** The noise of one image, of the chosen seed. */
+const freshNoise = () => noiseOf(settings().seed, 1);
 
 // ---- walking, saving ----
 
@@ -294,6 +303,7 @@ async function start() {
   ask = startWorker();
   await ask({ load: "model.onnx" });
   makeForm();
+  makeModes();
   const sides = `${card.image_size} × ${card.image_size}`;
   const classes = card.num_classes ? `, ${card.num_classes} classes` : "";
   $("model").textContent = `Images of ${sides} pixels${classes}. Weights ${card.weights_sha256.slice(0, 12)}, biflow ${card.biflow_version}.`;

@@ -106,25 +106,34 @@ export function fillNormal(values, next) {
 }
 
 function normal(next) {
-  const uniform = () => f32((next() >>> 8) / 2 ** 24);
   for (;;) {
     const bits = next();
     const [layer, inside] = [bits & 0xff, (bits >>> 9) & 0x7fffff];
     const size = f32(inside * widths[layer]);
     const x = bits & 0x100 ? -size : size;
     if (inside < limits[layer]) return x;
-    if (layer === 0) return tail(uniform, inside & 0x100);
-    const step = f32(f32(heights[layer - 1] - heights[layer]) * uniform());
+    if (layer === 0) return tail(() => uniform(next), inside & 0x100);
+    const step = f32(f32(heights[layer - 1] - heights[layer]) * uniform(next));
     if (f32(step + heights[layer]) < Math.exp(-0.5 * x * x)) return x;
   }
 }
 
-function tail(uniform, negative) {
+const uniform = (next) => f32((next() >>> 8) / 2 ** 24); // in [0, 1)
+
+function tail(draw, negative) {
   for (;;) {
-    const x = f32(-f32(1 / TAIL) * f32(Math.log1p(-uniform())));
-    const y = f32(-f32(Math.log1p(-uniform())));
+    const x = f32(-f32(1 / TAIL) * f32(Math.log1p(-draw())));
+    const y = f32(-f32(Math.log1p(-draw())));
     if (f32(y + y) > f32(x * x)) return negative ? -f32(f32(TAIL) + x) : f32(f32(TAIL) + x);
   }
+}
+
+/** A drawing's noise, as `add_noise` of biflow/data/perturb.py draws it: `size` numbers in an image's units. */
+export function noiseOfDrawing(size, { noise_std: std, bin_width: binWidth }) {
+  const noise = new Float32Array(size);
+  fillNormal(noise, philox(blake2b("('noise', 'draw', 0, 0)", 16)));
+  const next = philox(blake2b("('dequantise', 'draw', 0, 0)", 16));
+  return noise.map((value) => std * value + binWidth * (uniform(next) - 0.5));
 }
 
 /** The noise of the images at places 0 ... count - 1 for a seed: count * size numbers, standard normal. */
