@@ -322,7 +322,7 @@ def compare(run: Sampler, pipe: Pipeline, *, images: bool, tolerance: float) -> 
     differences = []
     for batch in CHECKED_BATCHES:
         for strength in checked_strengths(pipe):
-            labels = torch.linspace(0, pipe.config.num_classes, batch).round().long()  # the last is of no class
+            labels = checked_labels(batch, pipe.config.num_classes)
             noise = normal_for(range(batch), (pipe.config.num_patches, pipe.config.patch_dim), "export", batch)
             found = run(noise, labels, torch.full((batch,), strength))
             wanted = expected(pipe, noise, labels, strength, images=images)
@@ -345,6 +345,15 @@ def expected(pipe: Pipeline, noise: Tensor, labels: Tensor, strength: float, *, 
         warnings.simplefilter("ignore")
         latents = pipe.to_latents(OnePass()(pipe.model, z, labels, Guidance(strength)).x)
     return pipe.codec.to_images(latents).clamp(-1, 1) if images else latents
+
+
+def checked_labels(batch: int, num_classes: int) -> Tensor:
+    """Labels (batch,) from the first class to no class.
+
+    >>> checked_labels(4, 6).tolist()
+    [0, 2, 4, 6]
+    """
+    return torch.linspace(0, num_classes, batch).round().long()
 
 
 def checked_strengths(pipe: Pipeline) -> Sequence[float]:

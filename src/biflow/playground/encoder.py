@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from biflow.config import ModelConfig
 from biflow.data.perturb import add_noise
 from biflow.errors import InputError
-from biflow.export import CHECKED_BATCHES, check_size, open_onnx, quiet, trace_batches, write_onnx
+from biflow.export import CHECKED_BATCHES, check_size, checked_labels, open_onnx, quiet, trace_batches, write_onnx
 from biflow.models.codec import training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
@@ -101,7 +101,7 @@ def compare(run: Encoder, pipe: Pipeline) -> float:
     largest = []
     std, bin_width = training_noise(pipe.config)
     for batch in CHECKED_BATCHES:
-        labels = (torch.arange(batch) * 7 + batch) % (pipe.config.num_classes + 1)
+        labels = checked_labels(batch, pipe.config.num_classes)
         clean = pipe.codec.encode(pipe.sample_pixels(labels, seed=batch))
         noisy = add_noise(clean, range(batch), std, "export", batch, bin_width=bin_width)
         found, wanted = run(noisy, labels), ExportedEncoder(pipe.model.flow)(noisy, labels)
