@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from biflow import cli
+from biflow.errors import InputError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
@@ -87,13 +88,26 @@ def playwright(tmp_path_factory):
 
 
 @pytest.fixture
-def drive(playwright):
-    """A function: a script that drives Chromium, and an address -> what it found."""
+def visit(playwright, serve, tmp_path):
+    """A function: a model folder, and a script that drives Chromium -> what it found on the model's playground.
 
-    def drive(script, address):
+    The page makes no error, and asks nobody but its own server.
+    """
+
+    from biflow.playground.site import write_site
+
+    def visit(model, script):
+        try:
+            write_site(model, tmp_path / "site")
+        except InputError as error:
+            pytest.skip(str(error))
+        address = serve(tmp_path / "site")
         command = ["node", str(script), str(playwright), CHROMIUM, address]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        found = json.loads(done.stdout)
+        assert found["errors"] == []
+        assert {host for host in found["hosts"] if host not in {"data:", "blob:"}} == {address[7:-1]}
+        return found
 
-    return drive
+    return visit

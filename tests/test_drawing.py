@@ -161,16 +161,9 @@ def compare_with_python(step, pipe):
 @pytest.mark.slow
 @pytest.mark.usefixtures("needs_onnx")
 @pytest.mark.parametrize("kind", ["as usual", "colour", "a prior of its own"])
-def test_the_page_says_of_a_drawing_what_python_says_and_edits_it_alike(serve, drive, tmp_path, kind):
+def test_the_page_says_of_a_drawing_what_python_says_and_edits_it_alike(visit, tmp_path, kind):
     model = model_of(tmp_path / "model", **KINDS[kind])
-    try:
-        site.write_site(model, tmp_path / "site")
-    except InputError as error:
-        pytest.skip(str(error))
-    address = serve(tmp_path / "site")
-    found = drive(DRIVER, address)
-    assert found["errors"] == []
-    assert {host for host in found["hosts"] if host not in {"data:", "blob:"}} == {address[7:-1]}
+    found = visit(model, DRIVER)
     assert found["encoderAsked"] == [True]  # once, when the drawing was opened
 
     pipe, steps = Pipeline.from_pretrained(model), found["steps"]
