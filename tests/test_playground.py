@@ -144,14 +144,13 @@ def test_the_pages_noise_is_that_of_python(tmp_path):
     script = (
         "import { noiseFor } from './noise.mjs'; import { writeFileSync } from 'node:fs';"
         "for (const seed of [0, 7, 2 ** 31])"
-        " writeFileSync(`${seed}.bin`, new Uint8Array(noiseFor(seed, 3, 100000).buffer));"
+        " writeFileSync(`${seed}.bin`, new Uint8Array(noiseFor(seed, 3, 99999).buffer));"
     )
     subprocess.run(["node", "--input-type=module", "-e", script], cwd=tmp_path, check=True, timeout=60)
     for seed in (0, 7, 2**31):
         found = np.fromfile(tmp_path / f"{seed}.bin", np.float32)
-        wanted = normal_for(range(3), (100000,), "sample", seed).numpy().ravel()
-        assert (found != wanted).sum() <= 3  # beyond 3.65, logarithms of two libraries may differ in the last bit
-        np.testing.assert_allclose(found, wanted, rtol=3e-7)
+        wanted = normal_for(range(3), (99999,), "sample", seed).numpy().ravel()
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)  # two libraries' logarithm, sine and cosine
 
 
 NAMED = {

@@ -2,17 +2,32 @@
 
 A draw depends on what it is for - (seed, step, image index), say - and on nothing else: not on the batch
 size, the number of processes, or what was drawn before.  That is what makes resuming exact.
+
+Numbers for the images of a batch come from SplitMix64 (Steele, Lea and Flood, 2014) read as a counter-based generator:
+the hash of keys and index is where an image's stream starts, word j is a function of that start and j alone, and all
+words of all images are made by the same few array operations.  The playground's noise.js makes the same numbers.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Key = int | str
+Words = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+
+GOLDEN, FIRST_FACTOR, SECOND_FACTOR = (
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+CHUNK = 2**15  # words made at a time, few enough to stay in a processor's cache
 
 
 def stream(*keys: Key) -> np.random.Generator:
@@ -34,8 +49,14 @@ def seeded_weights(seed: int) -> Iterator[None]:
 
 
 def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
-    """Standard normal float32 numbers, one draw an image index: (len(indices), *shape), on the CPU."""
-    return torch.from_numpy(np.stack([stream(*keys, i).standard_normal(shape, np.float32) for i in indices]))
+    """Standard normal float32 numbers, one draw an image index: (len(indices), *shape), on the CPU.
+
+    The same on every machine but for the last bits of the logarithm, sine and cosine.
+    """
+    starts, size = _starts(indices, keys), math.prod(shape)
+    pairs = np.empty((len(starts), 2, (size + 1) // 2), np.float32)
+    _by_chunks(pairs.shape[2], len(starts), lambda rows: _fill_normal(pairs[rows], starts[rows]))
+    return torch.from_numpy(pairs.reshape(len(starts), 2 * pairs.shape[2])[:, :size].reshape(len(starts), *shape))
 
 
 def content_keys(images: Tensor) -> list[int]:
@@ -45,9 +66,76 @@ def content_keys(images: Tensor) -> list[int]:
 
 def uniform_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
     """Float32 numbers in [0, 1), one draw an image index: (len(indices), *shape), on the CPU."""
-    return torch.from_numpy(np.stack([stream(*keys, i).random(shape, np.float32) for i in indices]))
+    starts, size = _starts(indices, keys), math.prod(shape)
+    pairs = np.empty((len(starts), (size + 1) // 2, 2), np.float32)
+    _by_chunks(pairs.shape[1], len(starts), lambda rows: _fill_uniform(pairs[rows], starts[rows]))
+    return torch.from_numpy(pairs.reshape(len(starts), 2 * pairs.shape[1])[:, :size].reshape(len(starts), *shape))
 
 
 def permutation(count: int, *keys: Key) -> Tensor:
     """The numbers 0 .. count - 1 in random order: (count,) int64."""
     return torch.from_numpy(stream(*keys).permutation(count))
+
+
+def _starts(indices: Iterable[int], keys: tuple[Key, ...]) -> Words:
+    """Where the stream of each index begins, (N,)."""
+    base = np.frombuffer(blake2b(repr(keys).encode(), digest_size=8).digest(), ">u8").astype(np.uint64)
+    return _mix(base + _mix(np.fromiter(indices, np.uint64)))
+
+
+def _words(starts: Words, count: int) -> Words:
+    """The first words of these streams: (N, count)."""
+    return _mix(starts[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
+
+
+def _mix(z: Words) -> Words:
+    """The finalizer of SplitMix64, in place."""
+    shifted = z >> np.uint64(30)
+    z ^= shifted
+    z *= FIRST_FACTOR
+    np.right_shift(z, 27, out=shifted)
+    z ^= shifted
+    z *= SECOND_FACTOR
+    np.right_shift(z, 31, out=shifted)
+    z ^= shifted
+    return z
+
+
+def _halves(words: Words) -> npt.NDArray[np.uint32]:
+    """(N, count) words -> their low and high halves, (N, count, 2)."""
+    return words.astype("<u8", copy=False).view("<u4").reshape(*words.shape, 2)
+
+
+def _fill_uniform(pairs: Floats, starts: Words) -> None:
+    """Pairs (N, count, 2) <- the upper 24 bits of both halves of each word."""
+    np.multiply(_halves(_words(starts, pairs.shape[1])) >> np.uint32(8), np.float32(2**-24), out=pairs)
+
+
+def _fill_normal(pairs: Floats, starts: Words) -> None:
+    """Pairs (N, 2, count) <- a pair of normal numbers for each word, by Box and Muller (1958)."""
+    halves = _halves(_words(starts, pairs.shape[2]))
+    radius, angle = halves[..., 0].astype(np.float32), halves[..., 1].view(np.int32).astype(np.float32)
+    radius += np.float32(0.5)
+    radius *= np.float32(2**-32)
+    np.log(radius, out=radius)
+    radius *= np.float32(-2)
+    np.sqrt(radius, out=radius)
+    angle *= np.float32(math.pi * 2**-31)
+    np.multiply(np.cos(angle), radius, out=pairs[:, 0])
+    np.multiply(np.sin(angle), radius, out=pairs[:, 1])
+
+
+def _by_chunks(words: int, count: int, fill: Callable[[slice], None]) -> None:
+    """Fill `count` rows of so many words, a cacheful at a time, on as many threads as torch has."""
+    rows = max(1, CHUNK // max(1, words))
+    chunks = [slice(first, first + rows) for first in range(0, count, rows)]
+    threads = torch.get_num_threads()
+    if threads == 1 or len(chunks) == 1:
+        list(map(fill, chunks))
+    else:
+        list(_threads(threads).map(fill, chunks))
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "randomness")
