@@ -29,8 +29,9 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.plan.memory import step_memory
 from biflow.training.alignment import Alignment
+from biflow.training.batches import Batch
 from biflow.training.distributed import World
-from biflow.training.loop import Batch, Objective, Trainer
+from biflow.training.loop import Objective, Trainer
 from biflow.training.objectives import FitFlow, FitJoint, FitReverse
 from biflow.training.reverse_loss import ReverseLoss
 

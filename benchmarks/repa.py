@@ -44,8 +44,9 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.training.alignment import Alignment
+from biflow.training.batches import Batch
 from biflow.training.distributed import World
-from biflow.training.loop import Batch, Hook, Report, Trainer
+from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.objectives import FitFlow
 
 RECIPES = {"digits": "biflow_digits"}

@@ -22,8 +22,9 @@ from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
 from biflow.evaluation.measures import describe_machine
 from biflow.memory import keep_freed_memory
 from biflow.models.forward_flow import ForwardFlow
+from biflow.training.batches import Batch
 from biflow.training.distributed import World
-from biflow.training.loop import Batch, Trainer
+from biflow.training.loop import Trainer
 from biflow.training.objectives import FitFlow
 
 ROUNDS = 3

@@ -37,7 +37,7 @@ from biflow.sampling.guidance import Guidance, GuidedBlock
 from biflow.sampling.jacobi import solve_block
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.alignment import Alignment
-from biflow.training.loop import Batch
+from biflow.training.batches import Batch
 from biflow.training.objectives import FitFlow, FitJoint, FitReverse
 from biflow.training.reverse_loss import ReverseLoss
 

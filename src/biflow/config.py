@@ -63,6 +63,8 @@ class ReadingConfig(Config):
     test_share: of the images, chosen by their names or places alone, that training never sees; data with a test set of
     their own, such as the digits, keep that.
     workers: processes that read ahead, 0 for none.
+    cache: "memory" keeps every image of a folder or a stored hub data set, decoded, once it was read; "none" reads it
+    anew each time; "auto" is "memory" where there are no workers and all images take at most a GiB.
     image_column, label_column: of hub data sets, where their types and names leave it open.
     streaming: read a hub data set as it comes, not stored here; shuffle_buffer: so many of its images are shuffled at
     a time.
@@ -74,10 +76,21 @@ class ReadingConfig(Config):
     rejected_share: Share = 0.05
     test_share: Share = 0.0
     workers: NonNegativeInt = 0
+    cache: Literal["auto", "memory", "none"] = "auto"
     image_column: str | None = None
     label_column: str | None = None
     streaming: bool = False
     shuffle_buffer: PositiveInt = 4096
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_read_once(self) -> Self:
+        if self.cache == "memory" and (self.workers or self.streaming):
+            what = f"{self.workers} workers" if self.workers else "a stream"
+            raise ValueError(
+                f"Expected a data set that one process reads, for cache 'memory'; got {what}. "
+                "Set reading.workers=0 and reading.streaming=false, or reading.cache=auto."
+            )
+        return self
 
     @model_validator(mode="after")
     def _streams_are_not_split(self) -> Self:

@@ -1,7 +1,7 @@
 """Settings as text: frozen models, YAML in and out, `path=value` overrides, and every fault as one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -18,7 +18,7 @@ class Config(BaseModel):
     @classmethod
     def _no_flag_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         wanted = cls.model_fields[info.field_name].annotation if info.field_name else None
-        if isinstance(value, bool) and wanted is not bool:
+        if isinstance(value, bool) and bool not in {wanted, *get_args(wanted)}:
             raise ValueError(f"Expected a number or a word; got {str(value).lower()}.")
         return value
 

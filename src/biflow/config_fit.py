@@ -12,21 +12,25 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FitConfig(Config):
     """How one model is trained.
 
-    The learning rate warms up over warmup_steps, then stays (schedule "constant") or falls to last_learning_rate
-    ("cosine").  clip_norm: largest norm of the gradient, none for no limit.  ema_decay: of the averaged weights, 0 for
-    the last ones.  precision: of the network's arithmetic in a forward pass (autocast); weights, affine maps and
-    log-determinants are float32; "float16" scales the loss, so that small gradients do not vanish.  accumulate: parts
-    that each process's batch is taken in, one after another.  sharding: "ddp" keeps the whole model in every process,
-    "fsdp" spreads it over them (FSDP2).  recompute: keep only the input of every transformer layer, and evaluate the
-    layer again for its gradient.  compile: run the model through torch.compile, which needs a C++ compiler on a CPU.
-    max_skipped: steps in a row that may be skipped because the loss or its gradient is not finite.
+    optimizer: "adamw", or "muon": Muon for the weight matrices inside transformer layers, at muon_learning_rate, and
+    AdamW at learning_rate for everything else.  Both rates warm up over warmup_steps, then stay (schedule "constant")
+    or fall ("cosine"), that of AdamW to last_learning_rate.  clip_norm: largest norm of the gradient, none for no
+    limit.  ema_decay: of the averaged weights, 0 for the last ones.  precision: of the network's arithmetic in a
+    forward pass (autocast); weights, affine maps and log-determinants are float32; "float16" scales the loss, so that
+    small gradients do not vanish.  accumulate: parts that each process's batch is taken in, one after another.
+    sharding: "ddp" keeps the whole model in every process, "fsdp" spreads it over them (FSDP2).  recompute: keep only
+    the input of every transformer layer, and evaluate the layer again for its gradient.  compile: run each transformer
+    layer through torch.compile; none: on a GPU, where it pays, and not on a CPU.  max_skipped: steps in a row that may
+    be skipped because the loss or its gradient is not finite.
     Checkpoints are written every save_every steps; kept are the last keep_last, those at multiples of keep_every, and
     the one whose metric best_by, of those logged, is lowest.
     """
 
     steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
+    muon_learning_rate: PositiveFloat = 2e-2
     warmup_steps: NonNegativeInt = 100
     weight_decay: NonNegativeFloat = 1e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
@@ -39,7 +43,7 @@ class FitConfig(Config):
     accumulate: PositiveInt = 1
     sharding: Literal["ddp", "fsdp"] = "ddp"
     recompute: bool = False
-    compile: bool = False
+    compile: bool | None = None
     max_skipped: PositiveInt = 20
     log_every: PositiveInt = 25
     save_every: PositiveInt = 500

@@ -15,8 +15,8 @@ from biflow.losses.representation import FEATURE_DISTANCES, cosine_distance, res
 from biflow.models.feature_ways import WAYS
 from biflow.models.forward_flow import ForwardFlow
 from biflow.training.alignment import Alignment
+from biflow.training.batches import Batch
 from biflow.training.hooks import read_history
-from biflow.training.loop import Batch
 from biflow.training.objectives import FitFlow
 from biflow.training.run import open_run
 from biflow.training.stages import train_model

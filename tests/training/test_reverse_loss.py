@@ -12,8 +12,8 @@ from biflow.errors import InputError, Interrupted
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
+from biflow.training.batches import Batch
 from biflow.training.hooks import read_history
-from biflow.training.loop import Batch
 from biflow.training.reverse_loss import ReverseLoss
 from biflow.training.run import open_run
 from biflow.training.stages import train_model

@@ -15,12 +15,13 @@ from biflow.features.judge import Judge
 from biflow.losses.likelihood import normal_log_prob
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
+from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest
 from biflow.training.distributed import World
 from biflow.training.hooks import read_history
-from biflow.training.loop import Batch, Trainer
+from biflow.training.loop import Trainer
 from biflow.training.objectives import FitClassifier, FitFlow
-from biflow.training.optim import EMA, learning_rate_factor, make_optimizer
+from biflow.training.optim import EMA, Optimizers, learning_rate_factor
 from biflow.training.run import open_run
 from biflow.training.stages import Run, fit, measure_mean_squares, train_model, training_batches
 from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective, tiny_run
@@ -129,8 +130,8 @@ def test_training_lowers_the_loss():
 
 
 def test_weight_decay_spares_biases_and_gains():
-    optimizer = make_optimizer(tiny_model().flow, FitConfig(weight_decay=0.1))
-    for group in optimizer.param_groups:
+    (adamw,) = Optimizers(tiny_model().flow, FitConfig(weight_decay=0.1)).all
+    for group in adamw.param_groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
 
 
@@ -198,7 +199,7 @@ def test_the_prior_of_a_volume_preserving_flow_is_that_of_its_noise(tmp_path):
     assert model.flow.prior_variance.std() > 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:dynamo_pgo:UserWarning")
 def test_training_goes_on_without_a_compiler(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
@@ -223,7 +224,7 @@ def test_average_follows_its_definition():
     start = layer.weight.item()
     with torch.no_grad():
         layer.weight.add_(1)
-    ema.update(step=1000)
+    ema.update(1000, torch.tensor(0.0))
     assert ema.average["weight"].item() == pytest.approx(start + 0.5)
     ema.copy_to_model()
     assert layer.weight.item() == pytest.approx(start + 0.5)

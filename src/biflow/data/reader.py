@@ -1,7 +1,9 @@
-"""Reading the images of each training step, ahead of time where there are processes for it."""
+"""Reading the images of each training step: ahead of time where there are processes for it, once where they fit."""
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from biflow.data.datasets import ImageSource
 from biflow.errors import InputError
 
+SMALL = 2**30  # bytes of decoded images that are kept in memory without being asked for
+
 
 class Examples(NamedTuple):
     """One process's images of a step, as they lie in the data set."""
@@ -18,6 +22,29 @@ class Examples(NamedTuple):
     images: Tensor  # uint8 (B, P, H, W)
     labels: Tensor  # (B,)
     indices: list[int]  # their places, which the random numbers of each are drawn for
+
+
+class Kept:
+    """Images that are decoded the first time they are read, by several threads, and kept in memory."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self.images = torch.empty(len(source), *source.image_shape, dtype=torch.uint8)
+        self.known = torch.zeros(len(source), dtype=torch.bool)
+        self.threads = ThreadPoolExecutor(thread_name_prefix="decode")
+
+    def read(self, places: Tensor) -> Tensor:
+        """The images at these places (n,): uint8 (n, P, H, W)."""
+        missing = places[~self.known[places]].unique()
+        for place, image in zip(missing, self.threads.map(self.source.read, missing.split(1)), strict=True):
+            self.images[place] = image[0]
+            self.known[place] = True
+        return self.images[places]
+
+
+def size_in_memory(source: ImageSource) -> int:
+    """Bytes that all images of a data set take, decoded."""
+    return len(source) * math.prod(source.image_shape)
 
 
 PlacesAt = Callable[[int], Tensor]
@@ -30,8 +57,9 @@ class Steps(Dataset[Examples | InputError]):
     An error is handed over: raised in a worker, it would come out with its traceback in its text.
     """
 
-    def __init__(self, source: ImageSource, places_at: PlacesAt, steps: int) -> None:
-        self.source, self.places_at, self.steps = source, places_at, steps
+    def __init__(self, source: ImageSource, places_at: PlacesAt, steps: int, *, keep: bool) -> None:
+        self.places_at, self.steps, self.labels = places_at, steps, source.labels
+        self.images = Kept(source) if keep else source
 
     def __len__(self) -> int:
         return self.steps
@@ -39,7 +67,7 @@ class Steps(Dataset[Examples | InputError]):
     def __getitem__(self, step: int) -> Examples | InputError:
         places = self.places_at(step)
         try:
-            return Examples(self.source.read(places), self.source.labels[places], places.tolist())
+            return Examples(self.images.read(places), self.labels[places], places.tolist())
         except InputError as error:
             return error
 
@@ -67,8 +95,10 @@ def loader(dataset: Dataset[Examples | InputError], sampler: Iterable[Any], work
 class Reader:
     """A function step -> `Examples`; with workers, those of the steps that follow are being read meanwhile."""
 
-    def __init__(self, source: ImageSource, places_at: PlacesAt, *, steps: int, workers: int) -> None:
-        self.steps, self.workers = Steps(source, places_at, steps), workers
+    def __init__(
+        self, source: ImageSource, places_at: PlacesAt, *, steps: int, workers: int, keep: bool = False
+    ) -> None:
+        self.steps, self.workers = Steps(source, places_at, steps, keep=keep), workers
         self.ahead: Iterator[Examples | InputError] = iter(())
         self.next_step = -1
 

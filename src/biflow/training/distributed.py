@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from biflow.errors import InputError
 from biflow.nn.transformer import TransformerLayer
@@ -56,12 +55,9 @@ class World:
         """A scalar averaged over all processes."""
         return mean_over_processes(value)
 
-    def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is set in any process; one exchange for all of them."""
-        if self.size == 1:
-            return list(flags)
-        shares = self.mean(torch.tensor([float(flag) for flag in flags], device=self.device))
-        return [share > 0 for share in shares.tolist()]
+    def any(self, flags: Tensor) -> Tensor:
+        """For each flag, 0 or 1, whether it is set in any process: 0 or 1; one exchange for all of them."""
+        return (self.mean(flags) > 0).to(flags.dtype)
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -129,10 +125,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes as `like` is."""
+    """A whole tensor, which every process has, spread over the processes as `like` is."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def whole_state(tensors: Mapping[str, Any], world: World) -> dict[str, Any]:
@@ -145,24 +141,10 @@ def whole_state(tensors: Mapping[str, Any], world: World) -> dict[str, Any]:
     return found
 
 
-def optimizer_state(model: nn.Module, optimizer: Optimizer, world: World) -> dict[str, dict[str, Any]]:
-    """What the optimiser keeps for each parameter, by its name; all processes must call."""
-    return {name: whole_state(optimizer.state.get(p, {}), world) for name, p in model.named_parameters()}
-
-
 def set_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Take up a whole state, however the processes share the model now."""
     own = model.state_dict()
     model.load_state_dict({name: spread_like(value, own[name]) for name, value in state.items()})
-
-
-def set_optimizer_state(model: nn.Module, optimizer: Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
-    """Take up what `optimizer_state` gave, however the processes share the model now."""
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: spread_like(value, parameter) if value.shape == parameter.shape else value.to(parameter.device)
-            for key, value in state[name].items()
-        }
 
 
 def clip_gradients(parts: Sequence[nn.Module], limit: float) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -17,35 +18,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
 from biflow.errors import Diverged, InputError, Interrupted
-from biflow.losses.perceptual import WHOLE, Window
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
-from biflow.nn.transformer import Transformer
+from biflow.nn.transformer import Transformer, TransformerLayer
 from biflow.training import checkpoints
+from biflow.training.batches import Batch, on_device, split_batch
 from biflow.training.checkpoints import Checkpoint
 from biflow.training.distributed import (
     World,
     clip_gradients,
-    optimizer_state,
     replicate,
     set_model_state,
-    set_optimizer_state,
     shard,
     whole,
     whole_state,
 )
-from biflow.training.optim import EMA, make_optimizer, set_learning_rate
-
-
-class Batch(NamedTuple):
-    """One process's part of a training batch, with everything random already done to it."""
-
-    clean: Tensor  # (B, P, H, W)
-    noisy: Tensor  # (B, P, H, W)
-    labels: Tensor  # (B,), some of them null
-    guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
-    images: Tensor | None = None  # (B, P, H, W) in [-1, 1], where an encoder sees other images than the flow
-    window: Window = WHOLE  # the part of all images that the networks of distances see
+from biflow.training.optim import EMA, Optimizers
 
 
 class LossParts(NamedTuple):
@@ -96,22 +84,51 @@ class Report:
     loss: LossParts
     grad_norm: Tensor  # before clipping
     seconds: float  # trained so far, over all sittings
-    skipped: int  # steps so far whose loss or gradient was not finite
+    skipped: int  # steps whose loss or gradient was not finite, so far; a GPU tells of a step one later
 
 
 Hook = Callable[[Report], None]
 
 
-def compile_if_possible(module: nn.Module) -> nn.Module:
-    """The module with its forward pass compiled, in place; as it was, with a warning, where nothing can compile."""
+def compile_layers(module: nn.Module, device: torch.device) -> bool:
+    """Compile every transformer layer in place: one graph serves all of one shape; False where nothing can compile."""
+    layers = [part for part in module.modules() if isinstance(part, TransformerLayer)]
+    if not layers or not can_compile(device):
+        return False
+    for layer in layers:
+        layer.compile()
+    return True
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works for this device here; a warning says why not."""
     try:
-        torch.compile(torch.nn.functional.gelu)(next(module.parameters()))
+        torch.compile(torch.nn.functional.gelu)(torch.zeros(64, device=device))
     except Exception as error:  # a missing compiler shows itself in several ways
         reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"Training without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
-    else:
-        module.compile()
-    return module
+        warnings.warn(f"Going on without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
+        return False
+    return True
+
+
+def uncompile(module: nn.Module) -> None:
+    """Undo `compile_layers`."""
+    for part in module.modules():
+        part._compiled_call_impl = None
+
+
+class Outcome:
+    """Flags of a step, made on the device and read later, so that the device is not waited for."""
+
+    def __init__(self, flags: Tensor) -> None:
+        self.flags = flags.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
+
+    def read(self) -> list[bool]:
+        """Each flag, once the device has come to it."""
+        if self.copied:
+            self.copied.synchronize()
+        return [flag > 0 for flag in self.flags.tolist()]
 
 
 class Trainer:
@@ -127,9 +144,14 @@ class Trainer:
         for part in self.model.modules():
             if isinstance(part, Transformer):
                 part.recompute = config.recompute
-        self.optimizer = make_optimizer(self.model, config)
+        wanted = config.compile if config.compile is not None else world.device.type == "cuda"
+        self.compiled = wanted and compile_layers(self.objective, world.device)
+        self.optimizers = Optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         self.ema = EMA(self.model, config.ema_decay)
+        self.outcomes: deque[Outcome] = deque()  # of the last steps, not read yet
+        self.waiting = 1 if world.device.type == "cuda" else 0  # of them, so that a GPU has work while the CPU waits
+        self.stop_asked = False
         self.step = self.skipped = self.skipped_in_a_row = 0
         self.seconds = 0.0
         self.metrics: dict[str, float] = {}  # what hooks last measured
@@ -148,23 +170,23 @@ class Trainer:
         the end, and before `Interrupted` is raised.
         """
         self.objective.train()
-        while self.step < self.config.steps:
-            start = time.perf_counter()
-            batch = make_batch(self.step)
-            set_learning_rate(self.optimizer, self.config, self.step)
-            loss, grad_norm, stop = self._take_step(batch, should_stop)
+        start = time.perf_counter()
+        for batch in on_device(make_batch, range(self.step, self.config.steps), self.world.device):
+            loss, grad_norm = self._take_step(batch, should_stop)
             self.step += 1
+            done, due = self.step == self.config.steps, self.step % self.config.save_every == 0
+            if done or due or self.stop_asked:
+                self._read_outcomes()
             self.seconds += time.perf_counter() - start
             for hook in hooks:
                 hook(Report(self.step, loss, grad_norm, self.seconds, self.skipped))
             if self.skipped_in_a_row >= self.config.max_skipped:
                 raise Diverged(self._describe_divergence(batch, save_to))
-            done = self.step == self.config.steps
-            due = self.step % self.config.save_every == 0 and not self.skipped_in_a_row
-            if save_to and (stop or done or due):
-                self.save(save_to, required=stop or done)
-            if stop and not done:
+            if save_to and (self.stop_asked or done or (due and not self.skipped_in_a_row)):
+                self.save(save_to, required=self.stop_asked or done)
+            if self.stop_asked and not done:
                 raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
+            start = time.perf_counter()
         self.ema.copy_to_model()
         self.objective.eval()
         self._bring_home()
@@ -186,27 +208,32 @@ class Trainer:
             parameter.copy_(whole(self.ema.average[name]))
         return model
 
-    def _take_step(
-        self, batch: Batch, should_stop: Callable[[], bool] = lambda: False
-    ) -> tuple[LossParts, Tensor, bool]:
-        """Evaluate, and move unless a number is not finite; returns loss, gradient's norm, and whether to stop."""
-        self.optimizer.zero_grad(set_to_none=True)
+    def _take_step(self, batch: Batch, should_stop: Callable[[], bool] = lambda: False) -> tuple[LossParts, Tensor]:
+        """Evaluate, and move unless a number is not finite; returns loss and gradient's norm."""
+        self.optimizers.set_learning_rate(self.step)
+        self.optimizers.zero_grad()
         loss = self._add_gradients(batch)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers.all:
+            self.scaler.unscale_(optimizer)
         limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
         grad_norm = clip_gradients(self.parts, limit)
-        finite = bool((loss.total + grad_norm).isfinite())
-        stop, broken = self.world.any(should_stop(), not finite)
-        if broken:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-        else:
-            self.scaler.step(self.optimizer)
-            self.ema.update(self.step)
-            self.skipped_in_a_row = 0
+        broken = ~(loss.total + grad_norm).isfinite()
+        flags = self.world.any(torch.stack([broken, torch.full_like(broken, should_stop())]).float())
+        self.outcomes.append(Outcome(flags))
+        self.optimizers.step(flags[0])
+        self.ema.update(self.step, flags[0])
         if self.scaler.is_enabled():
             self.scaler.update()
-        return loss, grad_norm, stop
+        self._read_outcomes(leave=self.waiting)
+        return loss, grad_norm
+
+    def _read_outcomes(self, *, leave: int = 0) -> None:
+        """Count what came of the steps taken, but for so many of the last ones."""
+        while len(self.outcomes) > leave:
+            broken, stop = self.outcomes.popleft().read()
+            self.skipped += broken
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if broken else 0
+            self.stop_asked |= stop
 
     def _add_gradients(self, batch: Batch) -> LossParts:
         """Evaluate the loss part by part of the batch, add up its gradient, and return its mean."""
@@ -242,7 +269,7 @@ class Trainer:
             "skipped": self.skipped,
             "model": whole_state(self.model.state_dict(), self.world),
             "ema": whole_state(self.ema.average, self.world),
-            "optimizer": optimizer_state(self.model, self.optimizer, self.world),
+            "optimizer": self.optimizers.state_dict(self.world),
             "scaler": self.scaler.state_dict(),
         }
 
@@ -263,7 +290,7 @@ class Trainer:
         try:
             state = found.load(self.world.device)
             set_model_state(self.model, state["model"])
-            set_optimizer_state(self.model, self.optimizer, state["optimizer"])
+            self.optimizers.load_state_dict(state["optimizer"])
             self.ema.load_state_dict(state["ema"])
             self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # of another model, or written by another version
@@ -276,6 +303,7 @@ class Trainer:
 
     def _bring_home(self) -> None:
         """Put trained parameters that are spread over the processes into the model that was given."""
+        uncompile(self.plain)
         if self.plain.model is not self.model:
             trained = {name: whole(value) for name, value in self.model.state_dict().items()}
             self.plain.model.load_state_dict(trained)
@@ -285,10 +313,8 @@ class Trainer:
 def spread(objective: Objective, config: FitConfig, world: World) -> nn.Module:
     """The objective as it is evaluated by all processes together."""
     if config.sharding == "fsdp" and world.size > 1:
-        sharded = shard(objective, world)
-        return compile_if_possible(sharded) if config.compile else sharded
-    objective.to(world.device)
-    return replicate(compile_if_possible(objective) if config.compile else objective, world)
+        return shard(objective, world)
+    return replicate(objective.to(world.device), world)
 
 
 def together(objective: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -298,17 +324,6 @@ def together(objective: nn.Module, *, last: bool) -> AbstractContextManager[None
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(last)
     return nullcontext()
-
-
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in so many parts of one size."""
-    if len(batch.labels) % parts:
-        raise InputError(
-            f"Expected a batch of each process that splits into {parts} parts; got {len(batch.labels)}. "
-            "Set accumulate to a number that divides it."
-        )
-    pieces = [part.chunk(parts) if isinstance(part, Tensor) else [part] * parts for part in batch]
-    return [Batch(*values) for values in zip(*pieces, strict=True)]
 
 
 def mean_loss(losses: Sequence[LossParts]) -> LossParts:

@@ -12,8 +12,9 @@ from biflow.models.forward_flow import FlowPass, ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
+from biflow.training.batches import Batch
 from biflow.training.distributed import mean_over_processes
-from biflow.training.loop import Batch, LossParts, Objective
+from biflow.training.loop import LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
 
 RMS_RATE = 0.01  # of the running mean, a step

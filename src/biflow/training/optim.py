@@ -1,31 +1,124 @@
-"""The optimiser with its parameter groups, the learning-rate schedule, and the moving average of the weights."""
+"""The optimisers with their parameter groups, the learning-rate schedule, and the moving average of the weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from biflow.config import FitConfig
-from biflow.training.distributed import spread_like
+from biflow.errors import InputError
+from biflow.nn.attention import Attention
+from biflow.nn.transformer import TransformerLayer
+from biflow.training.distributed import World, spread_like, whole_state
+
+QKV = 3  # matrices on top of each other in the weight of queries, keys and values
 
 
-def make_optimizer(model: nn.Module, config: FitConfig) -> AdamW:
+class Optimizers:
+    """What trains a model: AdamW, and with `optimizer: muon` Muon for the matrices inside transformer layers."""
+
+    def __init__(self, model: nn.Module, config: FitConfig) -> None:
+        self.config = config
+        self.parameters = dict(model.named_parameters())
+        matrices = layer_matrices(model) if config.optimizer == "muon" else []
+        by_muon = set(matrices)
+        rest = [p for p in self.parameters.values() if p.requires_grad and p not in by_muon]
+        self.all: list[Optimizer] = [make_adamw(rest, config)]
+        if matrices:
+            self.all.append(make_muon(model, matrices, config))
+        self.groups = [(group, group["lr"]) for each in self.all for group in each.param_groups]
+        self.owners = {p: each for each in self.all for group in each.param_groups for p in group["params"]}
+
+    def set_learning_rate(self, step: int) -> None:
+        """The learning rate of a step: linear warm-up, then constant or a cosine; a pure function of the step."""
+        for group, full in self.groups:
+            group["lr"] = full * learning_rate_factor(step, self.config)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for each in self.all:
+            each.zero_grad(set_to_none=True)
+
+    def step(self, broken: Tensor) -> None:
+        """Move the parameters, unless `broken` (scalar, 0 or 1) is set; does not wait for a GPU to know."""
+        if broken.device.type == "cpu" and broken:
+            return
+        for each in self.all:
+            if isinstance(each, AdamW):
+                each.grad_scale, each.found_inf = None, broken  # type: ignore[attr-defined]  # read by the fused kernel
+                each.step()
+            else:
+                with unchanged_where(broken, each):
+                    each.step()
+
+    def state_dict(self, world: World) -> dict[str, dict[str, Any]]:
+        """What is kept for each parameter, by its name; all processes must call."""
+        return {name: whole_state(self._state(p), world) for name, p in self.parameters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up what `state_dict` gave, however the processes share the model now."""
+        for name, p in self.parameters.items():
+            if p in self.owners:
+                self.owners[p].state[p] = {
+                    key: spread_like(value, p) if value.shape == p.shape else value.to(p.device)
+                    for key, value in state[name].items()
+                }
+
+    def _state(self, parameter: Tensor) -> Mapping[str, Any]:
+        owner = self.owners.get(parameter)
+        return owner.state.get(parameter, {}) if owner else {}
+
+
+def make_adamw(parameters: Sequence[nn.Parameter], config: FitConfig) -> AdamW:
     """AdamW; weight decay acts on matrices, not on biases, gains and embeddings' norms."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
-def set_learning_rate(optimizer: Optimizer, config: FitConfig, step: int) -> None:
-    """The learning rate of a step: linear warm-up, then constant or a cosine; a pure function of the step."""
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * learning_rate_factor(step, config)
+def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitConfig) -> Optimizer:
+    """Muon for these matrices of the model; raise where torch is too old to have it."""
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError(
+            f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. "
+            "Upgrade it (pip install 'torch>=2.9'), or set optimizer=adamw."
+        )
+    from biflow.training.muon import Muon
+
+    fused = {part.qkv.weight for part in model.modules() if isinstance(part, Attention)}
+    return Muon(
+        matrices,
+        lr=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+        count_parts=lambda matrix: QKV if matrix in fused else 1,
+    )
+
+
+def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices inside transformer layers, which Muon is for."""
+    layers = [part for part in model.modules() if isinstance(part, TransformerLayer)]
+    return [p for layer in layers for p in layer.parameters() if p.ndim == 2 and p.requires_grad]
+
+
+@contextmanager
+def unchanged_where(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
+    """Undo what an optimiser does within it if the flag (scalar, 0 or 1) is set; does not wait for a GPU to know."""
+    if flag.device.type == "cpu":  # known to be 0
+        yield
+        return
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors += [value for state in optimizer.state.values() for value in state.values()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    yield
+    with torch.no_grad():
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(flag.bool(), old, tensor))
 
 
 def learning_rate_factor(step: int, config: FitConfig) -> float:
@@ -52,8 +145,13 @@ class EMA:
         self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the live parameters, after training step `step` (counted from 0)."""
+    def update(self, step: int, broken: Tensor) -> None:
+        """Move towards the live parameters, after training step `step` (counted from 0).
+
+        Where the step was broken, and a GPU would have to be asked whether it was, towards those of the step before.
+        """
+        if broken.device.type == "cpu" and broken:
+            return
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from biflow.config import FitConfig, ReadingConfig
-from biflow.data.datasets import ImageStream, Source, indices_at
+from biflow.data.datasets import ImageSet, ImageSource, ImageStream, Source, indices_at
+from biflow.data.latents import LatentSet
 from biflow.data.randomness import Key, permutation
-from biflow.data.reader import Examples, Reader
+from biflow.data.reader import SMALL, Examples, Reader, size_in_memory
 from biflow.data.stream import Part, ShuffledStream, StreamReader
 from biflow.training.distributed import World
 
@@ -26,7 +27,14 @@ def make_reader(
         stream = ShuffledStream(data, *keys, part=part, block_size=reading.shuffle_buffer)
         return StreamReader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
     places_at = partial(places_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
-    return Reader(data, places_at, steps=fit.steps, workers=reading.workers)
+    return Reader(data, places_at, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
+
+
+def is_kept(data: ImageSource, reading: ReadingConfig) -> bool:
+    """Whether the images of a data set stay in memory, decoded, once they were read."""
+    if isinstance(data, ImageSet | LatentSet) or reading.cache == "none":
+        return False  # they need no decoding
+    return reading.cache == "memory" or (not reading.workers and size_in_memory(data) <= SMALL)
 
 
 def places_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:

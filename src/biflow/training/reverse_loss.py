@@ -17,7 +17,8 @@ from biflow.models.codec import Codec
 from biflow.models.forward_flow import FlowPass
 from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
-from biflow.training.loop import Batch, LossParts
+from biflow.training.batches import Batch
+from biflow.training.loop import LossParts
 
 
 class ReverseLoss(nn.Module):

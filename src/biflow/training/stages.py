@@ -25,9 +25,10 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
+from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest, remove_leftovers
 from biflow.training.distributed import World
-from biflow.training.loop import Batch, Hook, Objective, Trainer
+from biflow.training.loop import Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
 from biflow.training.reading import make_reader, some_examples
 from biflow.training.reverse_loss import ReverseLoss
