@@ -16,6 +16,7 @@ from biflow import __version__
 from biflow.cli_app import app as page
 from biflow.cli_arguments import (
     BatchSize,
+    Compile,
     Device,
     GuidanceText,
     MethodText,
@@ -56,6 +57,8 @@ app = typer.Typer(
 )
 
 START, MODELS, ELSE = "Start here", "With a trained model", "Data, plans, this machine"  # panels of the help
+
+MANY = 1000  # images, for which compiling on a GPU takes less time than it saves
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
@@ -117,6 +120,7 @@ def sample(
     seed: Seed = 0,
     batch_size: BatchSize = 256,
     redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
+    compile_: Compile = None,
     device: Device = None,
 ) -> None:
     """Draw images from a trained model.
@@ -132,6 +136,8 @@ def sample(
     check_image_output(out)
     strength, sampler = parse_guidance(guidance), parse_sampler(method)
     pipe = open_pipeline(model, device)
+    if compile_ or (compile_ is None and num >= MANY and pipe.device.type == "cuda"):
+        pipe.compile()
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
     pixels = pipe.sample_pixels(

@@ -20,6 +20,10 @@ MethodText = Annotated[str, typer.Option(help=METHOD_HELP)]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same images.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.", show_default=False)]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="CUDA graphs, compiled layers; on a GPU from 1,000 images."),
+]
 
 
 def open_pipeline(model: Path, device: str | None) -> "Pipeline":

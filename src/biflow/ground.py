@@ -145,7 +145,7 @@ def train_judge(folder: Path, data: ImageSource, world: World, console: Console)
             PixelCodec(),
             world,
             folder.with_name(f"{folder.name}_states"),
-            lambda stage, trainer: [board.stage(stage, trainer.config, start_step=trainer.step)],
+            lambda stage, trainer: [board.stage(stage, trainer)],
         )
         judge, _ = fit_judge(run, CLASSIFIER_FIT)
 

@@ -35,9 +35,9 @@ class Kept:
 
     def read(self, places: Tensor) -> Tensor:
         """The images at these places (n,): uint8 (n, P, H, W)."""
-        missing = places[~self.known[places]].unique()
-        for place, image in zip(missing, self.threads.map(self.source.read, missing.split(1)), strict=True):
-            self.images[place] = image[0]
+        missing = places[~self.known[places]].unique()[:, None]  # (m, 1)
+        for place, image in zip(missing, self.threads.map(self.source.read, missing), strict=True):
+            self.images[place] = image
             self.known[place] = True
         return self.images[places]
 

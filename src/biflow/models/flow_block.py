@@ -36,15 +36,15 @@ def standardise(x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
 
     x (B, T, D).  Returns z (B, T, D), and log|dz/dx| (B,) in nats, summed over T and D; in float32 or better.
     """
-    shift, log_scale = (_at_least_float32(part) for part in affine)
-    z = (_at_least_float32(x) - shift) * torch.exp(-log_scale)
+    shift, log_scale = (at_least_float32(part) for part in affine)
+    z = (at_least_float32(x) - shift) * torch.exp(-log_scale)
     return z, -log_scale.sum(dim=(1, 2))
 
 
 def restore(z: Tensor, affine: Affine) -> Tensor:
     """Noise -> data for one block: x = z * exp(log_scale) + shift; undoes `standardise`."""
-    shift, log_scale = (_at_least_float32(part) for part in affine)
-    return _at_least_float32(z) * torch.exp(log_scale) + shift
+    shift, log_scale = (at_least_float32(part) for part in affine)
+    return at_least_float32(z) * torch.exp(log_scale) + shift
 
 
 class FlowBlock(nn.Module):
@@ -106,16 +106,15 @@ class FlowBlock(nn.Module):
         those decoded so far.  temperature (B,) divides the attention's logits.  Returns shift and log_scale, each
         (B, t, D), within the clip if there is one.
         """
-        start = caches[0].length if caches else 0
-        hidden, rotary = self._embed(x, condition, start)
+        hidden, rotary = self._embed(x, condition, caches[0].start if caches else 0)
         return self._affine(self.transformer(hidden, caches, rotary=rotary, temperature=temperature))
 
     def _outputs(self, x: Tensor, condition: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
         hidden, rotary = self._embed(x, condition)
         return self.transformer.outputs(hidden, layers, rotary=rotary)
 
-    def _embed(self, x: Tensor, condition: Tensor, start: int = 0) -> tuple[Tensor, RotaryTable | None]:
-        hidden = self.project_in(x) + condition  # (B, t, C)
+    def _embed(self, x: Tensor, condition: Tensor, start: int | Tensor = 0) -> tuple[Tensor, RotaryTable | None]:
+        hidden = self.project_in(x.to(self.project_in.weight.dtype)) + condition  # (B, t, C)
         if self.positions is not None:
             hidden = self.positions(hidden, start)
         return hidden, self.rotary(start, x.shape[1]) if self.rotary is not None else None
@@ -139,5 +138,6 @@ def after_first_patch(following: Affine) -> Affine:
     return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in following))
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is in that."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

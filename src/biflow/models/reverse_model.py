@@ -99,7 +99,7 @@ class ReverseModel(nn.Module):
 
         if not isinstance(guidance, Tensor) and not guidance:
             return self._descend(z, plain, plain)
-        weight = guidance[:, None, None] if isinstance(guidance, Tensor) else guidance
+        weight = guidance[:, None, None].to(self.project_in.weight) if isinstance(guidance, Tensor) else guidance
         no_class = torch.full_like(labels, self.null_label)
 
         def extrapolate(block: nn.Module, state: Tensor) -> "Step":
@@ -143,7 +143,7 @@ class ReverseModel(nn.Module):
 
     def _descend(self, z: Tensor, guided: "Take", plain: "Take") -> ReversePass:
         """From the noise down through all blocks: those that guidance acts on taken by `guided`, others by `plain`."""
-        state = self.positions(self.project_in(z))  # (B, T, C)
+        state = self.positions(self.project_in(z.to(self.project_in.weight.dtype)))  # (B, T, C)
         hidden = []
         blocks = [*reversed(list(self.blocks)), *([self.denoise] if self.denoise else [])]
         for place, block in enumerate(blocks):

@@ -1,7 +1,8 @@
 """Multi-head self-attention, causal or full, and the cache that decoding patch by patch needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
@@ -23,13 +24,44 @@ class KVCache:
     values: Tensor  # (B, N, T_max, K)
     length: int = 0
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the next patches, key and value (B, N, t, K); return all so far, (B, N, length, K)."""
+    @property
+    def start(self) -> int | Tensor:
+        """The place of the patch that comes next."""
+        return self.length
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the next patches, key and value (B, N, t, K).
+
+        Returns all so far, (B, N, length, K), and which of them each query may see, None for all before it.
+        """
         end = self.length + key.shape[2]
         self.keys[:, :, self.length : end] = key
         self.values[:, :, self.length : end] = value
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:, :, :end], self.values[:, :, :end], None
+
+
+@dataclass
+class StaticKVCache(KVCache):
+    """A cache for one patch at a time whose place is a tensor: every step is the same kernels, as a CUDA graph needs.
+
+    The first `span` places are read at every step; those after the patch are masked.
+    """
+
+    place: Tensor = field(kw_only=True)  # (1,) int64, of the next patch; shared by all layers, moved on by the caller
+    span: int = field(kw_only=True)
+
+    @property
+    def start(self) -> int | Tensor:
+        """The place of the patch that comes next."""
+        return self.place
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store one patch, key and value (B, N, 1, K); see `KVCache.append`."""
+        self.keys.index_copy_(2, self.place, key)
+        self.values.index_copy_(2, self.place, value)
+        seen = torch.arange(self.span, device=self.place.device) <= self.place
+        return self.keys[:, :, : self.span], self.values[:, :, : self.span], seen[None]
 
 
 class Attention(nn.Module):
@@ -70,9 +102,9 @@ class Attention(nn.Module):
             query, key = rotate(query, rotary), rotate(key, rotary)
         if temperature is not None:
             query = query / temperature[:, None, None, None]
+        mask: Tensor | None = None
         if cache is not None:
-            key, value = cache.append(key, value)
-        mask = None
+            key, value, mask = cache.append(key, value)
         if self.causal and length > 1 and key.shape[2] > length:
             mask = causal_lower_right(length, key.shape[2])  # is_causal would align the first query with the first key
         is_causal = self.causal and key.shape[2] == length
@@ -80,7 +112,8 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def new_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `length` patches, on the device and in the precision of the weights."""
-        shape = (batch, self.num_heads, length, self.head_width)
-        weight = self.qkv.weight
-        return KVCache(weight.new_empty(shape), weight.new_empty(shape))
+        """An empty cache for `length` patches, on the device of the weights and in the precision of products."""
+        shape, weight = (batch, self.num_heads, length, self.head_width), self.qkv.weight
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return KVCache(weight.new_empty(shape, dtype=dtype), weight.new_empty(shape, dtype=dtype))

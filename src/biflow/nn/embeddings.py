@@ -7,6 +7,11 @@ ROTARY_BASE = 10_000.0
 EMBEDDING_STD = 0.01  # small against the projected patches, as in TARFlow
 
 
+def rows(table: Tensor, start: int | Tensor, count: int) -> Tensor:
+    """`count` rows of a table from `start` on; a `start` on a device, (1,), is not read, and gives one row."""
+    return table[start : start + count] if isinstance(start, int) else table.index_select(0, start)
+
+
 class ClassEmbedding(nn.Embedding):
     """One row of `tokens * width` values a class, and a last one, the null label's, for "no class"."""
 
@@ -37,7 +42,7 @@ class GuidanceEmbedding(nn.Module):
         share = strength / (1 + strength)  # [0, infinity) -> [0, 1)
         octaves = torch.linspace(0, 5, self.FREQUENCIES, device=share.device, dtype=share.dtype).exp2()
         angles = share[:, None] * octaves
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, 2 * FREQUENCIES)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1).to(self.hidden.weight.dtype)  # (B, 2 * FREQUENCIES)
         return self.out(nn.functional.silu(self.hidden(waves)))[:, None]
 
 
@@ -48,9 +53,9 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(length, width) * EMBEDDING_STD)
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int | Tensor = 0) -> Tensor:
         """x (B, t, C), the patches from place `start` on -> (B, t, C)."""
-        return x + self.weight[start : start + x.shape[1]]
+        return x + rows(self.weight, start, x.shape[1])
 
 
 RotaryTable = tuple[Tensor, Tensor]
@@ -78,9 +83,9 @@ class RotaryPositions(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, start: int, count: int) -> RotaryTable:
+    def forward(self, start: int | Tensor, count: int) -> RotaryTable:
         """The angles of `count` places from `start` on."""
-        return self.cos[start : start + count], self.sin[start : start + count]
+        return rows(self.cos, start, count), rows(self.sin, start, count)
 
 
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:

@@ -3,15 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from biflow.errors import InputError
-from biflow.models.flow_block import Affine, FlowBlock
+from biflow.models.flow_block import Affine, at_least_float32, restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
+from biflow.nn.embeddings import rows
 from biflow.shorthand import split_shorthand, with_settings
 
 
@@ -82,32 +83,73 @@ class GuidedBlock:
     """
 
     def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
-        block = flow.blocks[level]
-        assert isinstance(block, FlowBlock)
-        self.block, self.guidance = block, guidance
-        self.condition = block.classes(labels)  # (B, 1, C), or (2B, 1, C) with the half without label last
-        self.strengths = guidance.strengths(flow.config.num_patches, self.condition)  # (T, 1)
+        self.block, self.guidance, self.null_label = flow.flow_blocks[level], guidance, flow.config.null_label
+        self.condition = self._embed(labels)  # (B, 1, C), or (2B, 1, C) with the half without label last
+        like = at_least_float32(self.condition)
+        self.strengths = guidance.strengths(flow.config.num_patches, like)  # (T, 1)
         self.temperature: Tensor | None = None  # (2B,)
-        if guidance.strength:
-            without_label = block.classes(torch.full_like(labels, flow.config.null_label))
-            self.condition = torch.cat([self.condition, without_label])
-            if guidance.temperature != 1:
-                ones = torch.ones_like(self.condition[: len(labels), 0, 0])
-                self.temperature = torch.cat([ones, guidance.temperature * ones])
+        if guidance.strength and guidance.temperature != 1:
+            ones = torch.ones_like(self.condition[: len(labels), 0, 0])
+            self.temperature = torch.cat([ones, guidance.temperature * ones])
+
+    def relabel(self, labels: Tensor) -> None:
+        """Take other labels (B,), as many, in the memory of the old ones."""
+        self.condition.copy_(self._embed(labels))
 
     def predict(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Affine:
         """The guided affine maps of the patches that follow each patch of x (B, t, D); each (B, t, D)."""
         if not self.guidance.strength:
             return self.block.predict(x, self.condition, caches=caches)
-        start = caches[0].length + 1 if caches else 1
+        start = caches[0].start if caches else 0
         doubled = self.block.predict(x.repeat(2, 1, 1), self.condition, caches=caches, temperature=self.temperature)
         (shift, shift_without), (log_scale, log_scale_without) = (part.chunk(2) for part in doubled)
-        strength = self.strengths[start : start + x.shape[1]]  # (t, 1)
+        strength = rows(self.strengths, start + 1, x.shape[1])  # (t, 1)
         if self.guidance.on != "log_scale":
             shift = extrapolate(shift, shift_without, strength)
         if self.guidance.on != "shift":
             log_scale = extrapolate(log_scale, log_scale_without, strength)
         return Affine(shift, log_scale)
+
+    def _embed(self, labels: Tensor) -> Tensor:
+        condition: Tensor = self.block.classes(labels)
+        if not self.guidance.strength:
+            return condition
+        return torch.cat([condition, self.block.classes(torch.full_like(labels, self.null_label))])
+
+
+class GuidedFlow:
+    """The blocks of a flow for one inversion, and caches for the deepest of them, which serve all in turn."""
+
+    def __init__(self, flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> None:
+        guidance.check(flow.config.num_classes)
+        self.config = flow.config
+        self.blocks = [GuidedBlock(flow, level, labels, guidance) for level in range(len(flow.blocks))]
+        batch = len(labels) * (2 if guidance.strength else 1)
+        deepest = max(flow.flow_blocks, key=lambda block: len(block.transformer.layers))
+        self.caches = deepest.transformer.new_caches(batch, flow.config.num_patches - 1)
+
+    def invert_block(self, level: int, z: Tensor) -> Tensor:
+        """Undo one block: z (B, T, D) -> x (B, T, D), one call for every patch but the first."""
+        guided = self.blocks[level]
+        rewind(self.caches)
+        patches = guided.block.reading_order(z).split(1, dim=1)
+        restored = [patches[0]]  # the first patch passes through unchanged
+        for patch in patches[1:]:
+            restored.append(restore(patch, guided.predict(restored[-1], self.caches)))
+        return guided.block.reading_order(torch.cat(restored, dim=1))
+
+
+@runtime_checkable
+class Ready(Protocol):
+    """A flow that keeps its blocks ready for batches of a size."""
+
+    def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
+        """The blocks for these labels (B,) and this guidance."""
+
+
+def guide(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> GuidedFlow:
+    """The blocks of a flow, ready to be inverted for labels (B,) with this guidance; raise if it cannot be guided."""
+    return flow.guide(labels, guidance) if isinstance(flow, Ready) else GuidedFlow(flow, labels, guidance)
 
 
 def extrapolate(conditional: Tensor, unconditional: Tensor, strength: Tensor | float) -> Tensor:
@@ -116,14 +158,6 @@ def extrapolate(conditional: Tensor, unconditional: Tensor, strength: Tensor | f
     On the shift and on the log-scale, as TARFlow guides (arXiv 2412.06329).
     """
     return conditional + strength * (conditional - unconditional)
-
-
-def new_caches(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> list[KVCache]:
-    """Caches for the deepest block, which serve all blocks in turn."""
-    blocks = [block for block in flow.blocks if isinstance(block, FlowBlock)]
-    deepest = max(blocks, key=lambda block: len(block.transformer.layers))
-    batch = len(labels) * (2 if guidance.strength else 1)
-    return deepest.transformer.new_caches(batch, flow.config.num_patches - 1)
 
 
 def rewind(caches: Sequence[KVCache], length: int = 0) -> None:

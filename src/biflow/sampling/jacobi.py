@@ -16,7 +16,7 @@ from biflow.errors import InputError
 from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
-from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, new_caches, rewind
+from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, guide, rewind
 from biflow.sampling.result import Sample
 
 TOLERANCE = 1e-3
@@ -43,17 +43,15 @@ def invert_by_jacobi(
     An image's iteration ends when no value in it changes by more than the tolerance (0: not at all).  start: a guess
     of the flow's states[0], states[1] ..., each (B, T, D); each block's own noise otherwise.
     """
-    guidance.check(flow.config.num_classes)
+    guided = guide(flow, labels, guidance)
     check_tolerance(tolerance)
     sizes = group_sizes(groups, len(flow.blocks), z.shape[1])
     if start is not None and len(start) != len(flow.blocks):
         raise InputError(f"Expected a guess for each of {len(flow.blocks)} blocks; got {len(start)}.")
-    caches = new_caches(flow, labels, guidance)
     x, calls, residual = z, 0, torch.zeros_like(z[:, 0, 0])
     for level in reversed(range(len(flow.blocks))):
-        guided = GuidedBlock(flow, level, labels, guidance)
-        guess = start[level] if start is not None else x
-        x, block_calls, change = solve_block(guided, x, guess, caches, tolerance=tolerance, size=sizes[level])
+        block, guess = guided.blocks[level], start[level] if start is not None else x
+        x, block_calls, change = solve_block(block, x, guess, guided.caches, tolerance=tolerance, size=sizes[level])
         calls, residual = calls + block_calls, torch.maximum(residual, change)
     return Sample(x, calls, calls, residual)
 
@@ -138,17 +136,15 @@ def measure_groups(
     A hard block, whose patches hang on their neighbours, wants small groups; an easy one settles all at once.  Work
     is counted in patches evaluated, where a network call costs `call_cost` patches more than those it evaluates.
     """
-    guidance.check(flow.config.num_classes)
+    guided = guide(flow, labels, guidance)
     check_tolerance(tolerance)
-    caches = new_caches(flow, labels, guidance)
     x, chosen = z, []
     for level in reversed(range(len(flow.blocks))):
-        guided = GuidedBlock(flow, level, labels, guidance)
         least, best, undone = math.inf, 0, x
         for size in _candidates(z.shape[1]):
             if math.ceil((z.shape[1] - 1) / size) * (call_cost + size) >= least:
                 continue  # one round a group would be too much already
-            solved, calls, _ = solve_block(guided, x, x, caches, tolerance=tolerance, size=size)
+            solved, calls, _ = solve_block(guided.blocks[level], x, x, guided.caches, tolerance=tolerance, size=size)
             work = calls * (call_cost + size)
             if work < least:
                 least, best, undone = work, size, solved

@@ -13,7 +13,7 @@ from torch import Tensor
 from biflow.errors import InputError
 from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
-from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock
+from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, guide
 from biflow.sampling.jacobi import LARGEST_GUESS, TOLERANCE, check_tolerance
 from biflow.sampling.result import Sample
 
@@ -35,12 +35,11 @@ def refine(
     images is left out of later rounds.  Exact after as many rounds as `invert_sequentially` takes calls, at the latest.
     `network_calls` counts evaluations of blocks, `rounds` those that must follow one another.
     """
-    guidance.check(flow.config.num_classes)
+    blocks = guide(flow, labels, guidance).blocks
     check_tolerance(tolerance)
     levels = len(flow.blocks)
     if len(start) != levels:
         raise InputError(f"Expected a guess for each of {levels} blocks; got {len(start)}.")
-    blocks = [GuidedBlock(flow, level, labels, guidance) for level in range(levels)]
     states = [*start, z]
     settled = [torch.zeros_like(z[:, 0, 0], dtype=torch.bool) for _ in range(levels)] + [torch.ones_like(labels).bool()]
     residual = torch.zeros_like(z[:, 0, 0])

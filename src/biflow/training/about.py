@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from biflow.files import write_text
 from biflow.training.distributed import World
 from biflow.training.hooks import read_history
 
+CORE = ("torch", "numpy", "pillow", "safetensors", "pydantic", "huggingface_hub")
 NO_MEASURES = {"stage", "step", "seconds", "grad_norm", "skipped"}
 
 
@@ -45,7 +47,7 @@ def describe_sitting(world: World) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit of biflow's source, with a plus if files differ from it; none outside a clone."""
+    """The commit of biflow's source, with a plus if files differ from it; none where no repository holds them."""
     folder = Path(biflow.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -53,6 +55,7 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a repository may lie around an installed package
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -61,15 +64,20 @@ def git_revision() -> str | None:
 def package_versions() -> dict[str, str]:
     """The versions of the packages that biflow needs, or may use, as far as they are installed."""
     found = {}
-    for requirement in requires("biflow") or []:
-        name = requirement.partition(";")[0].strip()
-        for mark in "<>=~![ ":
-            name = name.partition(mark)[0]
+    for name in requirements():
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return dict(sorted(found.items()))
+
+
+def requirements() -> list[str]:
+    """Names of the packages that biflow needs or may use; those that it cannot do without, if it is not installed."""
+    try:
+        return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
+    except PackageNotFoundError:  # run from its source
+        return list(CORE)
 
 
 def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any, Self
 import rich.progress as bars
 from rich.console import Console
 
-from biflow.config import FitConfig
 from biflow.files import write_text
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.trackers import Tracker
@@ -89,8 +88,9 @@ class ProgressBoard:
     ) -> None:
         self.bars.stop()
 
-    def stage(self, name: str, fit: FitConfig, *, start_step: int) -> Hook:
+    def stage(self, name: str, trainer: Trainer) -> Hook:
         """A hook that shows one stage: step, loss, images per second, time left."""
+        fit, start_step, before = trainer.config, trainer.step, trainer.seconds
         steps, every = fit.steps, fit.log_every
         task = self.bars.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
@@ -99,7 +99,11 @@ class ProgressBoard:
 
         def show(report: Report) -> None:
             nonlocal first
-            first = first or report
+            if first is None:
+                first = report
+                if trainer.compiled:
+                    seconds = report.seconds - before
+                    self.console.print(f"{name:<8} compiled its layers in {seconds:.0f} s", highlight=False)
             self.bars.update(task, completed=report.step)
             if report.step % every and report.step != steps:
                 return

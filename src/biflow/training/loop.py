@@ -20,7 +20,8 @@ from biflow.config import FitConfig
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
-from biflow.nn.transformer import Transformer, TransformerLayer
+from biflow.nn.compilation import compile_layers, uncompile
+from biflow.nn.transformer import Transformer
 from biflow.training import checkpoints
 from biflow.training.batches import Batch, on_device, split_batch
 from biflow.training.checkpoints import Checkpoint
@@ -88,33 +89,6 @@ class Report:
 
 
 Hook = Callable[[Report], None]
-
-
-def compile_layers(module: nn.Module, device: torch.device) -> bool:
-    """Compile every transformer layer in place: one graph serves all of one shape; False where nothing can compile."""
-    layers = [part for part in module.modules() if isinstance(part, TransformerLayer)]
-    if not layers or not can_compile(device):
-        return False
-    for layer in layers:
-        layer.compile()
-    return True
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile works for this device here; a warning says why not."""
-    try:
-        torch.compile(torch.nn.functional.gelu)(torch.zeros(64, device=device))
-    except Exception as error:  # a missing compiler shows itself in several ways
-        reason = str(error).strip().partition("\n")[0]
-        warnings.warn(f"Going on without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
-        return False
-    return True
-
-
-def uncompile(module: nn.Module) -> None:
-    """Undo `compile_layers`."""
-    for part in module.modules():
-        part._compiled_call_impl = None
 
 
 class Outcome:

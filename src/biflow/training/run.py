@@ -104,7 +104,7 @@ class Watcher:
     def hooks(self, stage: str, trainer: Trainer) -> Sequence[Hook]:
         """The hooks of one stage; a resumed one goes on with its log."""
         history = History(self.folder / HISTORY_FILE, stage, trainer, self.trackers)
-        hooks: list[Hook] = [history, self.board.stage(stage, trainer.config, start_step=trainer.step)]
+        hooks: list[Hook] = [history, self.board.stage(stage, trainer)]
         if self.config.preview_every:
             previews = self.folder / PREVIEWS_FOLDER
             hooks.append(Previews(previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers))

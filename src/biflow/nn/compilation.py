@@ -1,0 +1,35 @@
+"""Transformer layers through torch.compile, one by one: layers of one shape share a graph, however many there are."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from biflow.nn.transformer import TransformerLayer
+
+
+def compile_layers(module: nn.Module, device: torch.device) -> bool:
+    """Compile every transformer layer in place: one graph serves all of one shape; False where nothing can compile."""
+    layers = [part for part in module.modules() if isinstance(part, TransformerLayer)]
+    if not layers or not can_compile(device):
+        return False
+    for layer in layers:
+        layer.compile()
+    return True
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works for this device here; a warning says why not."""
+    try:
+        torch.compile(torch.nn.functional.gelu)(torch.zeros(64, device=device))
+    except Exception as error:  # a missing compiler shows itself in several ways
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(f"Going on without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
+        return False
+    return True
+
+
+def uncompile(module: nn.Module) -> None:
+    """Undo `compile_layers`."""
+    for part in module.modules():
+        part._compiled_call_impl = None

@@ -1,0 +1,144 @@
+"""Networks whose calls are captured draw what the plain ones draw; without a GPU the same steps run one by one."""
+
+import pytest
+import torch
+
+from biflow.config import FlowConfig, ReverseConfig
+from biflow.pipeline import Pipeline
+from biflow.samplers import Jacobi, Refine, Sequential
+from biflow.sampling import captured
+from biflow.sampling.captured import CapturedFlow, CapturedReverse, span_of
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.jacobi import invert_by_jacobi
+from biflow.sampling.one_pass import guess_states, sample_in_one_pass
+from biflow.sampling.refine import refine
+from biflow.sampling.sequential import invert_sequentially
+from tests.builders import noise_and_labels, tiny_config, tiny_flow, tiny_model, tiny_reverse
+
+GUIDANCES = [Guidance(), Guidance(1.0), Guidance(0.7, annealed=True, on="shift"), Guidance(1.0, temperature=1.5)]
+ROTARY = {"flow": FlowConfig(blocks=3, layers=2, width=16, head_width=8, positions="rotary", clip=1.0)}
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def long_flow(**changes):
+    """8x8 images in 64 patches of one value, so that steps look back on spans of two lengths."""
+    return tiny_flow(image_size=8, patch_size=1, **changes)
+
+
+def noise_of(flow, batch=3):
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, *flow.prior_variance.shape)
+    return torch.randn(shape, generator=generator).to(flow.prior_variance), torch.arange(batch) % 4
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=str)
+@pytest.mark.parametrize("changes", [{}, ROTARY], ids=["learned positions", "rotary"])
+def test_captured_steps_invert_as_the_sequential_inverse(guidance, changes):
+    flow = long_flow(**changes)
+    z, labels = noise_of(flow)
+    x = invert_sequentially(CapturedFlow(flow), z, labels, guidance=guidance).x
+    torch.testing.assert_close(x, invert_sequentially(flow, z, labels, guidance=guidance).x, rtol=0, atol=1e-9)
+
+
+def test_a_flow_stays_ready_for_other_labels_and_after_noise_that_is_not_finite():
+    flow = long_flow()
+    ready, (z, labels) = CapturedFlow(flow), noise_of(flow)
+    invert_sequentially(ready, torch.full_like(z, torch.nan), labels)
+    others = (labels + 1) % 4
+    x = invert_sequentially(ready, z, others).x
+    torch.testing.assert_close(x, invert_sequentially(flow, z, others).x, rtol=0, atol=1e-9)
+    assert len(ready.ready) == 1
+
+
+def test_a_flow_keeps_few_batch_sizes_ready():
+    flow = tiny_flow()
+    ready = CapturedFlow(flow)
+    for batch in range(1, captured.KEPT + 3):
+        invert_sequentially(ready, *noise_and_labels(batch))
+    assert len(ready.ready) == captured.KEPT
+
+
+@pytest.mark.parametrize("groups", [None, 1, 20, (63, 7, 30)])
+def test_captured_blocks_iterate_as_plain_ones(groups):
+    flow = long_flow()
+    z, labels = noise_of(flow)
+    ready = CapturedFlow(flow)
+    for guidance in (Guidance(), Guidance(0.5)):
+        options = {"guidance": guidance, "tolerance": 1e-6, "groups": groups}
+        for _ in range(2):
+            found = invert_by_jacobi(ready, z, labels, **options)
+            wanted = invert_by_jacobi(flow, z, labels, **options)
+            torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-9)
+            assert found.network_calls == wanted.network_calls
+
+
+def test_captured_blocks_refine_as_plain_ones():
+    model = tiny_model()
+    z, labels = (part.to(torch.float32) if part.is_floating_point() else part for part in noise_and_labels())
+    start = guess_states(model.reverse, z, labels)
+    found = refine(CapturedFlow(model.flow), z, labels, start=start, guidance=Guidance(0.5))
+    wanted = refine(model.flow, z, labels, start=start, guidance=Guidance(0.5))
+    torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-6)
+    assert found.rounds == wanted.rounds
+
+
+@pytest.mark.parametrize("guidance", ["trained", "two_passes"])
+def test_a_captured_pass_is_the_plain_one_at_every_strength(guidance):
+    reverse = tiny_reverse(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance=guidance))
+    ready, (z, labels) = CapturedReverse(reverse), noise_and_labels()
+    for strength in (0.0, 1.0, 0.3, 0.0):
+        found = sample_in_one_pass(ready, z, labels, guidance=Guidance(strength)).x
+        torch.testing.assert_close(found, sample_in_one_pass(reverse, z, labels, guidance=Guidance(strength)).x)
+    assert len(ready.passes) == (1 if guidance == "trained" else 2)
+
+
+def test_spans_are_few():
+    assert {span_of(place + 1) for place in range(1023)} == {32, 64, 128, 256, 512, 1024}
+    assert all(span_of(place + 1) > place for place in range(1023))
+
+
+METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine", Jacobi(groups=2), Sequential(denoise=0), Refine()]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_compiled_pipeline_draws_the_same_images_whatever_the_batch(method):
+    pipe, compiled = Pipeline(tiny_model()), Pipeline(tiny_model()).compile(layers=False)
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    wanted = pipe.sample_pixels(labels, method=method, guidance=0.5).int()
+    for batch_size in (7, 4, 1):
+        found = compiled.sample_pixels(labels, method=method, guidance=0.5, batch_size=batch_size).int()
+        assert (found - wanted).abs().max() <= 1
+
+
+def test_a_rest_is_drawn_in_a_batch_that_is_there():
+    pipe = Pipeline(tiny_model())
+    assert [pipe._size_to_draw(count) for count in (8, 5)] == [8, 5]
+    pipe.compiled = True
+    assert [pipe._size_to_draw(count) for count in (8, 5, 4, 7, 1, 3)] == [8, 8, 4, 8, 1, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["reverse", "sequential", "refine"])
+def test_weights_in_half_precision_draw_nearly_the_same_and_leave_the_model_alone(dtype, method):
+    pipe = Pipeline(tiny_model(tiny_config()))
+    wanted = pipe.sample_pixels([0, 1, 2], method=method, guidance=0.5).int()
+    found = pipe.to(dtype).sample_pixels([0, 1, 2], method=method, guidance=0.5).int()
+    assert (found - wanted).abs().float().mean() <= 2
+    assert pipe.model.flow.prior_variance.dtype == torch.float32
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_on_a_gpu_graphs_draw_the_images_of_the_eager_path(method, dtype):
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    eager = Pipeline(tiny_model()).to("cuda", dtype)
+    compiled = Pipeline(tiny_model()).to("cuda").compile(dtype)
+    for guidance in (0.0, 0.5):
+        options = {"method": method, "guidance": guidance}
+        wanted = eager.sample_pixels(labels, **options).int()
+        for batch_size in (7, 4):
+            found = compiled.sample_pixels(labels, **options, batch_size=batch_size).int()
+            assert (found - wanted).abs().max() <= 1
