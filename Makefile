@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs/quickstart
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test slow check smoke results docs clean
+.PHONY: quickstart test slow gpu check smoke results docs clean
 .DEFAULT_GOAL := help
 
 help:  ## Show what can be made.
@@ -18,6 +18,9 @@ test: $(VENV)/.dev  ## Run the tests.
 
 slow: $(VENV)/.dev  ## Run the slow tests.
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+gpu: $(VENV)/.dev  ## Run the tests that need a GPU.
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/.dev  ## Lint, format and types.
 	$(BIN)/ruff check .

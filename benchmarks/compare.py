@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from biflow.files import write_text
-from biflow.memory import keep_freed_memory
+from biflow.process import keep_freed_memory
 from biflow.quickstart import make_plan, run_quickstart
 
 HEAD = ["exact: w", "class", "Frechet", "one pass: w", "class", "Frechet", "ratio", "ratio at w=0"]

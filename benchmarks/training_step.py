@@ -20,8 +20,8 @@ from machine import matmul_rate, rated_rate, report, seconds
 
 from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
 from biflow.evaluation.measures import describe_machine
-from biflow.memory import keep_freed_memory
 from biflow.models.forward_flow import ForwardFlow
+from biflow.process import keep_freed_memory
 from biflow.training.batches import Batch
 from biflow.training.distributed import World
 from biflow.training.loop import Trainer

@@ -16,6 +16,7 @@ from PIL import Image
 
 from biflow.checkpoint import save_model
 from biflow.config import load_recipe, recipe_text
+from biflow.process import share_processors
 from biflow.training.hooks import read_history
 from tests.builders import read_npz, tiny_config, tiny_model
 
@@ -38,6 +39,23 @@ def test_of_several_processes_one_speaks(biflow, monkeypatch):
     assert "Unknown" in biflow("train", "no_recipe", "--out", "x")[2]
     monkeypatch.setenv("RANK", "1")
     assert biflow("train", "no_recipe", "--out", "x") == (2, "", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "100"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_wait_briefly_unless_told_how(monkeypatch, given, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    share_processors()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_the_command_line_says_how_threads_wait_before_torch_is_loaded():
+    code = "import sys, biflow.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_version(biflow):

@@ -28,6 +28,7 @@ README_LINES = 200
 UNRUN = {  # blocks of Python that tests do not run: page and a call in it, and why
     ("docs/alignment.md", "load_data"): "fits probes to a data set, for seconds",
     ("docs/export.md", "InferenceSession"): "takes an exported file; tests/test_export.py runs it",
+    ("docs/fast-sampling.md", "compile"): "needs a GPU; tests/sampling/test_captured.py does it without",
     ("docs/sharing.md", "push_to_hub"): "needs the hub",
 }
 

@@ -15,7 +15,7 @@ ROWS = [
         "config_fit",
         "config",
         "files",
-        "memory",
+        "process",
         "shorthand",
         "tensors",
         "terminal",

@@ -43,7 +43,7 @@ from biflow.config import (
     recipe_text,
 )
 from biflow.errors import Diverged, InputError, Interrupted
-from biflow.memory import keep_freed_memory
+from biflow.process import keep_freed_memory, share_processors
 from biflow.terminal import console, counted, program, say, say_once, table, tell
 
 if TYPE_CHECKING:
@@ -351,6 +351,7 @@ def main() -> None:
     numbers were not finite any more with 1.
     """
     keep_freed_memory()
+    share_processors()
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such images are rejected, and named
     warnings.showwarning = lambda message, *_: say(f"Warning: {message}")
     interrupted = False

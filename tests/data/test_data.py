@@ -3,7 +3,7 @@ import torch
 
 from biflow.data.datasets import ImageSet, digits, indices_at, load_data, with_shifts
 from biflow.data.perturb import add_noise, draw_guidance, drop_labels
-from biflow.data.randomness import normal_for, seeded_weights, stream
+from biflow.data.randomness import normal_for, seeded_weights, stream, uniform_for
 from biflow.errors import InputError
 
 
@@ -109,3 +109,41 @@ def test_shifts_hold_the_image_itself_and_move_it_by_one_pixel():
     assert shifted.labels.tolist() == [2] * 9
     places = {tuple(img[0].nonzero()[0].tolist()) for img in shifted.images}
     assert places == {(i, j) for i in range(3) for j in range(3)}
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_numbers_of_an_image_depend_on_its_keys_alone(size):
+    for draw in (normal_for, uniform_for):
+        together = draw(range(50), (size,), "what", 3)
+        assert torch.equal(draw([17], (size,), "what", 3)[0], together[17])
+        assert torch.equal(draw([2**64 - 1, 5], (size,), "what", 3)[1], together[5])
+        assert not torch.equal(draw([17], (size,), "what", 4)[0], together[17])
+        assert len(together[:, 0].unique()) == 50
+
+
+def test_numbers_are_the_same_on_any_number_of_threads():
+    one = normal_for(range(300), (3, 16, 16), "threads")
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(normal_for(range(300), (3, 16, 16), "threads"), one)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_normal_numbers_are_normal_and_independent():
+    drawn = normal_for(range(4000), (251,), "normal").double()
+    for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert drawn.pow(power).mean().item() == pytest.approx(moment, abs=0.03)
+    for cut, share in ((1.0, 0.31731), (2.0, 0.04550), (4.0, 6.334e-5)):
+        assert (drawn.abs() > cut).double().mean().item() == pytest.approx(share, abs=0.002, rel=0.5)
+    correlations = torch.corrcoef(drawn[:, :40].T) - torch.eye(40)
+    assert correlations.abs().max() < 6 / 4000**0.5
+    assert torch.corrcoef(torch.stack([drawn[:-1].flatten(), drawn[1:].flatten()]))[0, 1].abs() < 0.005
+
+
+def test_uniform_numbers_fill_their_range_evenly():
+    drawn = uniform_for(range(100_000), (), "uniform").double()
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    counts = drawn.histc(20, 0, 1)
+    assert (counts - 5000).abs().max() < 5 * 5000**0.5

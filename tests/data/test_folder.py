@@ -3,6 +3,8 @@
 import os
 import pickle
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from PIL import Image
 
 from biflow import cli
 from biflow.config import ReadingConfig
-from biflow.data.datasets import indices_at
+from biflow.data.datasets import indices_at, load_data
 from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
 from biflow.data.reader import Reader
 from biflow.data.scan import list_images, scan
 from biflow.data.sources import check_apart, open_data
 from biflow.errors import InputError
+from biflow.training.reading import is_kept
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
 
 SHAPE = (3, 8, 8)
@@ -177,13 +180,49 @@ def first_place(_):
     return torch.tensor([0])
 
 
+class Counted:
+    """Images that count how often each is read."""
+
+    def __init__(self, source):
+        self.source, self.reads = source, Counter()
+        self.labels, self.image_shape = source.labels, source.image_shape
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, places):
+        self.reads.update(places.tolist())
+        return self.source.read(places)
+
+
+def test_kept_images_are_the_same_and_decoded_once(images):
+    source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
+    counted = Counted(source)
+    kept, anew = (Reader(each, places_at, steps=20, workers=0, keep=each is counted) for each in (counted, source))
+    for step in range(20):
+        assert torch.equal(kept(step).images, anew(step).images)
+    assert set(counted.reads.values()) == {1}
+
+
+def test_what_is_kept_in_memory(images):
+    source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
+    assert is_kept(source, ReadingConfig())
+    assert is_kept(source, ReadingConfig(cache="memory"))
+    assert not is_kept(source, ReadingConfig(cache="none"))
+    assert not is_kept(source, ReadingConfig(workers=2))
+    assert not is_kept(replace(source, image_shape=(3, 10_000, 10_000)), ReadingConfig())
+    assert not is_kept(load_data("digits").train, ReadingConfig(cache="memory"))
+    with pytest.raises(ValueError, match="Expected a data set that one process reads, for cache 'memory'; got 2 worke"):
+        ReadingConfig(cache="memory", workers=2)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_that_goes_away_in_training_is_named_in_one_sentence(tmp_path, workers):
     write_grey(tmp_path, "a.png")
     source = open_folder(tmp_path, SHAPE, ReadingConfig()).train
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"^Expected to read .*a\.png .* No such file .* --resume\.$") as fault:
-        Reader(source, first_place, steps=1, workers=workers)(0)
+        Reader(source, first_place, steps=1, workers=workers, keep=not workers)(0)
     assert "\n" not in str(fault.value)
 
 

@@ -19,8 +19,8 @@ from tests.builders import tiny_images, tiny_run
 
 RUNS = {
     "flow, then inverse": tiny_run,
-    "both at once, the flow aligned": lambda: tiny_run(stage="joint", fit_flow=aligned_fit()),
-    "sharded": lambda: sharded(aligned_fit()),
+    "both at once, the flow aligned, by muon": lambda: by_muon(tiny_run(stage="joint", fit_flow=aligned_fit())),
+    "sharded, by muon": lambda: by_muon(sharded(aligned_fit())),
     "sharded, in parts": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
 }
 
@@ -30,6 +30,11 @@ def sharded(fit_flow: FlowFitConfig) -> RunConfig:
     change = {"sharding": "fsdp"}
     fit_reverse = tiny_run().fit_reverse
     return tiny_run(fit_flow=fit_flow.model_copy(update=change), fit_reverse=fit_reverse.model_copy(update=change))
+
+
+def by_muon(run: RunConfig) -> RunConfig:
+    fits = {name: getattr(run, name).model_copy(update={"optimizer": "muon"}) for name in ("fit_flow", "fit_reverse")}
+    return run.model_copy(update=fits)
 
 
 def aligned_fit(**changes: object) -> FlowFitConfig:
@@ -98,8 +103,8 @@ def test_two_processes_train_as_one(kind, tmp_path):
 
 @pytest.mark.parametrize("going_on", [run_in_two, run_in], ids=["two processes", "one process"])
 def test_what_sharded_processes_saved_is_taken_up(going_on, tmp_path):
-    run_in("sharded", str(tmp_path / "unbroken"))
-    run_in_two("sharded", str(tmp_path / "broken"), 3)
+    run_in("sharded, by muon", str(tmp_path / "unbroken"))
+    run_in_two("sharded, by muon", str(tmp_path / "broken"), 3)
     assert not (tmp_path / "broken" / "weights.pt").exists()
-    going_on("sharded", str(tmp_path / "broken"))
+    going_on("sharded, by muon", str(tmp_path / "broken"))
     check_alike(tmp_path / "unbroken", tmp_path / "broken")

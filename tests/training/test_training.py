@@ -29,6 +29,9 @@ from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective,
 ALONE = World(0, 1, torch.device("cpu"))
 
 
+FITS = ("fit_flow", "fit_reverse")
+
+
 def tiny_batch() -> Batch:
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     return Batch(images, images + 0.2, torch.arange(6) % 4, torch.tensor([0.0, 0.5, 1.0, 0.0, 2.0, 0.0]))
@@ -241,6 +244,15 @@ def test_state_rms_is_that_of_the_flows_states():
 
 def make_run(images, **changes) -> Run:
     return Run(tiny_run(**changes), images, PixelCodec(), ALONE, None, lambda *_: [])
+
+
+def test_a_run_by_muon_resumes_to_the_bit(tmp_path):
+    fits = {name: getattr(tiny_run(), name).model_copy(update={"optimizer": "muon"}) for name in FITS}
+    unbroken = train_in(tmp_path / "unbroken", **fits)
+    with pytest.raises(Interrupted):
+        train_in(tmp_path / "broken", stop_at=9, **fits)
+    resumed = train_in(tmp_path / "broken", resume=True, **fits)
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(unbroken), strict=True))
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7, 10, 11])

@@ -20,9 +20,9 @@ def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bi
     """
     shape = tuple(images.shape[1:])
     if bin_width:
-        images = images + bin_width * (uniform_for(indices, shape, "dequantise", *keys) - 0.5).to(images)
+        images = images.add((uniform_for(indices, shape, "dequantise", *keys) - 0.5).to(images), alpha=bin_width)
     if std:
-        images = images + std * normal_for(indices, shape, "noise", *keys).to(images)
+        images = images.add(normal_for(indices, shape, "noise", *keys).to(images), alpha=std)
     return images
 
 

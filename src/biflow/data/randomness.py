@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 GOLDEN, FIRST_FACTOR, SECOND_FACTOR = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-CHUNK = 2**15  # words made at a time, few enough to stay in a processor's cache
+CHUNK = 2**16  # words made at a time, few enough to stay in a processor's cache
 
 
 def stream(*keys: Key) -> np.random.Generator:

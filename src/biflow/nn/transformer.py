@@ -113,3 +113,9 @@ class Transformer(nn.Module):
     def new_caches(self, batch: int, length: int) -> list[KVCache]:
         """One empty cache a layer."""
         return [layer.attention.new_cache(batch, length) for layer in self.layers]  # type: ignore[union-attr, operator]
+
+
+def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices inside transformer layers, which Muon is for."""
+    layers = [part for part in model.modules() if isinstance(part, TransformerLayer)]
+    return [p for layer in layers for p in layer.parameters() if p.ndim == 2 and p.requires_grad]

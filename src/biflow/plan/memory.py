@@ -15,10 +15,11 @@ from biflow.config import FitConfig, RunConfig, TransformerConfig
 from biflow.features.classifier import Classifier
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
+from biflow.nn.transformer import layer_matrices
 from biflow.plan.operations import Step, bytes_of_a_value, feature_width, training_step
 from biflow.plan.parts import FULL, layer, layer_at_work
 
-MOMENTS = 2  # of every gradient, that AdamW remembers
+MOMENTS = 2  # of every gradient, that AdamW remembers; Muon remembers one
 
 
 class Parameters(NamedTuple):
@@ -27,6 +28,7 @@ class Parameters(NamedTuple):
     all: int = 0
     linear: int = 0  # those of linear maps, which run in the precision of a fit
     block: int = 0  # those of the largest block
+    matrices: int = 0  # those that Muon trains where it is asked for
 
 
 class Memory(NamedTuple):
@@ -68,7 +70,7 @@ def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, r
     return Memory(
         parameters=FULL * (trained.all / split + frozen.all / split),
         gradients=FULL * trained.all / split,
-        moments=MOMENTS * FULL * trained.all / split,
+        moments=FULL * (MOMENTS * trained.all - (trained.matrices if fit.optimizer == "muon" else 0)) / split,
         average=FULL * trained.all / split,
         copies=copies,
         image=_image_bytes(training_step(config, stage), recompute=recompute),
@@ -130,11 +132,19 @@ def _count(network: nn.Module) -> Parameters:
     linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
     blocks = [*getattr(network, "blocks", ()), network]
     sizes = [sum(p.numel() for p in part.parameters()) for part in blocks]
-    return Parameters(sizes[-1], sum(p.numel() for part in linear for p in part.parameters()), max(sizes[:-1] or sizes))
+    return Parameters(
+        sizes[-1],
+        sum(p.numel() for part in linear for p in part.parameters()),
+        max(sizes[:-1] or sizes),
+        sum(p.numel() for p in layer_matrices(network)),
+    )
 
 
 def _add(counts: Iterable[Parameters]) -> Parameters:
     found = list(counts)
     return Parameters(
-        sum(each.all for each in found), sum(each.linear for each in found), max(each.block for each in found)
+        sum(each.all for each in found),
+        sum(each.linear for each in found),
+        max(each.block for each in found),
+        sum(each.matrices for each in found),
     )

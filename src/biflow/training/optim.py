@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from biflow.config import FitConfig
 from biflow.errors import InputError
 from biflow.nn.attention import Attention
-from biflow.nn.transformer import TransformerLayer
+from biflow.nn.transformer import layer_matrices
 from biflow.training.distributed import World, spread_like, whole_state
 
 QKV = 3  # matrices on top of each other in the weight of queries, keys and values
@@ -98,12 +98,6 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
         weight_decay=config.weight_decay,
         count_parts=lambda matrix: QKV if matrix in fused else 1,
     )
-
-
-def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside transformer layers, which Muon is for."""
-    layers = [part for part in model.modules() if isinstance(part, TransformerLayer)]
-    return [p for layer in layers for p in layer.parameters() if p.ndim == 2 and p.requires_grad]
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""How long a training batch takes to make, with all that is random in it, while the device would wait or work.
+
+    python benchmarks/batches.py
+
+512 images of 32x32 in memory, mirrored, with noise, dropped labels and strengths of guidance, as for a reverse model;
+on as many threads as PyTorch has.  Beside it the noise alone, and NumPy's generators one image after another, as
+batches were made before.  Writes docs/results/speed/batches.{md,json}.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import report, seconds
+
+from biflow.checkpoint import new_model
+from biflow.config import ModelConfig, ReadingConfig, ReverseConfig, ReverseFitConfig, RunConfig
+from biflow.data.datasets import ImageSet
+from biflow.data.randomness import normal_for, stream
+from biflow.evaluation.measures import describe_machine
+from biflow.models.codec import PixelCodec
+from biflow.process import keep_freed_memory
+from biflow.training.distributed import World
+from biflow.training.objectives import FitReverse
+from biflow.training.stages import Run, make_reverse_loss, training_batches
+
+SIDE, BATCH, IMAGES, TURNS = 32, 512, 4096, 20
+
+
+def one_after_another() -> None:
+    """The noise of a batch by a generator of its own for each image."""
+    shape = (3, SIDE, SIDE)
+    np.stack([stream("noise", 0, index).standard_normal(shape, np.float32) for index in range(BATCH)])
+
+
+def main() -> None:
+    """Time them in turns and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    device = torch.device("cpu")
+    sizes = {"image_size": SIDE, "channels": 3, "patch_size": 2, "num_classes": 10, "noise_std": 0.05}
+    config = ModelConfig(**sizes, reverse=ReverseConfig(guidance="trained"))
+    fit = ReverseFitConfig(batch_size=BATCH)
+    run_config = RunConfig(model=config, fit_reverse=fit, reading=ReadingConfig(flip=True))
+    pixels = torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8)
+    data = ImageSet(pixels, torch.arange(IMAGES) % 10, tuple(str(label) for label in range(10)))
+    run = Run(run_config, data, PixelCodec(), World(0, 1, device), Path("unused"), lambda *_: [])
+    model = new_model(config, data.class_names)
+    assert model.reverse
+    objective = FitReverse(model.reverse, model.flow, make_reverse_loss(run_config, data, run.codec, None))
+    make_batch = training_batches(run, "reverse", objective, fit)
+    ways = {
+        "a whole batch": lambda: make_batch(3),
+        "its noise": lambda: normal_for(range(BATCH), (3, SIDE, SIDE), "noise", 0),
+        "its noise, image by image": one_after_another,
+    }
+    found: dict[str, float] = {}
+    for _ in range(TURNS):
+        for name, way in ways.items():
+            found[name] = min(found.get(name, float("inf")), 1e3 * seconds(way, device, 1))
+    numbers: dict[str, Any] = {"machine": describe_machine(device), "batch_size": BATCH, "side": SIDE, "ms": found}
+    report(arguments.out / "batches", ["", "ms"], [[name, f"{time:.1f}"] for name, time in found.items()], numbers)
+
+
+if __name__ == "__main__":
+    main()

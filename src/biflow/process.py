@@ -1,0 +1,33 @@
+"""How this process treats freed memory, and the processors that it shares with others."""
+
+import ctypes
+import os
+import sys
+
+SPINS = "100"
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory instead of handing it back to the system after every large tensor.
+
+    Without this a CPU spends much of a pass over a large batch on having the same pages mapped again.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 32 * 2**20)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def share_processors() -> None:
+    """Have threads that wait for each other give way soon, unless the user has set how they wait.
+
+    To be called before torch is loaded.  GNU OpenMP, which PyTorch uses on Linux, spins for milliseconds at the end of
+    every parallel loop.  While another process has the processor, the thread that is waited for does not run, and
+    training becomes several times slower; to give way after a hundred spins costs nothing while there is no other
+    (docs/results/speed).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
