@@ -39,8 +39,8 @@ class Plan(NamedTuple):
     run: RunConfig
     judge: FitConfig
     samples: int = 1000
-    strengths: Sequence[float] = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0, 2.0)  # of guidance, tried both ways
-    timings: Sequence[tuple[int, int]] = ((1, 40), (256, 8))  # batch size, repeats
+    strengths: Sequence[float] = (0.0, 0.0625, 0.125, 0.25, 0.375, 0.5, 1.0)  # of guidance, tried both ways
+    timings: Sequence[tuple[int, int]] = ((1, 20), (256, 4))  # batch size, repeats
     smoke: bool = False
 
     def guidances(self, sampler: str) -> list[Guidance]:

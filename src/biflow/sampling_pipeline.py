@@ -356,6 +356,7 @@ class SamplingPipeline:
         self._sizes.add(size)
         return size
 
+    @torch.inference_mode(False)  # copies that are made in it could not be differentiated later
     def _drawing_networks(self) -> Model:
         """The networks that draw: in the pipeline's precision, and captured if it is compiled."""
         if self._networks is None:

@@ -111,6 +111,14 @@ def test_a_compiled_pipeline_draws_the_same_images_whatever_the_batch(method):
         assert (found - wanted).abs().max() <= 1
 
 
+@pytest.mark.parametrize("method", ["reverse", "sequential", "jacobi", Jacobi(groups=2), "refine"], ids=str)
+def test_a_compiled_pipeline_draws_in_inference_mode_and_after_it(method):
+    compiled = Pipeline(tiny_model()).compile(layers=False)
+    with torch.inference_mode():
+        inside = compiled.sample_pixels([0, 1], method=method)
+    assert torch.equal(compiled.sample_pixels([0, 1], method=method), inside)
+
+
 def test_a_rest_is_drawn_in_a_batch_that_is_there():
     pipe = Pipeline(tiny_model())
     assert [pipe._size_to_draw(count) for count in (8, 5)] == [8, 5]

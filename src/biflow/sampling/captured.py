@@ -7,6 +7,7 @@ belong to them.  Where there is no GPU the same steps run without graphs.
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ KEPT = 4  # batch sizes and guidances that a flow is kept ready for
 
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Outputs]
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
 def capture(function: Function, *examples: Tensor) -> Function:
@@ -60,6 +62,11 @@ def capture(function: Function, *examples: Tensor) -> Function:
     return replay
 
 
+def plainly(call: Call) -> Call:
+    """The same call without gradients, and outside inference mode, where what it keeps could not be used."""
+    return torch.inference_mode(False)(torch.no_grad()(call))
+
+
 class CapturedReverse(ReverseModel):
     """A reverse model, sharing its weights, whose one pass is a graph for each batch size."""
 
@@ -68,6 +75,7 @@ class CapturedReverse(ReverseModel):
         self.__dict__ |= reverse.__dict__
         self.passes: dict[tuple[int, bool], Function] = {}
 
+    @plainly
     def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
         """As `ReverseModel.forward`."""
         guided = self.strengths is not None or isinstance(guidance, Tensor) or guidance > 0
@@ -92,6 +100,7 @@ class CapturedFlow(ForwardFlow):
         self.__dict__ |= flow.__dict__
         self.ready: dict[tuple[int, Guidance], CapturedGuidedFlow] = {}
 
+    @plainly
     def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
         """The blocks for these labels (B,) and this guidance."""
         key = (len(labels), guidance)
@@ -110,6 +119,7 @@ class CapturedBlock(GuidedBlock):
         super().__init__(flow, level, labels, guidance)
         self.calls: dict[tuple[int, int | None], Function] = {}
 
+    @plainly
     def predict(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Affine:
         """As `GuidedBlock.predict`."""
         start, count = caches[0].length if caches else None, x.shape[1]
@@ -146,6 +156,7 @@ class CapturedGuidedFlow(GuidedFlow):
         for block in self.blocks:
             block.relabel(labels)
 
+    @plainly
     def invert_block(self, level: int, z: Tensor) -> Tensor:
         """As `GuidedFlow.invert_block`."""
         block, last = self.blocks[level].block, z.shape[1] - 1
