@@ -8,7 +8,7 @@ from torch import Tensor
 from biflow.data.randomness import Key, normal_for, stream, uniform_for
 from biflow.losses.perceptual import WHOLE, Window
 
-GUIDED_SHARE = 0.5
+GUIDED_SHARE = 0.25
 WINDOW_AREA, WINDOW_ASPECT, WINDOW_TRIES = (0.08, 1.0), 4 / 3, 10  # the aspect is at most this, or 1 over this
 
 
@@ -41,7 +41,7 @@ def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label
 
 
 def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, null_label: int, *keys: Key) -> Tensor:
-    """Strengths w of guidance (B,) to train with, drawn for (keys, index): 0 for half the images and the null label.
+    """Strengths w of guidance (B,) to train with, drawn for (keys, index): 0 for most images and the null label.
 
     For the others 1 + w is log-uniform on [1, 1 + max_guidance], so that weak guidance is seen most.
     """
