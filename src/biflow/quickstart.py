@@ -44,9 +44,12 @@ class Plan(NamedTuple):
     smoke: bool = False
 
     def guidances(self, sampler: str) -> list[Guidance]:
-        """What a sampler is tried with; the exact inverse also with guidance that grows over the patches."""
+        """What a sampler is tried with; the exact inverse also with guidance that grows over the patches.
+
+        That is half as strong on average, so it is not tried at the weakest.
+        """
         constant = [Guidance(strength) for strength in self.strengths]
-        annealed = [Guidance(strength, annealed=True) for strength in self.strengths if strength]
+        annealed = [Guidance(strength, annealed=True) for strength in self.strengths if strength >= 0.25]
         return constant + annealed if sampler == "exact" else constant
 
 

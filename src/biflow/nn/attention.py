@@ -107,7 +107,7 @@ class Attention(nn.Module):
             key, value, mask = cache.append(key, value)
         if self.causal and length > 1 and key.shape[2] > length:
             mask = causal_lower_right(length, key.shape[2])  # is_causal would align the first query with the first key
-        is_causal = self.causal and key.shape[2] == length
+        is_causal = self.causal and mask is None and key.shape[2] == length
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
