@@ -20,6 +20,7 @@ Runs from a source tree as well as installed.  Each section has a time limit of 
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -125,12 +126,13 @@ class Bench:
         except Ran:
             self.keep(section, name, "out of time")
             raise
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except Exception as error:
             self.keep(section, name, f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        gc.collect()
+        torch.compiler.reset()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def image_model(self, *, side: int, patch: int, classes: int, blocks: int, layers: int, width: int) -> ModelConfig:
         """A model of RGB images with a reverse model of the same width; a few values wide in a dry run."""

@@ -130,14 +130,14 @@ def sample(
     import torch
 
     from biflow.data.images import check_image_output, write_images
-    from biflow.samplers import parse_sampler
+    from biflow.samplers import OnePass, Refine, parse_sampler
     from biflow.sampling.guidance import parse_guidance
 
     check_image_output(out)
     strength, sampler = parse_guidance(guidance), parse_sampler(method)
     pipe = open_pipeline(model, device)
     if compile_ or (compile_ is None and num >= MANY and pipe.device.type == "cuda"):
-        pipe.compile()
+        pipe.compile(layers=isinstance(sampler, OnePass | Refine))
     classes = pipe.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
     pixels = pipe.sample_pixels(

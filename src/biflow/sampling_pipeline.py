@@ -78,7 +78,6 @@ class SamplingPipeline:
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.compiled = self._layers = False
         self._networks: Model | None = None  # that draw, once they were needed
-        self._sizes: set[int] = set()  # batch sizes that a compiled pipeline has drawn
         self._prepared: dict[tuple[Sampler, Guidance], Sampler] = {}
 
     @classmethod
@@ -170,14 +169,14 @@ class SamplingPipeline:
 
         dtype: float32, bfloat16 or float16.  In half precision images are drawn by copies of the networks with weights
         in it, likelihoods and classes come from float32 weights by autocast, and affine maps, log-determinants and the
-        way of edits to noise stay float32.
+        way of edits to noise stay float32.  The copies are made when images are drawn first, from the weights of then.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if dtype is not None and dtype not in PRECISIONS:
             raise InputError(f"Expected float32, bfloat16 or float16; got {dtype}.")
         self.device, self.dtype = check_device(device or self.device), dtype or self.dtype
-        self._networks, self._sizes = None, set()
+        self._networks = None
         self.codec.to(self.device)
         self.model.flow.to(self.device)
         if self.model.reverse:
@@ -189,14 +188,15 @@ class SamplingPipeline:
 
         On a GPU the networks' calls become CUDA graphs.  layers: compile the layers of the reverse model too, where
         there is a compiler, which takes up to a minute for the first batch; on a CPU that gains little.  dtype: as in
-        `to`; none is bfloat16 on a GPU.
+        `to`; none is bfloat16 in the place of float32 on a GPU.  One thread at a time may draw.
 
         >>> from biflow import Pipeline
         >>> pipe = Pipeline.from_recipe("biflow_digits").to("cuda").compile()  # doctest: +SKIP
         >>> images = pipe.sample([3, 1, 4, 1, 5])  # doctest: +SKIP
         """
         self.compiled, self._layers = True, layers
-        return self.to(dtype=dtype or (torch.bfloat16 if self.device.type == "cuda" else None))
+        half = self.device.type == "cuda" and self.dtype == torch.float32
+        return self.to(dtype=dtype or (torch.bfloat16 if half else self.dtype))
 
     @property
     def config(self) -> ModelConfig:
@@ -343,25 +343,23 @@ class SamplingPipeline:
 
     def _latents(self, z: Tensor, labels: Tensor, settings: SamplingSettings) -> Tensor:
         sampler = self._prepare(settings.sampler, settings.strength)
-        count, size = len(z), self._size_to_draw(len(z))
+        count, size = len(z), self._size_to_draw(len(z), settings.batch_size)
         z, labels = (F.pad(part.to(self.device), (0, 0) * (part.ndim - 1) + (0, size - count)) for part in (z, labels))
         drawn = sampler(self._drawing_networks(), z, labels, settings.strength)
         return self.to_latents(drawn.x[:count].float())
 
-    def _size_to_draw(self, count: int) -> int:
-        """The batch size to draw so many images in: where it was compiled for one that is little larger, that one."""
-        if not self.compiled:
+    def _size_to_draw(self, count: int, batch_size: int) -> int:
+        """The batch size to draw so many images in: where each has graphs of its own, one of few."""
+        if not self.compiled or self.device.type != "cuda":
             return count
-        size = min((size for size in self._sizes if count <= size < 2 * count), default=count)
-        self._sizes.add(size)
-        return size
+        return min(batch_size, 1 << (count - 1).bit_length())
 
     @torch.inference_mode(False)  # copies that are made in it could not be differentiated later
     def _drawing_networks(self) -> Model:
         """The networks that draw: in the pipeline's precision, and captured if it is compiled."""
         if self._networks is None:
-            half = self.dtype != torch.float32
-            self._networks = copied(self.model, self.dtype) if half or self.compiled else self.model
+            changed = self.dtype != torch.float32 or self._layers
+            self._networks = copied(self.model, self.dtype) if changed else self.model
             if self.compiled:
                 self._networks = captured(self._networks, layers=self._layers)
         return self._networks

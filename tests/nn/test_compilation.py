@@ -11,7 +11,7 @@ from biflow.nn.compilation import compile_layers, uncompile
 from biflow.nn.transformer import Transformer, TransformerLayer
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+@pytest.mark.filterwarnings("ignore")  # of what Dynamo touches and of its caches
 @torch.no_grad()
 def test_layers_of_one_shape_share_one_graph(monkeypatch):
     torch._dynamo.reset()

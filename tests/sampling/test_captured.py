@@ -119,11 +119,18 @@ def test_a_compiled_pipeline_draws_in_inference_mode_and_after_it(method):
     assert torch.equal(compiled.sample_pixels([0, 1], method=method), inside)
 
 
-def test_a_rest_is_drawn_in_a_batch_that_is_there():
-    pipe = Pipeline(tiny_model())
-    assert [pipe._size_to_draw(count) for count in (8, 5)] == [8, 5]
-    pipe.compiled = True
-    assert [pipe._size_to_draw(count) for count in (8, 5, 4, 7, 1, 3)] == [8, 8, 4, 8, 1, 4]
+def test_a_compiled_pipeline_draws_in_few_sizes():
+    pipe, counts = Pipeline(tiny_model()), (100, 99, 64, 37, 5, 1)
+    assert [pipe._size_to_draw(count, 100) for count in counts] == list(counts)
+    pipe.compiled, pipe.device = True, torch.device("cuda")
+    assert [pipe._size_to_draw(count, 100) for count in counts] == [100, 100, 64, 64, 8, 1]
+
+
+def test_few_graphs_are_kept_those_used_last():
+    found: dict[int, str] = {}
+    for key in [*range(captured.KEPT), 0, captured.KEPT]:
+        assert captured.keep_latest(found, key, lambda key=key: f"made {key}") == f"made {key}"
+    assert list(found) == [*range(2, captured.KEPT), 0, captured.KEPT]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -57,7 +57,7 @@ class PixelCodec(Codec):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1], where the pixels are."""
-        return pixels.float().div_(127.5).sub_(1)
+        return (pixels.float() / 127.5).sub_(1)
 
     def to_images(self, latents: Tensor) -> Tensor:
         """The same tensor."""

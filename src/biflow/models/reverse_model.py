@@ -120,15 +120,15 @@ class ReverseModel(nn.Module):
                 "Expected a reverse model with guidance 'trained'; got 'two_passes'. Set model.reverse.guidance."
             )
         strength, nothing = self.strengths(guidance), self.strengths(torch.zeros_like(guidance[:1]))
-        guided_rows = guidance > 0
-        weight = guidance[guided_rows, None, None]
+        rows = guidance.nonzero().flatten()  # of guided images; found once, since a GPU is waited for
+        weight, null = guidance[rows, None, None], torch.full_like(rows, self.null_label)
 
         def recover(block: nn.Module, state: Tensor) -> "Step":
             guided = block(state, labels, strength)
             with torch.no_grad():
-                without = block(state[guided_rows], torch.full_like(labels[guided_rows], self.null_label), nothing)
-            recovered = guided.clone()
-            recovered[guided_rows] = (guided[guided_rows] + weight * without) / (1 + weight)
+                without = block(state.index_select(0, rows), null, nothing)
+            mixed = (guided.index_select(0, rows) + weight * without) / (1 + weight)
+            recovered = guided.index_copy(0, rows, mixed.to(guided.dtype))
             return Step(recovered, guided if self.config.hand_over == "guided" else recovered)
 
         return self._descend(z, recover, lambda block, state: _same(block(state, labels, nothing)))

@@ -7,12 +7,16 @@ from torch import nn
 
 from biflow.nn.transformer import TransformerLayer
 
+GRAPHS = 64
+
 
 def compile_layers(module: nn.Module, device: torch.device) -> bool:
     """Compile every transformer layer in place: one graph serves all of one shape; False where nothing can compile."""
     layers = [part for part in module.modules() if isinstance(part, TransformerLayer)]
     if not layers or not can_compile(device):
         return False
+    # all layers count as one function, of which one process may use many shapes, precisions and modes
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for layer in layers:
         layer.compile()
     return True

@@ -92,4 +92,4 @@ def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Queries or keys (B, N, t, K), each pair of neighbouring values turned by its place's angle."""
     cos, sin = table
     turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
-    return x * cos + turned * sin
+    return (x * cos + turned * sin).to(x.dtype)

@@ -20,46 +20,64 @@ from biflow.sampling.guidance import Guidance, GuidedBlock, GuidedFlow, rewind
 
 WARM_UP = 3  # calls before a capture, in which libraries allocate and choose what they will use
 SHORTEST_SPAN = 32  # patches that a step of the sequential inverse looks back on at least
-KEPT = 4  # batch sizes and guidances that a flow is kept ready for
+KEPT = 8  # batch sizes and guidances that a network is kept ready for
+MOST_CALLS = 64  # of different groups of patches that are graphs, for a block
 
 Outputs = tuple[Tensor, ...]
 Function = Callable[..., Outputs]
 Call = TypeVar("Call", bound=Callable[..., Any])
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-def capture(function: Function, *examples: Tensor) -> Function:
+def capture(function: Function, *examples: Tensor, pool: Any = None) -> Function:
     """A function of tensors as one CUDA graph for inputs like these; itself without a GPU, or where memory is short.
 
-    Its outputs are overwritten by the next call.
+    Its outputs are overwritten by the next call.  pool: memory that the graphs of one network share.
     """
-    if not examples[0].is_cuda:
+    device = examples[0].device
+    if device.type != "cuda":
         return function
     inputs = [example.clone() for example in examples]
     graph = torch.cuda.CUDAGraph()
     try:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                function(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            outputs = function(*inputs)
+        with torch.cuda.device(device):  # not the current one, perhaps
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    function(*inputs)
+            torch.cuda.current_stream(device).wait_stream(side)
+            with torch.cuda.graph(graph, pool=pool, stream=side):
+                outputs = function(*inputs)
     except torch.cuda.OutOfMemoryError:
         warnings.warn(
-            f"Sampling {len(inputs[0])} images at a time without a CUDA graph, which does not fit in the GPU's memory. "
-            "Lower batch_size to use one.",
+            "Sampling without a CUDA graph, which does not fit in the GPU's memory. Lower batch_size to use one.",
             stacklevel=2,
         )
         return function
 
     def replay(*given: Tensor) -> Outputs:
-        for held, new in zip(inputs, given, strict=True):
-            held.copy_(new)
-        graph.replay()
+        with torch.cuda.device(device):
+            for held, new in zip(inputs, given, strict=True):
+                held.copy_(new)
+            graph.replay()
         return outputs
 
     return replay
+
+
+def new_pool(device: torch.device) -> Any:
+    """Memory for the graphs of one network, which run one after another."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def keep_latest(found: dict[K, V], key: K, make: Callable[[], V]) -> V:
+    """What stands under the key, made if it is not there; those used longest ago are dropped, with their memory."""
+    found[key] = found.pop(key) if key in found else make()
+    while len(found) > KEPT:
+        found.pop(next(iter(found)))
+    return found[key]
 
 
 def plainly(call: Call) -> Call:
@@ -80,15 +98,13 @@ class CapturedReverse(ReverseModel):
         """As `ReverseModel.forward`."""
         guided = self.strengths is not None or isinstance(guidance, Tensor) or guidance > 0
         weights = guidance if isinstance(guidance, Tensor) else torch.full_like(z[:, 0, 0], guidance)
-        key = (len(z), guided)
-        if key not in self.passes:
 
-            def one_pass(z: Tensor, labels: Tensor, weights: Tensor) -> Outputs:
-                found = ReverseModel.forward(self, z, labels, weights if guided else 0.0)
-                return found.image, *found.hidden
+        def one_pass(z: Tensor, labels: Tensor, weights: Tensor) -> Outputs:
+            found = ReverseModel.forward(self, z, labels, weights if guided else 0.0)
+            return found.image, *found.hidden
 
-            self.passes[key] = capture(one_pass, z, labels, weights)
-        image, *hidden = self.passes[key](z, labels, weights)
+        call = keep_latest(self.passes, (len(z), guided), lambda: capture(one_pass, z, labels, weights))
+        image, *hidden = call(z, labels, weights)
         return ReversePass(image.clone(), hidden)
 
 
@@ -104,16 +120,15 @@ class CapturedFlow(ForwardFlow):
     def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
         """The blocks for these labels (B,) and this guidance."""
         key = (len(labels), guidance)
-        if key not in self.ready:
-            if len(self.ready) >= KEPT:
-                self.ready.pop(next(iter(self.ready)))  # the oldest, with the memory of its graphs
-            self.ready[key] = CapturedGuidedFlow(self, labels.clone(), guidance)
-        self.ready[key].relabel(labels)
-        return self.ready[key]
+        ready = keep_latest(self.ready, key, lambda: CapturedGuidedFlow(self, labels.clone(), guidance))
+        ready.relabel(labels)
+        return ready
 
 
 class CapturedBlock(GuidedBlock):
-    """A block whose calls for patches of one place and number are one graph."""
+    """A block whose calls for patches of one place and number are one graph, the first of them at least."""
+
+    pool: Any = None  # memory for the graphs
 
     def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
         super().__init__(flow, level, labels, guidance)
@@ -124,12 +139,14 @@ class CapturedBlock(GuidedBlock):
         """As `GuidedBlock.predict`."""
         start, count = caches[0].length if caches else None, x.shape[1]
         if (count, start) not in self.calls:
+            if len(self.calls) >= MOST_CALLS:
+                return super().predict(x, caches)
 
             def call(x: Tensor) -> Outputs:
                 rewind(caches or (), start or 0)
                 return super(CapturedBlock, self).predict(x, caches)
 
-            self.calls[count, start] = capture(call, x)
+            self.calls[count, start] = capture(call, x, pool=self.pool)
         found = Affine(*self.calls[count, start](x))
         rewind(caches or (), (start or 0) + count)  # a graph does not count
         return found
@@ -144,7 +161,11 @@ class CapturedGuidedFlow(GuidedFlow):
 
     def __init__(self, flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> None:
         super().__init__(flow, labels, guidance)
-        self.blocks = [CapturedBlock(flow, level, labels, guidance) for level in range(len(flow.blocks))]
+        self.pool = new_pool(labels.device)
+        captured = [CapturedBlock(flow, level, labels, guidance) for level in range(len(flow.blocks))]
+        for block in captured:
+            block.pool = self.pool
+        self.blocks = [*captured]
         # in the reading order of the block that is undone: its output, and its input as far as it is known
         self.z = at_least_float32(flow.prior_variance).new_zeros(len(labels), *flow.prior_variance.shape)
         self.x = torch.zeros_like(self.z)
@@ -184,7 +205,7 @@ class CapturedGuidedFlow(GuidedFlow):
                 self.x.index_copy_(1, following, restore(self.z.index_select(1, following), affine))
                 return (following,)
 
-            self.steps[level, span] = capture(step, torch.zeros_like(self.place))
+            self.steps[level, span] = capture(step, torch.zeros_like(self.place), pool=self.pool)
         return self.steps[level, span]
 
 

@@ -170,7 +170,8 @@ class Trainer:
         """The loss of a batch with the averaged weights; nothing is left changed."""
         with self.ema.in_place():
             self.objective.eval()
-            loss: LossParts = self.objective(batch)
+            with self._precision():
+                loss: LossParts = self.objective(batch.map(lambda part: part.to(self.world.device)))
             self.objective.train()
         return loss
 

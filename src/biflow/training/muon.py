@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from biflow.training.distributed import spread_like, whole
 
+TOGETHER = 64  # matrices that are stacked, and gathered where they are sharded
+
 
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with the same result, except that matrices of one shape are orthogonalised as one batch.
@@ -37,33 +39,30 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix."""
+        """Move every matrix that has a gradient."""
         assert closure is None
         (group,) = self.param_groups
-        matrices = group["params"]
-        gradients = [matrix.grad for matrix in matrices]
+        alike: dict[tuple[torch.Size, int], list[Tensor]] = defaultdict(list)
+        for matrix, parts in zip(group["params"], self.parts, strict=True):
+            if matrix.grad is not None:
+                alike[matrix.shape, parts].append(matrix)
+        for (_, parts), matrices in alike.items():
+            for first in range(0, len(matrices), TOGETHER):
+                self._move(matrices[first : first + TOGETHER], parts, group)
+
+    def _move(self, matrices: list[Tensor], parts: int, group: dict[str, Any]) -> None:
+        """Move matrices of one shape, each of so many parts on top of each other."""
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        updates = self._orthogonalise([whole(direction) for direction in directions], group)
+        stacked = torch.stack([whole(direction) for direction in directions])  # (N, rows, columns)
+        pieces = stacked.view(len(matrices) * parts, -1, stacked.shape[-1])
+        scale = max(1, pieces.shape[1] / pieces.shape[2]) ** 0.5
+        updates = (orthogonalise(pieces, group) * scale).view_as(stacked)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         spread = [spread_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
         torch._foreach_add_(matrices, spread, alpha=-group["lr"])
-
-    def _orthogonalise(self, directions: Sequence[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """The update of each matrix: its direction with singular values of about 1, scaled."""
-        pieces = [
-            part for direction, count in zip(directions, self.parts, strict=True) for part in direction.chunk(count)
-        ]
-        places = defaultdict(list)
-        for place, piece in enumerate(pieces):
-            places[piece.shape].append(place)
-        for (rows, columns), alike in places.items():
-            found = orthogonalise(torch.stack([pieces[place] for place in alike]), group)
-            for place, update in zip(alike, found * max(1, rows / columns) ** 0.5, strict=True):
-                pieces[place] = update
-        rest = iter(pieces)
-        return [torch.cat([next(rest) for _ in range(count)]) for count in self.parts]
 
 
 def orthogonalise(matrices: Tensor, settings: dict[str, Any]) -> Tensor:

@@ -12,10 +12,8 @@ from torch.optim import AdamW, Optimizer
 from biflow.config import FitConfig
 from biflow.errors import InputError
 from biflow.nn.attention import Attention
-from biflow.nn.transformer import layer_matrices
+from biflow.nn.transformer import SwiGLU, layer_matrices
 from biflow.training.distributed import World, spread_like, whole_state
-
-QKV = 3  # matrices on top of each other in the weight of queries, keys and values
 
 
 class Optimizers:
@@ -91,12 +89,13 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
         )
     from biflow.training.muon import Muon
 
-    fused = {part.qkv.weight for part in model.modules() if isinstance(part, Attention)}
+    stacked = {part.qkv.weight: 3 for part in model.modules() if isinstance(part, Attention)}
+    stacked |= {part.gate_and_up.weight: 2 for part in model.modules() if isinstance(part, SwiGLU)}
     return Muon(
         matrices,
         lr=config.muon_learning_rate,
         weight_decay=config.weight_decay,
-        count_parts=lambda matrix: QKV if matrix in fused else 1,
+        count_parts=lambda matrix: stacked.get(matrix, 1),
     )
 
 

@@ -240,7 +240,7 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
 
 
 def training_batches(run: Run, stage: str, objective: Objective, config: FitConfig) -> Callable[[int], Batch]:
-    """A function step -> this process's part of the batch; see `make_reader` for what it depends on."""
+    """A function step -> this process's part of the batch; `make_reader` says what it depends on."""
     codec, null_label, keys = run.codec.to(run.world.device), run.config.model.null_label, (run.config.seed, stage)
     reading = run.config.reading
     read = make_reader(run.data, config, reading, *keys, world=run.world)
@@ -253,10 +253,9 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
         noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
         labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
-        clean, noisy, labels, guidance = (part.to(run.world.device) for part in (clean, noisy, labels, guidance))
         images = None
         if objective.sees_images:
-            images = PixelCodec().encode(pixels).to(run.world.device)
+            images = PixelCodec().encode(pixels)
         return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
 
     return make_batch
