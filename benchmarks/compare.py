@@ -1,7 +1,7 @@
 """Run the quickstart at several values of one setting, everything else equal, and write one table.
 
     python benchmarks/compare.py model.noise_std 0.1 0.2 0.3
-    python benchmarks/compare.py model.reverse.hand_over recovered guided
+    python benchmarks/compare.py seed 0 1 2
 
 Each run takes as long as a quickstart.  A value whose run is complete is not run again, and a run that was stopped
 goes on.  Writes docs/results/SETTING/table.md and reports.json.
@@ -18,7 +18,8 @@ from biflow.files import write_text
 from biflow.process import keep_freed_memory
 from biflow.quickstart import make_plan, run_quickstart
 
-HEAD = ["exact: w", "class", "Frechet", "one pass: w", "class", "Frechet", "ratio", "ratio at w=0"]
+WAYS = ("exact", "one pass")
+HEAD = [*(f"{way}: {what}" for way in WAYS for what in ("w", "accuracy", "Fréchet", "spread")), "ratio", "ratio at w=0"]
 
 
 def measure(override: str, folder: Path, console: Console) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def row(report: dict[str, Any]) -> list[str]:
             f"{drawn['guidance']:g}{' annealed' if drawn['annealed'] else ''}",
             f"{drawn['class_accuracy']:.1%}",
             f"{drawn['frechet_distance']:.2f}",
+            f"{drawn['spread_ratio']:.2f}",
         ]
     unguided = {name: drawn[0]["frechet_distance"] for name, drawn in report["sweep"].items()}
     cells.append(f"{report['samples']['frechet_ratio_reverse_to_exact']:.2f}")
