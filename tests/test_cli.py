@@ -99,7 +99,7 @@ def test_a_recipe_that_was_printed_can_be_trained(biflow, tmp_path):
 
 def test_settings_win_over_the_smoke_size():
     config = load_recipe("biflow_digits", ["fit_flow.steps=77"], small=True)
-    assert (config.fit_flow.steps, config.fit_reverse.steps) == (77, 30)
+    assert (config.fit_flow.steps, config.fit_reverse.steps) == (77, 20)
 
 
 def test_sample_writes_a_folder_of_pngs(biflow, model, tmp_path):

@@ -202,5 +202,5 @@ def smoke(config: RunConfig) -> RunConfig:
 
 def smoke_fit(config: Fit) -> Fit:
     """The same training, a few steps of it."""
-    small = {"steps": 30, "batch_size": 32, "warmup_steps": 5, "log_every": 5, "save_every": 10}
+    small = {"steps": 20, "batch_size": 32, "warmup_steps": 5, "log_every": 5, "save_every": 10}
     return config.model_copy(update=small)

@@ -121,7 +121,7 @@ class ImageSet:
         """The images alone, every one of label 0, which is "no class" where there are no classes."""
         return ImageSet(self.images, torch.zeros_like(self.labels), ())
 
-    def take(self, indices: Tensor) -> "ImageSet":
+    def take(self, indices: Tensor | slice) -> "ImageSet":
         """The images at these places."""
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)
 
