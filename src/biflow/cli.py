@@ -330,7 +330,10 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
     total = f"{report['total_seconds'] / 60:.1f} minutes in all"
     return [
         table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
-        table(f"{report['data']['classified_images']:,} test images, classified by likelihood", classification_rows(report)),
+        table(
+            f"{report['data']['classified_images']:,} test images, classified by likelihood",
+            classification_rows(report),
+        ),
         table(f"time per image; {total}", speed_rows(report)),
     ]
 
