@@ -155,7 +155,8 @@ class Bench:
 def measure_machine(bench: Bench) -> None:
     """Names, and the rates of large matrix products."""
     kinds = [torch.float32] if bench.small else [torch.bfloat16, torch.float32]
-    bench.keep("machine", "machine", describe_machine(bench.device))
+    for key, value in describe_machine(bench.device).items():
+        bench.keep("machine", key, value)
     for kind in kinds:
         bench.attempt("machine", f"matmul {kind}", lambda kind=kind: matmul_rate(bench.device, kind) / 1e12)
     bench.keep("machine", "rated TFLOP/s", (rated_rate(bench.device) or 0) / 1e12)

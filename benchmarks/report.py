@@ -293,6 +293,42 @@ def training_panels(numbers: Numbers) -> list[tuple[str, str]]:
     return [(finding, finish(figure, axes, f"milliseconds a step, batch {steps[0]['batch_size']}"))]
 
 
+def batch_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """Milliseconds that a batch takes to make."""
+    times = numbers["ms"]
+    figure, axes = rows_chart(list(times))
+    axes.barh(range(len(times)), list(times.values()), height=0.5, color=QUIET, alpha=0.75)
+    images = f"{numbers['batch_size']} images of {numbers['side']} x {numbers['side']}"
+    finding = f"A batch of {images} takes {times['a whole batch']:.0f} ms to make"
+    return [(finding, finish(figure, axes, "milliseconds"))]
+
+
+def gpu_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """Milliseconds an image of one pass on a GPU, by what is done to the network."""
+    times = {name: each["ms an image"] for name, each in numbers["one pass"].items() if isinstance(each, dict)}
+    if not times:
+        return []
+    figure, axes = rows_chart(list(times))
+    axes.barh(range(len(times)), list(times.values()), height=0.5, color=QUIET, alpha=0.75)
+    axes.set_xscale("log")
+    finding = f"One pass on a GPU takes {min(times.values()):.2g} ms an image at the least"
+    return [(finding, finish(figure, axes, "milliseconds an image"))]
+
+
+def contention_panels(numbers: Numbers) -> list[tuple[str, str]]:
+    """A training step alone, and beside a second process."""
+    found = numbers["ms_a_step"]
+    figure, axes = rows_chart(list(found), 0.9 + 0.45 * len(found))
+    for key, color in (("beside another", QUIET), ("alone", ACCENT)):
+        axes.barh(range(len(found)), [each[key] for each in found.values()], height=0.5, color=color, label=key)
+    legend(axes, loc="lower right")
+    *_, ours = found.values()
+    finding = (
+        f"Beside a second process, a training step takes {ours['beside another'] / ours['alone']:.1f} times as long"
+    )
+    return [(finding, finish(figure, axes, "milliseconds a step"))]
+
+
 def ablation_panels(numbers: Numbers) -> list[tuple[str, str]]:
     """A dot plot for each table: every seed, the mean and its spread."""
     tables: dict[str, dict[str, list[float]]] = {}
@@ -537,11 +573,16 @@ KINDS = (
          evaluation_panels),
     Kind("Quality and time", "export.json", frozenset({"exported_milliseconds_per_image", "files"}),
          fixed("python benchmarks/export.py RUN"), export_panels),
-    Kind("Cost over the length", "speed/inverse*.json", frozenset({"flows"}), inverse_command, inverse_panels),
-    Kind("Cost over the length", "speed/inverse_shape*.json", frozenset({"shapes"}),
+    Kind("Cost", "speed/inverse*.json", frozenset({"flows"}), inverse_command, inverse_panels),
+    Kind("Cost", "speed/inverse_shape*.json", frozenset({"shapes"}),
          fixed("python benchmarks/inverse.py --shape"), shape_panels),
-    Kind("Cost over the length", "speed/training_step*.json", frozenset({"steps"}),
+    Kind("Cost", "speed/training_step*.json", frozenset({"steps"}),
          training_command, training_panels),
+    Kind("Cost", "speed/gpu.json", frozenset({"training", "one pass"}), fixed("python benchmarks/gpu.py"), gpu_panels),
+    Kind("Cost", "speed/batches.json", frozenset({"ms", "batch_size", "side"}),
+         fixed("python benchmarks/batches.py"), batch_panels),
+    Kind("Cost", "speed/contention.json", frozenset({"ms_a_step"}),
+         fixed("python benchmarks/contention.py"), contention_panels),
     Kind("Ablations of BiFlow", "ablations.json", frozenset({"rows", "real"}),
          lambda _, numbers: f"python benchmarks/ablations.py --data {numbers['data']} --seeds {numbers['seeds']}",
          ablation_panels),
