@@ -410,4 +410,4 @@ def what_is_left() -> str:
 def how_to_resume() -> str:
     """The command that continues this one."""
     command = [word for word in sys.argv[1:] if word != "--resume"]
-    return f"continue with {shlex.join([program(), *command, '--resume'])}"
+    return f"continue with {program()} {shlex.join([*command, '--resume'])}"

@@ -44,7 +44,7 @@ PACKAGES = {"sklearn": "scikit-learn"}  # module -> distribution, where they dif
 def environment_rows() -> Rows:
     """Versions, and where biflow comes from."""
     revision = git_revision()
-    source = f"{__version__}, {'commit ' + revision[:12] if revision else 'installed'}"
+    source = f"{__version__}, {'commit ' + revision[:12] if revision else 'not from a clone'}"
     offline = constants.HF_HUB_OFFLINE
     return [
         ["what", "found"],

@@ -304,7 +304,8 @@ class SamplingPipeline:
         """What the model is, and where."""
         size, parts = self.config.image_size, "flow and reverse model" if self.model.reverse else "flow"
         of = f"{size}x{size}x{self.config.channels}"
-        return f"{type(self).__name__}({parts}, {of}, {self.config.num_classes} classes, {self.device}, {self.dtype})"
+        where = f"{self.device}, {self.dtype}{', compiled' * self.compiled}"
+        return f"{type(self).__name__}({parts}, {of}, {self.config.num_classes} classes, {where})"
 
     @property
     def noise_shape(self) -> tuple[int, int]:

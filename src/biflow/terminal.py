@@ -19,7 +19,10 @@ console = Console()
 
 def program() -> str:
     """How this program was called, so that what it proposes to type works."""
-    return "biflow" if shutil.which("biflow") or not Path(sys.argv[0]).exists() else sys.argv[0]
+    called = Path(sys.argv[0])
+    if shutil.which("biflow") or not called.exists():
+        return "biflow"
+    return f"{sys.executable} -m biflow" if called.name == "__main__.py" else sys.argv[0]
 
 
 def tell(message: str) -> None:

@@ -27,7 +27,8 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(torch.nn.functional.gelu)(torch.zeros(64, device=device))
     except Exception as error:  # a missing compiler shows itself in several ways
-        reason = str(error).strip().partition("\n")[0]
+        lines = filter(None, map(str.strip, str(error).splitlines()))
+        reason = next((line for line in lines if not line.endswith(":")), type(error).__name__)
         warnings.warn(f"Going on without torch.compile, which fails on this machine ({reason}).", stacklevel=2)
         return False
     return True
