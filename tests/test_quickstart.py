@@ -82,7 +82,7 @@ def test_the_page_loads_nothing_from_elsewhere(finished):
 def test_progress_tells_step_loss_speed_and_time_left(finished):
     lines = [line for line in finished[2].splitlines() if line.startswith(("flow", "reverse", "judge"))]
     assert len(lines) >= 9
-    assert all(re.search(r"step +\d+/30 +loss .* images/s +\d+:\d\d left", line) for line in lines)
+    assert all(re.search(r"step +\d+/20 +loss .* images/s +\d+:\d\d left", line) for line in lines)
 
 
 def test_the_table_at_the_end_fits_a_terminal(finished):

@@ -91,7 +91,9 @@ def check_alike(one: Path, two: Path) -> None:
         for name, tensor in weights[0][part].items():
             if name == "flow_digest":  # of weights that are near, not equal
                 continue
-            torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+            # the bias of keys changes no softmax: its gradient is rounding alone, which AdamW scales up
+            atol = 1e-3 if name.endswith("qkv.bias") else 1e-4
+            torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("kind", RUNS)
