@@ -187,7 +187,8 @@ class SamplingPipeline:
         """Draw images at the speed of the hardware, once each batch size has been drawn a first time.
 
         On a GPU the networks' calls become CUDA graphs.  layers: compile the layers of the reverse model too, where
-        there is a compiler, which delays the first batch; on a CPU that gains little.  dtype: as in `to`; none is bfloat16 in the place of float32 on a GPU.  One thread at a time may draw.
+        there is a compiler, which delays the first batch; on a CPU that gains little.  dtype: as in `to`; none is
+        bfloat16 in the place of float32 on a GPU.  One thread at a time may draw.
 
         >>> from biflow import Pipeline
         >>> pipe = Pipeline.from_recipe("biflow_digits").to("cuda").compile()  # doctest: +SKIP
