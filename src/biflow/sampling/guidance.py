@@ -122,7 +122,6 @@ class GuidedFlow:
 
     def __init__(self, flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> None:
         guidance.check(flow.config.num_classes)
-        self.config = flow.config
         self.blocks = [GuidedBlock(flow, level, labels, guidance) for level in range(len(flow.blocks))]
         batch = len(labels) * (2 if guidance.strength else 1)
         deepest = max(flow.flow_blocks, key=lambda block: len(block.transformer.layers))
