@@ -22,14 +22,16 @@ from rich.console import Console
 from runs import trained, trained_judge
 from seeds import judge, summary
 
-from biflow.checkpoint import Model, load_model
+from biflow.checkpoint import load_model
 from biflow.config import ReverseConfig, RunConfig, load_recipe
 from biflow.data.datasets import load_data
-from biflow.evaluation.measures import SampleJudge, describe_machine
 from biflow.features.judge import Judge
 from biflow.files import write_text
+from biflow.models.model import Model
 from biflow.pipeline import Pipeline
-from biflow.samplers import find_sampler
+from biflow.quickstart.measures import SampleJudge
+from biflow.sampling.samplers import find_sampler
+from biflow.training.provenance import describe_machine
 
 RECIPES = {"digits": "biflow_digits"}
 STEPS, SAMPLES = 2000, 2000

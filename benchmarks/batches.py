@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from machine import report, seconds
 
-from biflow.checkpoint import new_model
+from biflow.cli.process import keep_freed_memory
 from biflow.config import ModelConfig, ReadingConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.datasets import ImageSet
 from biflow.data.randomness import normal_for, stream
-from biflow.evaluation.measures import describe_machine
+from biflow.distributed import World
 from biflow.models.codec import PixelCodec
-from biflow.process import keep_freed_memory
-from biflow.training.distributed import World
+from biflow.models.model import new_model
 from biflow.training.objectives import FitReverse
+from biflow.training.provenance import describe_machine
 from biflow.training.stages import Run, make_reverse_loss, training_batches
 
 SIDE, BATCH, IMAGES, TURNS = 32, 512, 4096, 20

@@ -20,11 +20,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from biflow.config import RunConfig
-from biflow.config_base import parse_config
+from biflow.config.base import parse_config
 from biflow.data.datasets import load_data
-from biflow.evaluation.measures import describe_machine
 from biflow.features.judge import Judge
 from biflow.pipeline import Pipeline
+from biflow.training.provenance import describe_machine
 from biflow.training.run import CONFIG_FILE
 
 SAMPLES, SEED = 8000, 0
@@ -62,7 +62,7 @@ def measure(pipe: Pipeline, judge: Judge, strength: float) -> dict[str, Any]:
     """Areas and rejections for one strength of guidance."""
     labels = torch.arange(SAMPLES) % pipe.config.num_classes
     pixels = pipe.sample_pixels(labels, guidance=strength, seed=SEED)
-    rejected = judge(pipe.codec.encode(pixels)).argmax(dim=1) != labels
+    rejected = judge(pipe.model.codec.encode(pixels)).argmax(dim=1) != labels
     distance = pipe.certify(pixels, labels, seed=SEED)
     other = pipe.certify(pixels, labels, seed=SEED + 1)  # the noise of other samples
     nats = pipe.log_prob(pixels, labels, noise="training").nats

@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from biflow.cli.process import keep_freed_memory
 from biflow.files import write_text
-from biflow.process import keep_freed_memory
-from biflow.quickstart import make_plan, run_quickstart
+from biflow.quickstart.run import make_plan, run_quickstart
 
 WAYS = ("exact", "one pass")
 HEAD = [*(f"{way}: {what}" for way in WAYS for what in ("w", "accuracy", "Fréchet", "spread")), "ratio", "ratio at w=0"]

@@ -28,11 +28,11 @@ def train(steps: int) -> float:
     import torch
     from machine import seconds
 
+    from biflow.cli.process import keep_freed_memory
     from biflow.config import load_recipe
+    from biflow.distributed import World
     from biflow.models.forward_flow import ForwardFlow
-    from biflow.process import keep_freed_memory
     from biflow.training.batches import Batch
-    from biflow.training.distributed import World
     from biflow.training.loop import Trainer
     from biflow.training.objectives import FitFlow
 
@@ -74,7 +74,7 @@ def main() -> None:
     import torch
     from machine import report
 
-    from biflow.evaluation.measures import describe_machine
+    from biflow.training.provenance import describe_machine
 
     found: dict[str, Any] = {}
     for name, setting in SETTINGS.items():

@@ -22,12 +22,12 @@ from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import to_pixels
 from biflow.data.randomness import permutation, stream
 from biflow.data.sheet import Tile, painted, save_sheet
-from biflow.evaluation.measures import describe_machine
+from biflow.distributed import World
+from biflow.evaluation.real_images import train_judge
 from biflow.features.judge import Judge, load_judge
 from biflow.files import write_text
-from biflow.ground import train_judge
 from biflow.pipeline import Pipeline
-from biflow.training.distributed import World
+from biflow.training.provenance import describe_machine
 
 SEEDS = (0, 1, 2)
 STRENGTHS = tuple(place / 10 for place in range(11))

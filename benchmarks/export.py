@@ -19,10 +19,11 @@ from torch import Tensor
 
 from biflow.data.datasets import load_data
 from biflow.data.randomness import normal_for
-from biflow.evaluation.measures import SampleJudge, describe_machine
-from biflow.export import Sampler, export_model, make_sampler, read_onnx, read_torch
+from biflow.export.onnx import Sampler, export_model, make_sampler, read_onnx, read_torch
 from biflow.features.judge import load_judge
 from biflow.pipeline import Pipeline
+from biflow.quickstart.measures import SampleJudge
+from biflow.training.provenance import describe_machine
 
 BATCHES, TURNS = (1, 16, 256), 15
 GUIDANCE = 0.25

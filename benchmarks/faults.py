@@ -27,10 +27,10 @@ from biflow.checkpoint import load_model, save_model
 from biflow.config import RunConfig, load_recipe
 from biflow.data.datasets import load_data
 from biflow.errors import InputError
-from biflow.evaluation.measures import describe_machine
 from biflow.files import write_text
 from biflow.training import checkpoints
 from biflow.training.checkpoints import Damaged
+from biflow.training.provenance import describe_machine
 from biflow.training.run import CONFIG_FILE, open_run
 from biflow.training.stages import train_model
 

@@ -18,8 +18,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from biflow.data.datasets import ImageSet, load_data
-from biflow.evaluation.measures import describe_machine
 from biflow.pipeline import Pipeline
+from biflow.training.provenance import describe_machine
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from out_of_place import INTRUDERS

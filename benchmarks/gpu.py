@@ -42,8 +42,7 @@ import torch  # noqa: E402
 from machine import matmul_rate, rated_rate, seconds  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from biflow import cli  # noqa: E402
-from biflow.checkpoint import Model, new_model  # noqa: E402
+from biflow.cli import main as cli  # noqa: E402
 from biflow.config import (  # noqa: E402  # noqa: E402
     FitConfig,
     FlowConfig,
@@ -55,16 +54,18 @@ from biflow.config import (  # noqa: E402  # noqa: E402
     load_recipe,
 )
 from biflow.data.datasets import ImageSet  # noqa: E402
-from biflow.evaluation.measures import count_parameters, describe_machine  # noqa: E402
+from biflow.distributed import World  # noqa: E402
+from biflow.evaluation.cost import count_parameters  # noqa: E402
 from biflow.files import write_text  # noqa: E402
 from biflow.models.codec import PixelCodec  # noqa: E402
+from biflow.models.model import Model, new_model  # noqa: E402
 from biflow.pipeline import Pipeline  # noqa: E402
 from biflow.plan.operations import training_step  # noqa: E402
-from biflow.samplers import SAMPLERS  # noqa: E402
+from biflow.sampling.samplers import SAMPLERS  # noqa: E402
 from biflow.training.batches import on_device  # noqa: E402
-from biflow.training.distributed import World  # noqa: E402
 from biflow.training.loop import Trainer  # noqa: E402
 from biflow.training.objectives import FitFlow, FitReverse  # noqa: E402
+from biflow.training.provenance import describe_machine  # noqa: E402
 from biflow.training.stages import Run, make_reverse_loss, training_batches  # noqa: E402
 
 Numbers = dict[str, Any]
@@ -324,9 +325,9 @@ def as_model(config: ModelConfig) -> Model:
 def drawing(pipe: Pipeline, method: str, batch: int, guidance: float) -> Callable[[], object]:
     """A call that draws latents of a batch from noise that is there."""
     settings = {"method": method, "guidance": guidance}
-    z = torch.randn(batch, *pipe.noise_shape, device=pipe.device)
+    z = torch.randn(batch, *pipe.config.noise_shape, device=pipe.device)
     labels = torch.arange(batch, device=pipe.device) % max(1, pipe.config.num_classes)
-    from biflow.sampling_options import SamplingSettings
+    from biflow.sampling.options import SamplingSettings
 
     return lambda: pipe._latents(z, labels, SamplingSettings.of(settings))
 

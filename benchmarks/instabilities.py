@@ -25,7 +25,7 @@ def guidance_rows(pipe: Pipeline) -> list[list[str]]:
     labels = torch.arange(IMAGES) % pipe.config.num_classes
     for strength in STRENGTHS:
         drawn = Sequential(denoise=0)(pipe.model, pipe.noise(range(IMAGES), 0), labels, Guidance(float(strength)))
-        pixels = pipe.codec.decode(pipe.to_latents(drawn.x))
+        pixels = pipe.model.codec.decode(pipe.model.to_latents(drawn.x))
         share = ((pixels == 0) | (pixels == 255)).double().mean()
         rows.append([f"{strength}", f"{drawn.x.abs().max():.3g}", f"{share:.0%}"])
     return rows
@@ -47,7 +47,7 @@ def tolerance_rows(pipe: Pipeline) -> list[list[str]]:
 def range_rows(pipe: Pipeline) -> list[list[str]]:
     """What the flow says of test images that were scaled in another way than its codec does."""
     rows = [["values in", "nats per dimension", "size of the noise"]]
-    clean = pipe.codec.encode(load_data("digits").test.images[:IMAGES])
+    clean = pipe.model.codec.encode(load_data("digits").test.images[:IMAGES])
     labels = torch.full((IMAGES,), pipe.config.null_label)
     for name, images in {"-1 to 1": clean, "0 to 1": (clean + 1) / 2, "0 to 255": (clean + 1) * 127.5}.items():
         patches = patchify(images, pipe.config.patch_size)

@@ -27,18 +27,19 @@ import torch.nn.functional as F
 from machine import report, seconds
 from rich.console import Console
 
-from biflow.checkpoint import Model, load_model
+from biflow.checkpoint import load_model
 from biflow.config import FlowConfig, ModelConfig, load_recipe
 from biflow.data.datasets import load_data
 from biflow.data.randomness import normal_for, seeded_weights
-from biflow.evaluation.measures import describe_machine
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.model import Model
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
 from biflow.sampling.one_pass import guess_states
 from biflow.sampling.refine import refine
 from biflow.sampling.result import Sample
 from biflow.sampling.sequential import invert_sequentially
+from biflow.training.provenance import describe_machine
 
 LENGTHS = [16, 64, 144, 256, 576, 1024]
 STEPS, BATCH = 400, 8

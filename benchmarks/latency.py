@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from machine import report, seconds
 
-from biflow.checkpoint import new_model
 from biflow.config import ModelConfig, load_recipe
 from biflow.data.randomness import normal_for
-from biflow.evaluation.measures import count_parameters, describe_machine
+from biflow.evaluation.cost import count_parameters
+from biflow.models.model import new_model
 from biflow.models.reverse_model import ReverseModel
 from biflow.nn.compilation import compile_layers
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.sequential import invert_sequentially
+from biflow.training.provenance import describe_machine
 
 GUIDANCE = 1.0
 TURNS = 15

@@ -20,8 +20,8 @@ from machine import report
 from torch.profiler import ProfilerActivity, profile
 
 from biflow.config import FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
-from biflow.data.perturb import GUIDED_SHARE
-from biflow.evaluation.measures import describe_machine
+from biflow.data.augment import GUIDED_SHARE
+from biflow.distributed import World
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.models.codec import make_codec
@@ -30,9 +30,9 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.plan.memory import step_memory
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.distributed import World
 from biflow.training.loop import Objective, Trainer
 from biflow.training.objectives import FitFlow, FitJoint, FitReverse
+from biflow.training.provenance import describe_machine
 from biflow.training.reverse_loss import ReverseLoss
 
 BATCH = 64

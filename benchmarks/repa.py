@@ -26,28 +26,30 @@ from rich.console import Console
 from runs import trained, trained_judge
 from seeds import judge, summary
 
-from biflow.checkpoint import Model, load_model, new_model
+from biflow.checkpoint import load_model
 from biflow.config import AlignConfig, FlowConfig, ModelConfig, RunConfig, load_recipe
+from biflow.data.augment import add_noise
 from biflow.data.datasets import load_data
-from biflow.data.perturb import add_noise
 from biflow.data.randomness import seeded_weights
-from biflow.evaluation.classify import classify_images
-from biflow.evaluation.measures import SampleJudge, describe_machine, measure_flow
+from biflow.distributed import World
+from biflow.evaluation.html import COLOURS, style
 from biflow.evaluation.metrics import calibration_error
-from biflow.evaluation.page import COLOURS, style
-from biflow.evaluation.probe import probe
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
 from biflow.files import write_text
+from biflow.inference.classify import classify_images
+from biflow.inference.probe import probe
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.model import Model, new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
+from biflow.quickstart.measures import SampleJudge, measure_flow
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.distributed import World
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.objectives import FitFlow
+from biflow.training.provenance import describe_machine
 
 RECIPES = {"digits": "biflow_digits"}
 STRATEGIES = ("none", "forward", "detach", "reverse")
@@ -121,7 +123,7 @@ def scorer(work: Work, samples: int) -> Callable[[ForwardFlow], dict[str, float]
     def score(flow: ForwardFlow) -> dict[str, float]:
         model = Model(flow.config, data.test.class_names, flow, None)
         pipe, labels = Pipeline(model), torch.arange(samples) % flow.config.num_classes
-        found = classify_images(model, data.test.images, codec=pipe.codec)
+        found = classify_images(model, data.test.images, codec=pipe.model.codec)
         drawn = pipe.sample_pixels(labels, method="sequential", seed=SEED)
         return {
             "accuracy": (found.labels == data.test.labels).double().mean().item(),

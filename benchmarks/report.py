@@ -22,9 +22,9 @@ from repa import PANELS, claims, draw_curves
 from seeds import judge
 from tables import outcomes
 
-from biflow.evaluation.page import ACCENT, COLOURS, INK, QUIET, html_table, render_page, style, svg
-from biflow.evaluation.report import GUIDANCE_PANELS, draw_guidance
+from biflow.evaluation.html import ACCENT, COLOURS, INK, QUIET, html_table, render_page, style, svg
 from biflow.files import write_text
+from biflow.quickstart.report import GUIDANCE_PANELS, draw_guidance
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 WIDTH = 4.6  # inches of a panel

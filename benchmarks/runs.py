@@ -9,7 +9,7 @@ from rich.console import Console
 
 from biflow.checkpoint import save_model
 from biflow.config import RunConfig
-from biflow.config_base import parse_config
+from biflow.config.base import parse_config
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError
 from biflow.features.judge import Judge

@@ -21,7 +21,7 @@ import repa
 import yaml
 from seeds import judge, summary
 
-from biflow.config_base import Config, check_config
+from biflow.config.base import Config, check_config
 from biflow.files import write_text
 from biflow.training.run import MODEL_FOLDER
 

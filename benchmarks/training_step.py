@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from machine import matmul_rate, rated_rate, report, seconds
 
+from biflow.cli.process import keep_freed_memory
 from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
-from biflow.evaluation.measures import describe_machine
+from biflow.distributed import World
 from biflow.models.forward_flow import ForwardFlow
-from biflow.process import keep_freed_memory
 from biflow.training.batches import Batch
-from biflow.training.distributed import World
 from biflow.training.loop import Trainer
 from biflow.training.objectives import FitFlow
+from biflow.training.provenance import describe_machine
 
 ROUNDS = 3
 

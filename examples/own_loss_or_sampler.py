@@ -3,8 +3,8 @@ r"""Extend biflow without changing it: a sampler of your own, and a distance of 
     python examples/own_loss_or_sampler.py runs/mine/model own.png
 
 `BestOf` draws several images for each one asked for and keeps the one that lands nearest to its noise, by the way that
-`pipe.certify` measures.  It is a frozen dataclass with the two methods of `biflow.samplers.Sampler`, and is given as
-`method=`.
+`pipe.certify` measures.  It is a frozen dataclass with the two methods of `biflow.sampling.samplers.Sampler`, and is
+given as `method=`.
 
 `Edges` is a network for `fit_reverse.distances`: it compares differences between neighbouring pixels.  With this folder
 on PYTHONPATH, so that it can be imported:
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from biflow import Guidance, OnePass, Pipeline
-from biflow.checkpoint import Model
 from biflow.data.images import write_images
-from biflow.samplers import Sampler
+from biflow.models.model import Model
 from biflow.sampling.result import Sample
+from biflow.sampling.samplers import Sampler
 
 ONE_PASS = OnePass()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow import Pipeline, RunConfig, load_recipe
-from biflow.data.sources import open_data
+from biflow.data.open import open_data
 from biflow.models.codec import make_codec
 from biflow.training.run import open_run
 from biflow.training.stages import train_model

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from biflow.checkpoint import Model, new_model
 from biflow.config import FitConfig, FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
 from biflow.data.datasets import ImageSet
 from biflow.models.codec import make_codec
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.model import Model, new_model
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.objectives import FitReverse
 from biflow.training.reverse_loss import ReverseLoss

@@ -12,7 +12,7 @@ import threading
 import pytest
 import torch
 
-from biflow import cli
+from biflow.cli import main as cli
 from biflow.errors import InputError
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -94,7 +94,7 @@ def visit(playwright, serve, tmp_path):
     The page makes no error, and asks nobody but its own server.
     """
 
-    from biflow.playground.site import write_site
+    from biflow.export.playground import write_site
 
     def visit(model, script):
         try:

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from biflow.config import FlowConfig, ReverseConfig, load_recipe
 from biflow.models.forward_flow import ForwardFlow
-from biflow.samplers import find_sampler
 from biflow.sampling.guidance import parse_guidance
+from biflow.sampling.samplers import find_sampler
 from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

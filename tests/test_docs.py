@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import biflow
-from biflow.cli import app
+from biflow.cli.main import app
 from biflow.config import RunConfig, recipe_names
 
 ROOT = Path(__file__).parents[1]

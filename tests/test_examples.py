@@ -18,7 +18,7 @@ from PIL import Image
 from biflow import Guidance, OnePass
 from biflow.checkpoint import save_model
 from biflow.config import ReverseConfig
-from biflow.config_base import to_yaml
+from biflow.config.base import to_yaml
 from biflow.data.images import to_pil
 from biflow.pipeline import Pipeline
 from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
@@ -119,7 +119,7 @@ def test_best_of_lands_nearer_to_its_noise_than_one_draw(model):
 def test_a_distance_of_ones_own_trains(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     from biflow.config import DistanceConfig
-    from biflow.features.perceptual_nets import make_distance
+    from biflow.features.perceptual import make_distance
     from biflow.losses.perceptual import WHOLE
 
     distance = make_distance(DistanceConfig(kind="module", network="own_loss_or_sampler:Edges"))

@@ -3,15 +3,16 @@ import pytest
 import torch
 from PIL import Image
 
-from biflow.checkpoint import TRAINING_FILE, new_model
+from biflow.checkpoint import TRAINING_FILE
 from biflow.config import FlowConfig, ReverseConfig
 from biflow.data.images import to_pil
 from biflow.errors import InputError
+from biflow.models.model import new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
-from biflow.samplers import Jacobi, Sequential
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
+from biflow.sampling.samplers import Jacobi, Sequential
 from biflow.sampling_pipeline import REDRAWS
 from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
@@ -58,8 +59,8 @@ def test_every_method_starts_from_the_same_noise_of_each_image():
     """A fresh flow is the identity, so the exact sample shows the noise that it started from."""
     config = tiny_config()
     pipe = Pipeline(new_model(config, tuple("abc")))
-    noise = pipe.to_latents(pipe.noise([0, 1], seed=5))
-    expected = pipe.codec.decode(noise * (1 - config.noise_std**2))
+    noise = pipe.model.to_latents(pipe.noise([0, 1], seed=5))
+    expected = pipe.model.codec.decode(noise * (1 - config.noise_std**2))
     assert torch.equal(pipe.sample_pixels([0, 1], method="sequential", seed=5), expected)
 
 
@@ -101,9 +102,9 @@ def test_samples_are_certified_by_how_far_the_flow_carries_them_from_their_noise
     model = new_model(tiny_config(), tuple("abc"))
     pipe, labels = Pipeline(model), [0, 1, 2, 0, 1]
     z = pipe.noise(range(5), seed=7)
-    pixels = pipe.codec.decode(pipe.to_latents(z / 4))
+    pixels = pipe.model.codec.decode(pipe.model.to_latents(z / 4))
     found = pipe.certify(pixels, labels, seed=7)
-    landed = patchify(pipe.codec.encode(pixels), 2)
+    landed = patchify(pipe.model.codec.encode(pixels), 2)
     torch.testing.assert_close(found, (landed - z).square().mean(dim=(1, 2)).sqrt())
     torch.testing.assert_close(pipe.certify([to_pil(each) for each in pixels], labels, seed=7), found)
     assert not torch.allclose(pipe.certify(pixels, labels, seed=8), found)
@@ -288,8 +289,8 @@ def test_a_model_of_latents_samples_images_of_pixels(autoencoder):
     pixels = pipe.sample_pixels([0, 1, 2], batch_size=2)
     assert pixels.shape == (3, 3, 8, 8)
     z, labels = pipe.noise([0, 1, 2], seed=0), torch.tensor([0, 1, 2])
-    latents = pipe.to_latents(model.reverse(z, labels).image)
-    assert (pipe.codec.decode(latents).int() - pixels.int()).abs().max() <= 1
+    latents = pipe.model.to_latents(model.reverse(z, labels).image)
+    assert (pipe.model.codec.decode(latents).int() - pixels.int()).abs().max() <= 1
     with pytest.raises(InputError, match="density is not that of images"):
         pipe.log_prob(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
@@ -302,7 +303,7 @@ def test_the_reverse_model_ends_as_its_denoising_says(denoising):
     expected = pipe.model.reverse(z, labels).image
     if denoising == "score":
         expected = score_denoise(pipe.model.flow, expected, labels)
-    assert torch.equal(pipe.sample_pixels([0, 1]), pipe.codec.decode(pipe.to_latents(expected)))
+    assert torch.equal(pipe.sample_pixels([0, 1]), pipe.model.codec.decode(pipe.model.to_latents(expected)))
 
 
 def test_refine_needs_a_reverse_model_that_knows_the_states():

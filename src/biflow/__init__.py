@@ -8,34 +8,34 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from biflow._version import __version__
+
 if TYPE_CHECKING:
     from biflow.config import FlowConfig, ModelConfig, ReverseConfig, RunConfig, load_recipe
     from biflow.errors import InputError
     from biflow.models.forward_flow import ForwardFlow
     from biflow.models.reverse_model import ReverseModel
     from biflow.pipeline import Pipeline
-    from biflow.samplers import Jacobi, OnePass, Refine, Sequential
     from biflow.sampling.guidance import Guidance
     from biflow.sampling.jacobi import invert_by_jacobi
     from biflow.sampling.one_pass import sample_in_one_pass
+    from biflow.sampling.samplers import Jacobi, OnePass, Refine, Sequential
     from biflow.sampling.sequential import invert_sequentially
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "FlowConfig": "biflow.config",
     "ForwardFlow": "biflow.models.forward_flow",
     "Guidance": "biflow.sampling.guidance",
     "InputError": "biflow.errors",
-    "Jacobi": "biflow.samplers",
+    "Jacobi": "biflow.sampling.samplers",
     "ModelConfig": "biflow.config",
-    "OnePass": "biflow.samplers",
+    "OnePass": "biflow.sampling.samplers",
     "Pipeline": "biflow.pipeline",
-    "Refine": "biflow.samplers",
+    "Refine": "biflow.sampling.samplers",
     "ReverseConfig": "biflow.config",
     "ReverseModel": "biflow.models.reverse_model",
     "RunConfig": "biflow.config",
-    "Sequential": "biflow.samplers",
+    "Sequential": "biflow.sampling.samplers",
     "invert_by_jacobi": "biflow.sampling.jacobi",
     "invert_sequentially": "biflow.sampling.sequential",
     "load_recipe": "biflow.config",
@@ -49,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'biflow' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,5 @@
 """`python -m biflow`, which is also what `torchrun -m biflow train ...` starts."""
 
-from biflow.cli import main
+from biflow.cli.main import main
 
 main()

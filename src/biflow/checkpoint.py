@@ -8,40 +8,22 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig
-from biflow.config_base import parse_config
-from biflow.data.randomness import seeded_weights
+from biflow.config.base import parse_config
 from biflow.errors import InputError
 from biflow.files import check_writable, replace_folder
-from biflow.models.forward_flow import ForwardFlow
-from biflow.models.reverse_model import ReverseModel
+from biflow.models.model import Model, new_model
 from biflow.tensors import describe_faults, read_safetensors, shapes
 
 FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"  # beside them: how the model was trained, where that is known
-
-
-class Model(NamedTuple):
-    """What a model folder holds."""
-
-    config: ModelConfig
-    class_names: tuple[str, ...]
-    flow: ForwardFlow
-    reverse: ReverseModel | None
-
-
-def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 0) -> Model:
-    """Networks of these sizes with fresh weights; the same for the same seed."""
-    with seeded_weights(seed):
-        reverse = ReverseModel(config) if config.reverse else None
-        return Model(config, class_names, ForwardFlow(config), reverse)
 
 
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
@@ -92,14 +74,13 @@ def load_model(folder: Path) -> Model:
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
-    _load_tensors(_networks(model), read_safetensors(folder / WEIGHTS_FILE, "the model folder"), folder / WEIGHTS_FILE)
+    _load_tensors(model.networks, read_safetensors(folder / WEIGHTS_FILE, "the model folder"), folder / WEIGHTS_FILE)
     if model.reverse and not model.reverse.belongs_to(model.flow):
         raise InputError(
             f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; it holds another one. "
             "Fit a reverse model to this flow: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
         )
-    _networks(model).eval().requires_grad_(False)
-    return model
+    return model.frozen()
 
 
 def load_training(folder: Path) -> dict[str, Any] | None:
@@ -113,15 +94,8 @@ def load_training(folder: Path) -> dict[str, Any] | None:
         raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it: the model works without.") from None
 
 
-def _networks(model: Model) -> nn.ModuleDict:
-    networks: dict[str, nn.Module] = {"flow": model.flow}
-    if model.reverse:
-        networks["reverse"] = model.reverse
-    return nn.ModuleDict(networks)
-
-
 def _tensors(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in _networks(model).state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in model.networks.state_dict().items()}
 
 
 def _read_description(path: Path) -> dict[str, Any]:

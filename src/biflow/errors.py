@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from math import inf, isfinite
+from numbers import Integral, Real
 from typing import TypeVar
 
 FEW = 4  # names: a hint lists all of them
@@ -50,3 +52,33 @@ def choose(options: Mapping[K, V], name: K, what: str) -> V:
     if name not in options:
         raise InputError(f"Unknown {what} {name!r}; {nearest(name, options)}")
     return options[name]
+
+
+def check_number(
+    value: object,
+    name: str,
+    *,
+    least: float = 0,
+    most: float | None = None,
+    above: bool = False,
+    whole: bool = False,
+    hint: str = "",
+) -> None:
+    """Raise unless the value is a finite number from least (or above it) to most.
+
+    >>> check_number(0.5, "strength", most=1)
+    >>> check_number(-1, "seed", whole=True)
+    Traceback (most recent call last):
+    biflow.errors.InputError: Expected seed to be a whole number, 0 or more; got -1.
+    """
+    kind = Integral if whole else Real
+    if isinstance(value, kind) and not isinstance(value, bool) and isfinite(value):
+        found = float(value)
+        if least < found <= (most or inf) or (found == least and not above):
+            return
+    if most is not None:
+        span = f" above {least:g}, up to {most:g}" if above else f" from {least:g} to {most:g}"
+    else:
+        span = f" above {least:g}" if above else f", {least:g} or more"
+    what = "a whole number" if whole else "a number"
+    raise InputError(f"Expected {name} to be {what}{span}; got {value!r}." + f" {hint}" * bool(hint))

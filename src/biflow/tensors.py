@@ -71,3 +71,13 @@ def describe_faults(expected: Shapes, found: Shapes) -> str:
     ]
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return ", ".join(sorted(faults)[:3]) + more
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, or an error if torch cannot use it here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(
+            f"Expected a device that torch can use here; cannot use {str(device)!r}. Pass 'cpu', or run biflow doctor."
+        ) from None

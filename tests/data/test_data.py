@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from biflow.data.augment import GUIDED_SHARE, add_noise, draw_guidance, drop_labels
 from biflow.data.datasets import ImageSet, digits, indices_at, load_data, with_shifts
-from biflow.data.perturb import GUIDED_SHARE, add_noise, draw_guidance, drop_labels
 from biflow.data.randomness import normal_for, seeded_weights, stream, uniform_for
 from biflow.errors import InputError
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from biflow import cli
+from biflow.cli import main as cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import indices_at, load_data
 from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
+from biflow.data.loader import is_kept
+from biflow.data.open import check_apart, open_data
 from biflow.data.reader import Reader
 from biflow.data.scan import list_images, scan
-from biflow.data.sources import check_apart, open_data
 from biflow.errors import InputError
-from biflow.training.reading import is_kept
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
 
 SHAPE = (3, 8, 8)

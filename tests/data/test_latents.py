@@ -4,15 +4,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from biflow import cli
+from biflow.cli import main as cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSet
 from biflow.data.images import to_pil
 from biflow.data.latents import Encoder, damaged_shards, open_latents, write_manifest
-from biflow.data.sources import open_data
-from biflow.encode import encode_data
+from biflow.data.open import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
+from biflow.training.cache_latents import encode_data
 from biflow.training.stages import check_fits, to_latents
 from tests.builders import read_npz, tiny_config, tiny_run
 

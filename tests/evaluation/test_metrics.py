@@ -11,7 +11,7 @@ from scipy import linalg
 from torch import nn
 
 from biflow.errors import InputError
-from biflow.evaluation.measures import milliseconds_per_image
+from biflow.evaluation.cost import milliseconds_per_image
 from biflow.evaluation.metrics import (
     Gaussian,
     Moments,

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from biflow.errors import InputError
-from biflow.evaluation.measures import measure_copying
 from biflow.evaluation.neighbours import (
     nearest_distances,
     nearest_distances_within,
     precision_and_recall,
     squared_reach,
 )
+from biflow.quickstart.measures import measure_copying
 from tests.builders import tiny_images
 
 

@@ -5,13 +5,13 @@ import torch
 
 from biflow.config import FlowConfig, ReverseConfig
 from biflow.pipeline import Pipeline
-from biflow.samplers import Jacobi, Refine, Sequential
 from biflow.sampling import captured
 from biflow.sampling.captured import CapturedFlow, CapturedReverse, span_of
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi
 from biflow.sampling.one_pass import guess_states, sample_in_one_pass
 from biflow.sampling.refine import refine
+from biflow.sampling.samplers import Jacobi, Refine, Sequential
 from biflow.sampling.sequential import invert_sequentially
 from tests.builders import noise_and_labels, tiny_config, tiny_flow, tiny_model, tiny_reverse
 

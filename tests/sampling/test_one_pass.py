@@ -3,9 +3,9 @@ import torch
 
 from biflow.config import ReverseConfig
 from biflow.errors import InputError
-from biflow.samplers import OnePass
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.one_pass import sample_in_one_pass
+from biflow.sampling.samplers import OnePass
 from tests.builders import noise_and_labels, tiny_config, tiny_model, tiny_reverse
 
 

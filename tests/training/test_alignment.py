@@ -7,12 +7,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from biflow.config import AlignConfig, FlowConfig, FlowFitConfig
-from biflow.data.perturb import add_noise
+from biflow.data.augment import add_noise
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.losses.representation import FEATURE_DISTANCES, cosine_distance, resample
-from biflow.models.feature_ways import WAYS
+from biflow.models.alignment_paths import WAYS
 from biflow.models.forward_flow import ForwardFlow
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch

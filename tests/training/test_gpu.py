@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from biflow.config import FitConfig
+from biflow.distributed import World
 from biflow.training.batches import on_device
-from biflow.training.distributed import World
 from biflow.training.loop import Trainer
 from biflow.training.objectives import FitFlow
 from biflow.training.stages import training_batches

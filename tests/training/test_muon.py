@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from biflow.config import FitConfig
+from biflow.distributed import World
 from biflow.errors import InputError
 from biflow.features.judge import Judge
 from biflow.nn.transformer import layer_matrices
-from biflow.training.distributed import World
 from biflow.training.muon import Muon
 from biflow.training.optim import Optimizers, learning_rate_factor
 from tests.builders import tiny_model

@@ -7,7 +7,7 @@ from torch import nn
 
 from biflow.checkpoint import load_model, save_model
 from biflow.config import DistanceConfig, ReverseConfig, ReverseFitConfig
-from biflow.data.perturb import draw_window
+from biflow.data.augment import draw_window
 from biflow.errors import InputError, Interrupted
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify

@@ -7,17 +7,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from biflow.checkpoint import new_model
 from biflow.config import FitConfig, FlowConfig, ReverseConfig
-from biflow.data.perturb import add_noise
+from biflow.data.augment import add_noise
+from biflow.distributed import World
 from biflow.errors import InputError, Interrupted
 from biflow.features.judge import Judge
 from biflow.losses.likelihood import normal_log_prob
 from biflow.models.codec import PixelCodec
+from biflow.models.model import new_model
 from biflow.models.patches import patchify
 from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest
-from biflow.training.distributed import World
 from biflow.training.hooks import read_history
 from biflow.training.loop import Trainer
 from biflow.training.objectives import FitClassifier, FitFlow

@@ -10,7 +10,8 @@ from biflow.app.html import error_html, hint_html
 from biflow.app.studio import Studio
 from biflow.data.decode import IMAGE_SUFFIXES
 from biflow.errors import InputError
-from biflow.pipeline import SamplingOptions
+from biflow.extras import require
+from biflow.sampling.options import SamplingOptions
 
 GUIDANCE = "How strongly the class is followed; 0 for none"
 MOST_SEED = 10**6  # of those that a button chooses
@@ -21,13 +22,7 @@ def import_gradio() -> Any:
     """The package, with everything in it switched off that would ask other machines."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    try:
-        import gradio
-    except ImportError:
-        raise InputError(
-            "Expected the package gradio for the app; it is not installed. Install it: pip install 'biflow[demo]'."
-        ) from None
-    return gradio
+    return require("gradio")
 
 
 class Desk:

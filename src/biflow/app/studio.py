@@ -1,7 +1,7 @@
 """What the tabs of the app do, without the page: names and files in, pictures and sentences out."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Unpack
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from biflow.app.uploads import Picture, notes_on, read_pictures
 from biflow.config import ClassifyMethod
+from biflow.console import counted
 from biflow.data.images import to_pixels
 from biflow.data.sheet import painted
-from biflow.errors import InputError, nearest
-from biflow.pipeline import Pipeline, SamplingOptions
-from biflow.terminal import counted
+from biflow.errors import InputError, check_number, nearest
+from biflow.pipeline import Pipeline
+from biflow.sampling.options import SamplingOptions
+from biflow.sampling.samplers import SAMPLERS
 
 MOST_IMAGES = 100
 MOST_COMPARED = 16  # images by each sampler
@@ -26,15 +28,6 @@ BATCH_SIZE = 64
 FREE_GUIDANCE = 3.0  # the most that is offered where training set no limit
 NO_CLASS = "no class"
 VARY_ENDS = "0 is the image as the model redraws it from its own noise; 1 changes all but the class."
-OF_REVERSE = ("reverse", "refine")  # samplers that need a reverse model
-
-METHODS: Mapping[str, str] = {
-    "reverse": "reverse model, one pass",
-    "sequential": "exact inverse, patch by patch",
-    "jacobi": "exact inverse, by Jacobi iteration",
-    "gs-jacobi": "exact inverse, by Jacobi iteration in groups",
-    "refine": "exact inverse, from the reverse model's guess",
-}
 
 
 class Figure(NamedTuple):
@@ -80,8 +73,8 @@ class Studio:
     @property
     def methods(self) -> dict[str, str]:
         """The samplers that this model can be used with, in words -> their names."""
-        able = self.pipe.model.reverse is not None
-        return {words: name for name, words in METHODS.items() if able or name not in OF_REVERSE}
+        networks = self.pipe.model.networks
+        return {each.title: name for name, each in SAMPLERS.items() if set(each.uses) <= set(networks)}
 
     @property
     def most_guidance(self) -> float:
@@ -99,7 +92,7 @@ class Studio:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Of the images of pixels: (P, H, W)."""
-        return self.pipe.codec.image_shape(self.pipe.config)
+        return self.pipe.model.image_shape
 
     @property
     def classify_method(self) -> ClassifyMethod:
@@ -131,8 +124,7 @@ class Studio:
 
     def in_turn(self, names: Sequence[str], count: int, most: int) -> Tensor:
         """Labels (count,) for which these classes take turns; all classes, where none is named."""
-        if not isinstance(count, int) or not 1 <= count <= most:
-            raise InputError(f"Expected from 1 to {most} images; got {count}. Choose fewer.")
+        check_number(count, "the number of images", least=1, most=most, whole=True)
         labels = torch.tensor(self.labels(names) or list(range(max(1, self.pipe.config.num_classes))))
         return labels[torch.arange(count) % len(labels)]
 
@@ -168,7 +160,7 @@ class Studio:
             pixels, broken = self._draw(labels, mine)
             drawn[words] = pixels, time.perf_counter() - started
             notes += [f"{words}: {note}" for note in broken]
-        exact = drawn[METHODS["sequential"]][0]
+        exact = drawn[SAMPLERS["sequential"].title][0]
         parts = []
         for words, (pixels, seconds) in drawn.items():
             figures = [Figure(each, self.name_of(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
@@ -330,8 +322,7 @@ class Studio:
 
 def check_results(count: int) -> None:
     """Raise for too many results of an edit."""
-    if not isinstance(count, int) or not 1 <= count <= MOST_RESULTS:
-        raise InputError(f"Expected from 1 to {MOST_RESULTS} results; got {count}. Choose fewer.")
+    check_number(count, "the number of results", least=1, most=MOST_RESULTS, whole=True)
 
 
 def away(pixels: Tensor, exact: Tensor) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from biflow.data.randomness import Key, permutation
 from biflow.errors import InputError, nearest
+from biflow.extras import require
 
 DIGITS_TEST_SIZE = 360
 
@@ -149,13 +150,10 @@ def digits() -> Split[ImageSet]:
 
     The split is fixed and stratified by class.  Values 0..16 become grey levels 0..255.
     """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise InputError(
-            "Expected scikit-learn for the digits; install it with pip install 'biflow[quickstart]'."
-        ) from None
+    require("sklearn")
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bundle = load_digits()
     images = torch.from_numpy(bundle.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(bundle.target).long()

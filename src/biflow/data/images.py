@@ -13,6 +13,9 @@ from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
 from biflow.errors import InputError
 from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
 
+Images = Sequence[Image.Image] | Tensor
+"""PIL images of one size, grey or RGB, or uint8 (N, P, H, W)."""
+
 GRID_GAP = 1  # pixels between the images of a grid
 GRID_WIDTH = 512  # a grid that is narrower is enlarged
 
@@ -78,7 +81,7 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
 
 
-def to_pixels(images: Sequence[Image.Image] | Tensor) -> Tensor:
+def to_pixels(images: Images) -> Tensor:
     """PIL images of one size, grey or RGB, or uint8 (N, P, H, W) -> uint8 (N, P, H, W)."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.dtype != torch.uint8:

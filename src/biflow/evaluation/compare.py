@@ -1,42 +1,136 @@
-"""Samples compared with real images, as numbers for a report."""
+"""Samples compared with real images: the table of metrics, each with its titles and the function that measures it.
+
+A new metric is a row of `METRICS` and the function that it names; results, tables, report and model card read the row.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 from torch import Tensor
 
-from biflow.evaluation.metrics import Gaussian, enough_samples, frechet_distance, inception_score, kernel_distance
-from biflow.evaluation.neighbours import precision_and_recall
+from biflow.evaluation.metrics import (
+    Estimate,
+    Gaussian,
+    enough_samples,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+)
+from biflow.evaluation.neighbours import PrecisionAndRecall, precision_and_recall
 from biflow.evaluation.reference import Reference
-from biflow.features.feature_nets import Features
+from biflow.features.metric_networks import Features
+
+NETWORKS = {"inception": "Inception", "dinov2": "DINOv2", "judge": "reference classifier"}
 
 
-def compare(
-    features: Features, reference: Reference, labels: Tensor | None, *, network: str
-) -> dict[str, float | bool | None]:
-    """Every measure that a network's features allow.
+@dataclass(frozen=True)
+class Comparison:
+    """What a metric reads: one network's features of the samples, and its statistics of the real images."""
 
-    With Inception's, `frechet_distance` is FID, `spatial_frechet_distance` sFID, `kernel_distance` KID.  `reliable` is
-    false where there are fewer images than features, of which no covariance can be told.
+    features: Features
+    reference: Reference
+    labels: Tensor | None  # (N,), of the samples
+
+    @cached_property
+    def overlap(self) -> PrecisionAndRecall:
+        """Precision and recall, which are measured together."""
+        return precision_and_recall(self.features.pooled, self.reference.examples)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table: a number that is measured by the features of a network."""
+
+    key: str  # in evaluation.json
+    titles: Mapping[str, str]  # network -> title; other networks do not show it
+    better: Literal["lower", "higher"]
+    measure: Callable[[Comparison], float | Estimate | None]
+    percent: bool = False
+
+    def shown(self, found: Mapping[str, Any]) -> str:
+        """Its value among a network's results as text; empty if it was not measured."""
+        value, deviation = found.get(self.key), found.get(f"{self.key}_std")
+        if value is None:
+            return ""
+        spread = "" if deviation is None else f" ± {deviation:.2g}"
+        return f"{value:.1%}" if self.percent else f"{value:.4g}{spread}"
+
+
+def measure_frechet_distance(of: Comparison) -> float:
+    """FID with Inception's features."""
+    return frechet_distance(Gaussian.fit(of.features.pooled), of.reference.pooled)
+
+
+def measure_spatial_frechet_distance(of: Comparison) -> float | None:
+    """sFID with Inception's features; none for networks without spatial ones."""
+    if of.features.spatial is None or of.reference.spatial is None:
+        return None
+    return frechet_distance(Gaussian.fit(of.features.spatial), of.reference.spatial)
+
+
+def measure_kernel_distance(of: Comparison) -> Estimate:
+    """KID with Inception's features."""
+    return kernel_distance(of.features.pooled, of.reference.examples)
+
+
+def measure_inception_score(of: Comparison) -> Estimate | None:
+    """Inception Score; none without logits."""
+    return None if of.features.logits is None else inception_score(of.features.logits)
+
+
+def measure_class_accuracy(of: Comparison) -> float | None:
+    """Share of samples that the network classifies as the label they were drawn with; none without labels."""
+    if of.features.logits is None or of.labels is None:
+        return None
+    return (of.features.logits.argmax(dim=1) == of.labels).double().mean().item()
+
+
+def on_every_network(title: str) -> dict[str, str]:
+    """The title with each network's name."""
+    return {network: f"{title}, {name}" for network, name in NETWORKS.items()}
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "frechet_distance",
+        {"inception": "FID", "dinov2": "FD-DINOv2", "judge": "Fréchet distance, reference classifier"},
+        "lower",
+        measure_frechet_distance,
+    ),
+    Metric("spatial_frechet_distance", {"inception": "sFID"}, "lower", measure_spatial_frechet_distance),
+    Metric("inception_score", {"inception": "Inception Score"}, "higher", measure_inception_score),
+    Metric(
+        "kernel_distance",
+        {"inception": "KID", "dinov2": "kernel distance, DINOv2"},
+        "lower",
+        measure_kernel_distance,
+    ),
+    Metric("precision", on_every_network("precision"), "higher", lambda of: of.overlap.precision),
+    Metric("recall", on_every_network("recall"), "higher", lambda of: of.overlap.recall),
+    Metric(
+        "class_accuracy",
+        {"judge": "classification accuracy, reference classifier"},
+        "higher",
+        measure_class_accuracy,
+        percent=True,
+    ),
+)
+
+
+def compare(network: str, features: Features, reference: Reference, labels: Tensor | None) -> dict[str, Any]:
+    """Every metric of this network, by key, and `<key>_std` where it is a mean with a deviation.
+
+    `reliable` is false where there are fewer images than features, whose covariance is then singular.
     """
-    pooled = features.pooled
-    count = min(len(pooled), reference.pooled.count)
-    kernel = kernel_distance(pooled, reference.examples)
-    likeness = precision_and_recall(pooled, reference.examples)
-    found: dict[str, float | bool | None] = {
-        "frechet_distance": frechet_distance(Gaussian.fit(pooled), reference.pooled),
-        "reliable": enough_samples(count, pooled.shape[1]),
-        "spatial_frechet_distance": None,
-        "kernel_distance": kernel.mean,
-        "kernel_distance_std": kernel.deviation,
-        "precision": likeness.precision,
-        "recall": likeness.recall,
-        "inception_score": None,
-        "inception_score_std": None,
-        "class_accuracy": None,
-    }
-    if features.spatial is not None and reference.spatial is not None:
-        found["spatial_frechet_distance"] = frechet_distance(Gaussian.fit(features.spatial), reference.spatial)
-    if features.logits is not None and network == "inception":
-        score = inception_score(features.logits)
-        found |= {"inception_score": score.mean, "inception_score_std": score.deviation}
-    if features.logits is not None and labels is not None and network == "judge":
-        found["class_accuracy"] = (features.logits.argmax(dim=1) == labels).double().mean().item()
+    of = Comparison(features, reference, labels)
+    count = min(len(features.pooled), reference.pooled.count)
+    found: dict[str, Any] = {"reliable": enough_samples(count, features.pooled.shape[1])}
+    for metric in METRICS:
+        value = metric.measure(of) if network in metric.titles else None
+        if isinstance(value, Estimate):
+            found |= {metric.key: value.mean, f"{metric.key}_std": value.deviation}
+        else:
+            found[metric.key] = value
     return found

@@ -21,7 +21,7 @@ from biflow.data.datasets import ImageSource
 from biflow.errors import InputError
 from biflow.evaluation.metrics import Gaussian, Moments
 from biflow.evaluation.samples import features_of
-from biflow.features.feature_nets import FeatureNet
+from biflow.features.metric_networks import FeatureNet
 from biflow.files import replace_file
 
 FORMAT_VERSION = 1

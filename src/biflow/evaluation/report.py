@@ -1,246 +1,158 @@
-"""One run as a page: self-contained HTML with the pictures, the curves and the numbers."""
+"""An evaluation as tables for the terminal, and as one page."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from string import Template
-from typing import Any, NamedTuple
+from html import escape
+from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
-from biflow.data.datasets import ImageSet
-from biflow.data.images import enlarge, make_grid, to_pil
-from biflow.errors import InputError
-from biflow.evaluation.page import ACCENT, QUIET, html_table, render_page, style, svg
+from biflow.data.images import enlarge, make_grid
+from biflow.evaluation.compare import METRICS, NETWORKS
+from biflow.evaluation.html import ACCENT, html_table, picture, render_page, style, svg
 
 Numbers = Mapping[str, Any]
-GRID_ROWS = 8
-SIDE_GAP, PICTURE_WIDTH = 8, 1000  # pixels: between two grids of `side_by_side`, and its least width
+SPLITS = {"train": "training", "test": "test"}
+COLUMNS = 10
 
 
-class Pictures(NamedTuple):
-    """What the page shows."""
-
-    real: ImageSet
-    exact: Tensor  # uint8 (N, P, H, W)
-    reverse: Tensor  # uint8 (N, P, H, W)
-    labels: Tensor  # (N,), of both sets of samples
-    way_to_noise: Sequence[Tensor]  # images (P, H, W)
-    way_back: Sequence[Tensor]  # images (P, H, W)
-
-
-def check_report() -> None:
-    """Raise, before anything long, if the page could not be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "Expected matplotlib for the report; install it with pip install 'biflow[quickstart]'."
-        ) from None
+def quality_rows(result: Numbers) -> list[list[str]]:
+    """How good the samples are, by every network's features, and what the likelihood knows; a head first."""
+    rows = []
+    for network, found in result["metrics"].items():
+        unsure = "" if found["reliable"] else " (unreliable: fewer images than features)"
+        for metric in METRICS:
+            title = metric.titles.get(network, "")
+            rows.append([f"{title}{unsure if metric is METRICS[0] else ''}", title and metric.shown(found)])
+    if test := result.get("test"):
+        rows += [
+            ["bits per dimension, test images", _number(test["bits_per_dim"])],
+            ["the same with the training noise", _number(test["bits_per_dim_of_noisy_data"])],
+            ["test images classified by one gradient", _share(test["accuracy_by_gradient"])],
+        ]
+    return [["metric", "value"], *(row for row in rows if row[1])]
 
 
-def quality_rows(report: Numbers) -> list[list[str]]:
-    """How good the samples are: a head, then a row for each measure."""
-    samples = report["samples"]
-    columns = (samples["exact"], samples["reverse"], report["real"])
-    measures = {
-        "read as their class": ("class_accuracy", ".1%"),
-        "Frechet distance": ("frechet_distance", ".2f"),
-        "too close to training": ("nearer_than_real_share", ".1%"),
-        "spread": ("spread_ratio", ".2f"),
-    }
-    rows = [[title, *(format(column[key], form) for column in columns)] for title, (key, form) in measures.items()]
-    return [
-        ["", f"exact, {_guidance(samples['exact'])}", f"one pass, {_guidance(samples['reverse'])}", "real"],
-        *rows,
+def cost_rows(result: Numbers) -> list[list[str]]:
+    """What an image takes; a head first."""
+    cost = result.get("cost")
+    if not cost:
+        return [["cost", "value"]]
+    rows = []
+    for size, times in cost["milliseconds_per_image_by_batch_size"].items():
+        rows += [
+            [f"networks alone, batch {size}", f"{times['networks']:.3g} ms"],
+            [f"with the codec, batch {size}", f"{times['with_codec']:.3g} ms"],
+            [f"whole call, batch {size}", f"{times['whole_call']:.3g} ms"],
+        ]
+    gflops = cost["gflops_per_image"]
+    rows += [
+        ["images a second", f"{cost['images_per_second']:,.4g}"],
+        ["network calls", f"{cost['network_calls']:,}"],
+        ["of them one after another", f"{cost['calls_one_after_another']:,}"],
+        ["operations an image", f"{gflops:.4g} GFLOPs" if gflops is not None else "depends on the image"],
+        ["parameters", f"{cost['parameters']:,}"],
     ]
+    return [["cost", "value"], *rows]
 
 
-def speed_rows(report: Numbers) -> list[list[str]]:
-    """How long an image takes: a head, then a row for each sampler."""
-    batches = report["speed"]["milliseconds_per_image_by_batch_size"]
-    names = {
-        "exact_guided": "exact, guided",
-        "exact": "exact",
-        "reverse_guided": "one pass, guided",
-        "reverse": "one pass",
-    }
-    rows = [[title, *(f"{times[name]:.3g} ms" for times in batches.values())] for name, title in names.items()]
-    ratios = [f"{times['ratio_guided']:.1f} times" for times in batches.values()]
-    return [["", *(f"batch {size}" for size in batches)], *rows, ["guided, one pass is faster by", *ratios]]
-
-
-def classification_rows(report: Numbers) -> list[list[str]]:
-    """How well the flow's likelihood tells the classes of test images apart: a head, then a row for each way."""
-    names = {"gradient": "one gradient", "steps": "ten gradients", "bayes": "every class tried"}
+def sweep_rows(result: Numbers) -> list[list[str]]:
+    """Every strength of guidance that was tried; a head first."""
+    sweep = result.get("sweep")
+    tried = sweep["tried"] if sweep else []
+    chosen = min(tried, key=lambda each: each["frechet_distance"]) if tried else None
+    with_accuracy = any(each["class_accuracy"] is not None for each in tried)
+    unsure = " (unreliable)" * any(not each["reliable"] for each in tried)
+    head = ["guidance", f"Frechet distance{unsure}", "precision", "recall", *["read as their class"] * with_accuracy]
     rows = [
         [
-            name,
-            f"{found['accuracy']:.1%}",
-            f"{found['calibration_error']:.1%}",
-            f"{found['milliseconds_per_image']:.2g} ms",
+            f"{each['guidance']:g}{' (chosen)' if each is chosen else ''}",
+            *(_number(each[key]) for key in ("frechet_distance", "precision", "recall")),
+            *[_share(each["class_accuracy"])] * with_accuracy,
         ]
-        for name, found in ((names[method], found) for method, found in report["classification"].items())
+        for each in tried
     ]
-    return [["", "right", "calibration error", "time an image"], *rows]
+    return [head, *rows]
 
 
-def _guidance(sampler: Numbers) -> str:
-    return f"w={sampler['guidance']:g}{' annealed' if sampler['annealed'] else ''}"
+def render_evaluation(result: Numbers, pixels: Tensor) -> str:
+    """The page; pixels uint8 (N, P, H, W) are the first of the images that were measured."""
+    parts = [
+        "<h1>How good the samples are</h1>",
+        f'<p class="lead">{escape(_lead(result))}</p>',
+        "<h2>Samples</h2>",
+        "<p>The first by number; none is picked.</p>",
+        f"<figure>{picture(enlarge(make_grid(pixels, columns=COLUMNS)), 'samples')}</figure>",
+        "<h2>Quality</h2>",
+        f'<div class="scroll quality">{html_table(quality_rows(result))}</div>',
+    ]
+    if len(cost_rows(result)) > 1:
+        parts += ["<h2>Cost</h2>", f'<div class="scroll">{html_table(cost_rows(result))}</div>']
+    if len(rows := sweep_rows(result)) > 1:
+        sweep = result["sweep"]
+        parts += [
+            "<h2>Guidance</h2>",
+            f"<p>Ringed is what was chosen, by the lowest Frechet distance of {sweep['num']:,} images of seed "
+            f"{sweep['seed']} to the {SPLITS[sweep['split']]} images; the numbers above are of other images, of seed "
+            f"{result['samples']['seed']}.</p>",
+            f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
+            f'<div class="scroll">{html_table(rows)}</div>',
+        ]
+    facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in _facts(result).items())
+    parts += ["<h2>How it was measured</h2>", f"<dl>{facts}</dl>"]
+    return render_page("biflow evaluate", "\n".join(parts))
 
 
-def render_report(report: Numbers, history: Sequence[Numbers], pictures: Pictures) -> str:
-    """The whole page."""
-    template = Template((resources.files("biflow.evaluation") / "report.html").read_text(encoding="utf-8"))
-    machine = report["machine"]
-    body = template.substitute(
-        headline=_headline(report),
-        quality=html_table(quality_rows(report)),
-        speed=html_table(speed_rows(report)),
-        classification=html_table(classification_rows(report)),
-        **{f"grid_{name}": picture(grid, name) for name, grid in _grids(pictures).items()},
-        way=_way(pictures),
-        curves=_curves(history),
-        sweep=guidance_chart(report["sweep"]),
-        facts="".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(report).items()),
-        machine=f"{machine['system']}, {machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
-    )
-    return render_page("biflow quickstart", body)
-
-
-def _headline(report: Numbers) -> str:
-    size, times = next(iter(report["speed"]["milliseconds_per_image_by_batch_size"].items()))
-    samples = report["samples"]
+def _lead(result: Numbers) -> str:
+    network, found = next(iter(result["metrics"].items()))
+    samples, data = result["samples"], result["data"]
+    unsure = "" if found["reliable"] else " There are fewer images than features: no number to compare."
     return (
-        f"{samples['reverse']['class_accuracy']:.1%} of the one-pass samples read as their class. One takes "
-        f"{times['reverse_guided']:.1f} ms at batch {size}, {times['ratio_guided']:.0f} times less than the exact "
-        f"inverse, at {samples['frechet_ratio_reverse_to_exact']:.2f} times its Frechet distance."
+        f"{METRICS[0].titles[network]} {_number(found['frechet_distance'])} of {samples['num']:,} samples to the "
+        f"{data['images']:,} {SPLITS[data['split']]} images of {data['name']}.{unsure}"
     )
 
 
-def _facts(report: Numbers) -> dict[str, str]:
-    data, flow, reverse, judge = (report[key] for key in ("data", "flow", "reverse", "judge"))
-    noise = report["recipe"]["model"]["noise_std"]
-    return {
-        "data": f"{data['name']}: {data['train_images']:,} to train, {data['test_images']:,} to test",
-        "flow": f"{flow['parameters']:,} parameters, {flow['steps']:,} steps in {flow['train_seconds']:.0f} s",
-        "bits per dimension": (
-            f"{flow['test_bits_per_dim_of_noisy_data']:.3f} in units of 8-bit grey levels, "
-            f"on test images with the training noise (std {noise:g}) added"
-        ),
-        "round trip": (
-            f"largest error {flow['round_trip_error_float32']:.1e} in float32, "
-            f"{flow['round_trip_error_float64']:.1e} in float64"
-        ),
-        "reverse model": (
-            f"{reverse['parameters']:,} parameters, {reverse['steps']:,} steps in {reverse['train_seconds']:.0f} s; "
-            f"mean squared error on test images {reverse['test_reconstruction_mse']:.4f}"
-        ),
-        "judge": f"{judge['what']}; reads {report['real']['class_accuracy']:.1%} of the test images",
-        "whole run": f"{report['total_seconds']:.0f} s",
-    }
+def _facts(result: Numbers) -> dict[str, str]:
+    samples, reading, machine = result["samples"], result["data"]["reading"], result["machine"]
+    facts = {}
+    if model := result.get("model"):
+        facts["model"] = f"{model['folder']}, weights {model['weights'][:12]}"
+        facts["drawn"] = (
+            f"{samples['num']:,} images, {samples['labels']} labels, method {samples['method']}, guidance "
+            f"{samples['guidance']}, seed {samples['seed']}; {samples['redrawn']} drawn again"
+        )
+        facts["grey levels"] = samples["quantiser"]
+    else:
+        facts["samples"] = f"{samples['num']:,} of {samples['file']}"
+    facts["real images"] = f"{result['data']['name']}, {result['data']['split']} split, crop {reading['crop']}"
+    for network, reference in result["references"].items():
+        weights, how = str(reference["weights"])[:12], reference.get("preprocessing", "as in the file")
+        facts[NETWORKS[network]] = f"weights {weights}; {how}; statistics of {reference['data']}"
+    if test := result.get("test"):
+        share = reading["test_share"]
+        where = f"held out by test_share={share:g}" if share else "the data's own"
+        facts["test images"] = f"{test['images']:,}, {where}"
+    facts["machine"] = f"{machine['device']}, {machine['system']}, torch {machine['torch']}"
+    return facts
 
 
-def _grids(pictures: Pictures) -> dict[str, Tensor]:
-    """One column a class, for real images, exact samples and one-pass samples."""
-    real = pictures.real
-    sets = {
-        "real": (real.images, real.labels),
-        "exact": (pictures.exact, pictures.labels),
-        "reverse": (pictures.reverse, pictures.labels),
-    }
-    return {name: _by_class(images, labels, len(real.class_names)) for name, (images, labels) in sets.items()}
-
-
-def side_by_side(pictures: Pictures) -> Image.Image:
-    """Real images, exact samples and one-pass samples in one picture, from left to right, enlarged."""
-    grids = list(_grids(pictures).values())
-    gap = torch.full((*grids[0].shape[:2], SIDE_GAP), 255, dtype=torch.uint8)
-    picture = torch.cat([grids[0], gap, grids[1], gap, grids[2]], dim=2)
-    return to_pil(enlarge(picture, PICTURE_WIDTH))
-
-
-def _by_class(images: Tensor, labels: Tensor, classes: int) -> Tensor:
-    columns = [images[labels == label][:GRID_ROWS] for label in range(classes)]
-    rows = min(len(column) for column in columns)
-    return make_grid(torch.stack([column[:rows] for column in columns], dim=1).flatten(0, 1), columns=classes)
-
-
-def picture(pixels: Tensor, name: str) -> str:
-    """uint8 (P, H, W) -> an <img> that carries its own data."""
-    buffer = io.BytesIO()
-    to_pil(pixels).save(buffer, format="PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{name}" src="data:image/png;base64,{data}">'
-
-
-def _way(pictures: Pictures) -> str:
-    """Two rows, level by level: to noise from left to right, and back from right to left."""
-    there, back = pictures.way_to_noise, pictures.way_back[::-1]
-    blocks = len(there) - 2
-    names = ["image", "with noise", *(f"after block {i}" for i in range(1, blocks + 1))]
-    first = [_tile(image, name) for image, name in zip(there, names, strict=True)]
-    names = ["denoised", *(f"block {i} undone" for i in range(1, blocks + 1))]
-    second = [_tile(image, name) for image, name in zip(back, names, strict=True)]
-    turn = '<figure class="turn">&#8617;<figcaption>the noise goes in</figcaption></figure>'
-    return f'<div class="way" style="--columns: {len(there)}">{"".join(first)}{"".join(second)}{turn}</div>'
-
-
-def _tile(image: Tensor, name: str) -> str:
-    return f"<figure>{picture(_visible(image), name)}<figcaption>{name}</figcaption></figure>"
-
-
-def _visible(image: Tensor) -> Tensor:
-    """Stretch an image of any range to grey levels, with zero in the middle."""
-    reach = image.abs().flatten().quantile(0.98).clamp(min=1e-6)
-    return ((image / reach).clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
-
-
-def _curves(history: Sequence[Numbers]) -> str:
-    from matplotlib.figure import Figure
-
-    panels = (
-        ("flow", "nats_per_dim", "flow: nats per dimension"),
-        ("reverse", "alignment", "reverse: distance from the flow's states"),
-        ("reverse", "mse", "reverse: squared error of the image"),
-    )
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
-    for axes, (stage, key, title) in zip(figure.subplots(1, 3), panels, strict=True):
-        lines = [line for line in history if line["stage"] == stage and line.get(key) is not None]
-        axes.plot([line["step"] for line in lines], [line[key] for line in lines], color=QUIET, linewidth=1.3)
-        axes.set_yscale("log" if stage == "reverse" else "linear")
-        style(axes, title, "step")
-    return svg(figure)
-
-
-GUIDANCE_PANELS = {
-    "frechet_distance": "Frechet distance (lower is better)",
-    "class_accuracy": "read as their class",
-}
-
-
-def guidance_chart(sweep: Mapping[str, Sequence[Numbers]]) -> str:
-    """Frechet distance and accuracy of both ways of sampling over the strength of guidance."""
+def _sweep_chart(tried: Sequence[Numbers]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 2.9), layout="constrained")
-    for axes, (key, title) in zip(figure.subplots(1, 2), GUIDANCE_PANELS.items(), strict=True):
-        draw_guidance(axes, sweep, key)
+    strengths = [each["guidance"] for each in tried]
+    panels = {"frechet_distance": "Frechet distance (lower is better)", "precision": "precision", "recall": "recall"}
+    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        axes.plot(strengths, [each[key] for each in tried], marker="o", markersize=4, color=ACCENT)
+        best = min(tried, key=lambda each: each["frechet_distance"])
+        axes.plot(best["guidance"], best[key], marker="o", markersize=9, fillstyle="none", color=ACCENT)
         style(axes, title, "guidance w")
     return svg(figure)
 
 
-def draw_guidance(axes: Any, sweep: Mapping[str, Sequence[Numbers]], key: str) -> None:
-    """One measure of both ways of sampling over the strength of guidance."""
-    lines = (
-        ("exact", [row for row in sweep["exact"] if not row["annealed"]], QUIET, "-"),
-        ("exact, annealed", [row for row in sweep["exact"] if row["annealed"] or not row["guidance"]], QUIET, "--"),
-        ("one pass", sweep["reverse"], ACCENT, "-"),
-    )
-    for label, rows, color, dash in lines:
-        strengths, values = [row["guidance"] for row in rows], [row[key] for row in rows]
-        axes.plot(strengths, values, dash, marker="o", markersize=4, color=color, label=label)
-    axes.legend(frameon=False, fontsize=8)
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

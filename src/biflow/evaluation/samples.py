@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from biflow.config_base import Config, first_difference, parse_config, to_yaml
+from biflow.config.base import Config, first_difference, parse_config, to_yaml
 from biflow.data.randomness import stream
 from biflow.errors import InputError
-from biflow.features.feature_nets import FeatureNet, Features
+from biflow.features.metric_networks import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
 from biflow.tensors import hash_tensors
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from biflow.config import AlignConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.hub import CLIP_MEAN, CLIP_STD, ImageNetInput, load_from_hub, load_module
+from biflow.features.pretrained import CLIP_MEAN, CLIP_STD, ImageNetInput, load_from_hub, load_module
 
 FAMILIES = {
     "dinov2": {"dinov2", "dinov2_with_registers"},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from biflow.config import ModelConfig
 from biflow.errors import InputError
+from biflow.extras import require
 from biflow.tensors import hash_tensors
 
 
@@ -129,13 +130,9 @@ def make_codec(name: str) -> Codec:
     if name == "pixels":
         return PixelCodec()
     source = name.removeprefix("vae:")
-    try:
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise InputError(
-            f"Expected the package diffusers, which the codec {name!r} needs; it is not installed. "
-            "Install it: pip install 'biflow[vae]'."
-        ) from None
+    require("diffusers")
+    from diffusers import AutoencoderKL
+
     try:
         local = Path(source).is_dir()
         return VaeCodec(

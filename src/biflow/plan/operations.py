@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 from biflow.config import AlignConfig, FitConfig, ModelConfig, RunConfig
-from biflow.data.perturb import GUIDED_SHARE
+from biflow.data.augment import GUIDED_SHARE
 from biflow.features.classifier import Classifier
-from biflow.models.feature_ways import by_block
+from biflow.models.alignment_paths import by_block
 from biflow.plan.parts import (
     FULL,
     NOTHING,

@@ -1,11 +1,9 @@
 """One step along the score takes the noise off that the flow was trained with."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from biflow.errors import InputError
+from biflow.errors import check_number
 from biflow.models.forward_flow import ForwardFlow
 
 
@@ -25,7 +23,4 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
 
 def check_score_step(step: float) -> None:
     """Raise unless this is a share of the noise that can be taken off."""
-    if not isinstance(step, int | float) or not 0 <= step < math.inf:
-        raise InputError(
-            f"Expected denoise to be 0 (no score step), 1 (a whole one) or a number about them; got {step!r}."
-        )
+    check_number(step, "denoise", hint="0 leaves out the score step, 1 takes it whole.")

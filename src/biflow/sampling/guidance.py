@@ -1,6 +1,5 @@
 """Guidance of the exact inverse: arithmetic on what a flow block predicts with and without the label."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -8,12 +7,12 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from biflow.errors import InputError
+from biflow.errors import InputError, check_number
 from biflow.models.flow_block import Affine, at_least_float32, restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
 from biflow.nn.embeddings import rows
-from biflow.shorthand import split_shorthand, with_settings
+from biflow.sampling.shorthand import split_shorthand, with_settings
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,10 @@ class Guidance:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.strength, int | float) or not 0 <= self.strength < math.inf:
-            raise InputError(f"Expected guidance of 0 (none) or more, and finite; got {self.strength!r}.")
+        check_number(self.strength, "guidance", hint="0 turns guidance off.")
         if self.on not in {"both", "shift", "log_scale"}:
             raise InputError(f"Expected guidance on 'both', 'shift' or 'log_scale'; got {self.on!r}.")
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
-            raise InputError(f"Expected a finite temperature above 0 (1 changes nothing); got {self.temperature!r}.")
+        check_number(self.temperature, "temperature", above=True, hint="1 changes nothing.")
 
     def __str__(self) -> str:
         """As `parse_guidance` reads it."""

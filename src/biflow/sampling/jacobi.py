@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from biflow.errors import InputError
+from biflow.errors import InputError, check_number
 from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
@@ -107,18 +107,13 @@ def group_sizes(groups: Groups, num_blocks: int, num_patches: int) -> list[int]:
     if len(sizes) != num_blocks:
         raise InputError(f"Expected one group size for each of {num_blocks} blocks; got {len(sizes)}.")
     for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= num_patches:
-            raise InputError(f"Expected groups of 1 to {num_patches} patches; got {size!r}.")
+        check_number(size, "the patches in a group", least=1, most=num_patches, whole=True)
     return sizes
 
 
 def check_tolerance(tolerance: float) -> None:
     """Raise unless this is a distance that an iteration can be asked to reach."""
-    if not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
-        raise InputError(
-            f"Expected a tolerance of 0 (until nothing changes) or more, and finite; got {tolerance!r}. "
-            f"{TOLERANCE:g} is well below one grey level."
-        )
+    check_number(tolerance, "tolerance", hint=f"{TOLERANCE:g} is well below one grey level.")
 
 
 @torch.no_grad()

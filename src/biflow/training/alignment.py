@@ -9,7 +9,7 @@ from biflow.config import AlignConfig, ModelConfig
 from biflow.errors import InputError
 from biflow.features.encoders import Encoder
 from biflow.losses.representation import FEATURE_DISTANCES, resample
-from biflow.models.feature_ways import WAYS, reversed_
+from biflow.models.alignment_paths import WAYS, reversed_
 from biflow.models.forward_flow import FlowPass, ForwardFlow, Place
 
 

@@ -11,8 +11,8 @@ import rich.progress as bars
 from rich.console import Console
 
 from biflow.files import write_text
+from biflow.training.loggers import Tracker
 from biflow.training.loop import Hook, Report, Trainer
-from biflow.training.trackers import Tracker
 
 
 class History:

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
+from biflow.distributed import World
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
@@ -25,16 +26,8 @@ from biflow.nn.transformer import Transformer
 from biflow.training import checkpoints
 from biflow.training.batches import Batch, on_device, split_batch
 from biflow.training.checkpoints import Checkpoint
-from biflow.training.distributed import (
-    World,
-    clip_gradients,
-    replicate,
-    set_model_state,
-    shard,
-    whole,
-    whole_state,
-)
 from biflow.training.optim import EMA, Optimizers
+from biflow.training.sharding import clip_gradients, replicate, set_model_state, shard, whole, whole_state
 
 
 class LossParts(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biflow.training.distributed import spread_like, whole
+from biflow.training.sharding import spread_like, whole
 
 TOGETHER = 64  # matrices that are stacked, and gathered where they are sharded
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from biflow.distributed import mean_over_processes
 from biflow.errors import InputError
 from biflow.models.codec import training_noise
 from biflow.models.forward_flow import FlowPass, ForwardFlow
@@ -13,7 +14,6 @@ from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.distributed import mean_over_processes
 from biflow.training.loop import LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from biflow.config import FitConfig
+from biflow.distributed import World
 from biflow.errors import InputError
 from biflow.nn.attention import Attention
 from biflow.nn.transformer import SwiGLU, layer_matrices
-from biflow.training.distributed import World, spread_like, whole_state
+from biflow.training.sharding import spread_like, whole_state
 
 
 class Optimizers:

@@ -15,8 +15,8 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.batches import Batch
+from biflow.training.loggers import Tracker
 from biflow.training.loop import LossParts, Report, Trainer
-from biflow.training.trackers import Tracker
 
 COLUMNS, ROWS = 8, 4
 

@@ -10,7 +10,7 @@ from biflow.config import DistanceConfig, ModelConfig, ReverseFitConfig
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.perceptual_nets import ImageDistance, make_distance
+from biflow.features.perceptual import ImageDistance, make_distance
 from biflow.losses.perceptual import WHOLE, adaptive
 from biflow.losses.trajectory import hidden_alignment
 from biflow.models.codec import Codec

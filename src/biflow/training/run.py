@@ -11,20 +11,20 @@ from rich.console import Console
 
 from biflow.checkpoint import save_model
 from biflow.config import RunConfig
-from biflow.config_base import first_difference, parse_config, to_yaml
+from biflow.config.base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
+from biflow.distributed import World, join_world
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
 from biflow.models.codec import make_codec
-from biflow.training.about import add_sitting, training_facts
-from biflow.training.distributed import World, join_world
 from biflow.training.hooks import History, ProgressBoard
-from biflow.training.interrupt import stop_on_signal
+from biflow.training.loggers import Tracker, open_trackers
 from biflow.training.loop import Hook, Trainer
 from biflow.training.previews import Previews, Validation
+from biflow.training.provenance import add_sitting, training_facts
+from biflow.training.signals import stop_on_signal
 from biflow.training.stages import Run, Trained, check_fits, training_batches
-from biflow.training.trackers import Tracker, open_trackers
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"

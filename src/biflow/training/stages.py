@@ -9,28 +9,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from biflow.checkpoint import Model, load_model, new_model
+from biflow.checkpoint import load_model
 from biflow.config import FitConfig, RunConfig
-from biflow.config_base import first_difference
+from biflow.config.base import first_difference
+from biflow.data.augment import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.datasets import ImageSet, Source, with_shifts
 from biflow.data.latents import LatentSet
-from biflow.data.perturb import add_noise, draw_guidance, draw_window, drop_labels, flip
+from biflow.data.loader import make_reader, some_examples
 from biflow.data.randomness import Key, normal_for, seeded_weights
+from biflow.distributed import World
 from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
 from biflow.models.codec import Codec, PixelCodec, VaeCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.model import Model, new_model
 from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest, remove_leftovers
-from biflow.training.distributed import World
 from biflow.training.loop import Hook, Objective, Trainer
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
-from biflow.training.reading import make_reader, some_examples
 from biflow.training.reverse_loss import ReverseLoss
 
 CALIBRATION_IMAGES = 4096

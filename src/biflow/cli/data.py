@@ -1,0 +1,91 @@
+"""The command line's `data` group: look into data, encode them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from biflow.cli.arguments import OutFolder
+from biflow.console import console, counted, table, tell
+from biflow.errors import InputError
+
+REJECTS_SHOWN = 10
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look into data of your own.")
+
+
+@data_app.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images.")],
+    size: Annotated[int, typer.Option(min=1, help="Of each image on the contact sheet, in pixels.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet: a row of images of each class.")] = None,
+    rejected: Annotated[Path | None, typer.Option(help="A text file for all that cannot be read.")] = None,
+) -> None:
+    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read.
+
+    Of latents, made by `data encode`, the checksums are compared.
+    """
+    from biflow.data.latents import MANIFEST_FILE, damaged_shards
+    from biflow.training.cache_latents import SETTINGS_FILE
+
+    if (path / MANIFEST_FILE).is_file() or (path / SETTINGS_FILE).is_file():
+        changed = damaged_shards(path)
+        tell("\n".join(f"Has changed: {name}" for name in changed) or "Every shard is as it was written.")
+        sys.exit(1 if changed else 0)
+    from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
+    from biflow.data.images import write_picture
+    from biflow.data.scan import printable, write_rejected
+    from biflow.files import check_file_output, check_outside
+
+    for output in filter(None, (out, rejected)):
+        check_outside(output, path)
+        check_file_output(output)
+    if out and out.suffix != ".png":
+        raise InputError(f"Expected a contact sheet ending in .png; got {out}.")
+    found = check_folder(path)
+    sheet = contact_sheet(found, size) if out else None
+    names, faults = found.layout.class_names, found.found.rejected
+    tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} cannot be read.")
+    console.print(table("classes", class_rows(found)))
+    for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
+        if found.found.readable:
+            console.print(table(title, rows(found)))
+    for name, reason in list(faults.items())[:REJECTS_SHOWN]:
+        tell(f"Cannot read {printable(name)}: {reason}")
+    if len(faults) > REJECTS_SHOWN:
+        tell(f"... and {len(faults) - REJECTS_SHOWN:,} more that cannot be read; --rejected FILE lists all.")
+    if rejected:
+        write_rejected(rejected, faults)
+        tell(f"Wrote {rejected}.")
+    if out and sheet is not None:
+        write_picture(out, sheet)
+        tell(f"Wrote {out}.")
+    tell(f"Train on it with --set data=folder:{path} --set model.num_classes={len(names)}")
+
+
+@data_app.command()
+def encode(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
+    vae: Annotated[str, typer.Option(help="An autoencoder of diffusers: hub name or folder.")],
+    out: OutFolder,
+    size: Annotated[int, typer.Option(min=1, help="Side that images are brought to, in pixels.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, in each process.")] = 32,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.flip=true.")] = None,
+) -> None:
+    """Encode a data set once: moments of its latents, for training with data=latents:OUT.
+
+    Called again after it was stopped, it goes on; torchrun shares the work among its processes.
+    """
+    from biflow.data.latents import read_manifest
+    from biflow.training.cache_latents import encode_data
+
+    count = encode_data(data, vae, out, size=size, batch_size=batch_size, overrides=set_ or (), console=console)
+    if count is None:
+        return
+    made = read_manifest(out)
+    channels, side, _ = made["latent_shape"]
+    model = {"codec": f"vae:{vae}", "channels": channels, "image_size": side, "num_classes": len(made["class_names"])}
+    settings = " ".join(f"--set model.{key}={value}" for key, value in model.items())
+    tell(f"Wrote {out}: latents of {counted(count, 'image')}. Train with --set data=latents:{out} {settings}")

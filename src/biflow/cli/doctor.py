@@ -1,0 +1,134 @@
+"""`biflow doctor`: what is installed here, what hardware is seen, and which extras are missing for what."""
+
+import importlib
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from biflow._version import __version__
+from biflow.console import console, table, tell
+from biflow.extras import DISTRIBUTIONS, EXTRAS
+from biflow.files import cache_folder
+
+Rows = list[list[str]]
+GIB = 2.0**30
+TRIED = (
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "datasets",
+    "gradio",
+    "onnxruntime",
+)  # whether they can be imported
+REPAIRS = {
+    "torchvision": "This breaks transformers and diffusers; biflow does not need it: pip uninstall torchvision, or "
+    "install the build that belongs to your torch."
+}
+
+
+def doctor() -> None:
+    """What is installed, what hardware is seen, what lacks."""
+    for title, rows in (("environment", environment_rows()), ("hardware", hardware_rows()), ("extras", extra_rows())):
+        console.print(table(title, rows, numbers=False))
+    for fault in (broken := faults()):
+        tell(f"Broken: {fault}")
+    if not broken:
+        tell("What is installed can be imported.")
+    if missing := missing_extras():
+        tell(f"Missing, to be installed where needed: pip install 'biflow[{','.join(missing)}]'")
+
+
+def environment_rows() -> Rows:
+    """Versions, and where biflow comes from."""
+    import torch
+    from huggingface_hub import constants
+
+    from biflow.training.provenance import git_revision
+
+    revision = git_revision()
+    source = f"{__version__}, {'commit ' + revision[:12] if revision else 'not from a clone'}"
+    offline = constants.HF_HUB_OFFLINE
+    return [
+        ["what", "found"],
+        ["biflow", source],
+        ["Python", f"{platform.python_version()} on {platform.platform()}"],
+        ["torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"],
+        ["downloads", f"{cache_folder()}, {shutil.disk_usage(_existing(cache_folder())).free / GIB:,.0f} GiB free"],
+        ["hub", f"HF_HUB_OFFLINE is {'set: downloads alone' if offline else 'not set: asked when needed'}"],
+    ]
+
+
+def hardware_rows() -> Rows:
+    """Processors and their memory."""
+    import torch
+
+    from biflow.training.provenance import describe_machine
+
+    cpu = describe_machine(torch.device("cpu"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB if hasattr(os, "sysconf") else 0
+    rows = [
+        ["device", "found"],
+        ["CPU", f"{cpu['device']}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"],
+    ]
+    if memory:
+        rows.append(["memory", f"{memory:,.0f} GiB"])
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        rows.append([f"GPU {index}", f"{gpu.name}, {gpu.total_memory / GIB:,.0f} GiB, {bfloat16}"])
+    if not torch.cuda.device_count():
+        rows.append(["GPU", "none that torch can use"])
+    return rows
+
+
+def extra_rows() -> Rows:
+    """Every extra: what it is for, and what is there of it."""
+    rows = [["extra", "for", "found"]]
+    for extra, (purpose, modules) in EXTRAS.items():
+        found = {DISTRIBUTIONS.get(module, module): _version(DISTRIBUTIONS.get(module, module)) for module in modules}
+        missing = [name for name, number in found.items() if number is None]
+        state = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+        if missing:
+            state = f"{state + '; ' if state else ''}missing: {', '.join(missing)}"
+        rows.append([extra, purpose, state])
+    return rows
+
+
+def missing_extras() -> list[str]:
+    """The extras of which nothing is installed."""
+    return [
+        extra
+        for extra, (_, modules) in EXTRAS.items()
+        if all(_version(DISTRIBUTIONS.get(module, module)) is None for module in modules)
+    ]
+
+
+def faults() -> list[str]:
+    """What is installed and does not work, in sentences."""
+    found = []
+    for module in TRIED:
+        if _version(module) and (reason := _import_fault(module)):
+            repair = REPAIRS.get(module, "Install it again.")
+            found.append(f"{module} is installed and cannot be imported ({reason}). {repair}")
+    return found
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _import_fault(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken package raises anything
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,32 @@
+"""The command line's `push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from biflow.cli.arguments import ModelFolder
+from biflow.console import tell
+
+
+def push(
+    model: ModelFolder,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub.")],
+    evaluation: Annotated[Path | None, typer.Option(help="An evaluation.json, for the card.")] = None,
+    licence: Annotated[str | None, typer.Option("--license", help="Of the weights, as the hub names it.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    preview: Annotated[Path | None, typer.Option(help="Only write what would be uploaded to this new folder.")] = None,
+) -> None:
+    """Upload a model with its card to the Hugging Face hub."""
+    from biflow.files import check_new_folder
+    from biflow.pipeline import Pipeline
+
+    if preview:
+        check_new_folder(preview)
+    pipe = Pipeline.from_pretrained(model)
+    if preview:
+        pipe.save_for_hub(preview, repository, evaluation=evaluation, licence=licence)
+        tell(f"Wrote {preview}; nothing was uploaded.")
+        return
+    address = pipe.push_to_hub(repository, evaluation=evaluation, licence=licence, private=private or None)
+    tell(f"Uploaded to {address}")

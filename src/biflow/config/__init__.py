@@ -1,0 +1,45 @@
+"""Every setting of the project, as frozen models with their defaults, which live here and nowhere else."""
+
+from biflow.config.model import FlowConfig, ModelConfig, ReverseConfig, TransformerConfig
+from biflow.config.recipes import load_recipe, recipe_names, recipe_text, smoke, smoke_fit
+from biflow.config.run import (
+    Average,
+    ClassifyMethod,
+    ClassifyNoise,
+    LabelSchedule,
+    ReadingConfig,
+    RunConfig,
+    ScoreNoise,
+    SplitName,
+    TrackerName,
+    WatchConfig,
+)
+from biflow.config.training import AlignConfig, DistanceConfig, FitConfig, FlowFitConfig, Kind, ReverseFitConfig
+
+__all__ = [
+    "AlignConfig",
+    "Average",
+    "ClassifyMethod",
+    "ClassifyNoise",
+    "DistanceConfig",
+    "FitConfig",
+    "FlowConfig",
+    "FlowFitConfig",
+    "Kind",
+    "LabelSchedule",
+    "ModelConfig",
+    "ReadingConfig",
+    "ReverseConfig",
+    "ReverseFitConfig",
+    "RunConfig",
+    "ScoreNoise",
+    "SplitName",
+    "TrackerName",
+    "TransformerConfig",
+    "WatchConfig",
+    "load_recipe",
+    "recipe_names",
+    "recipe_text",
+    "smoke",
+    "smoke_fit",
+]

@@ -1,0 +1,51 @@
+"""Where images come from: one name for each kind of data set."""
+
+from pathlib import Path
+
+from biflow.config import ReadingConfig
+from biflow.data.datasets import DATASETS, ImageSource, ImageStream, Source, Split, load_data
+from biflow.errors import InputError, nearest
+from biflow.files import check_outside
+
+KINDS = ("folder:PATH", "hf:NAME", "latents:PATH")
+
+
+def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[Source]:
+    """The data set of this name; images of other sizes are brought to image_shape (P, H, W)."""
+    kind, _, where = name.partition(":")
+    if reading.streaming and kind != "hf":
+        raise InputError(f"Expected hf:NAME to stream; got {name!r}. Set reading.streaming=false.")
+    if not where and name in DATASETS:
+        return load_data(name)
+    if kind == "folder" and where:
+        from biflow.data.folder import open_folder
+
+        return open_folder(Path(where).expanduser(), image_shape, reading)
+    if kind == "hf" and where:
+        from biflow.data.hub import open_hub_set
+
+        return open_hub_set(where, image_shape, reading)
+    if kind == "latents" and where:
+        from biflow.data.latents import open_latents
+
+        return open_latents(Path(where).expanduser(), reading)
+    raise InputError(f"Unknown data set {name!r}; {nearest(name, [*DATASETS, *KINDS])}")
+
+
+def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[ImageSource]:
+    """The same, where images are needed that are read by place: neither latents nor a stream."""
+    if name.startswith("latents:"):
+        raise InputError(f"Expected images to compare with; {name!r} holds latents. Give the images they were made of.")
+    if reading.streaming:
+        raise InputError("Expected images that are stored here; got a stream. Set reading.streaming=false.")
+    split = open_data(name, image_shape, reading)
+    assert not isinstance(split.train, ImageStream)
+    assert not isinstance(split.test, ImageStream)
+    return Split(split.train, split.test)
+
+
+def check_apart(name: str, output: Path) -> None:
+    """Raise if an output would land in the folder that the data set of this name is read from."""
+    kind, _, where = name.partition(":")
+    if kind in {"folder", "latents"} and where:
+        check_outside(output, Path(where).expanduser())

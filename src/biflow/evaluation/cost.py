@@ -1,0 +1,110 @@
+"""What drawing an image takes: time, evaluations of networks, operations, parameters."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from biflow.config import ModelConfig
+from biflow.pipeline import Pipeline
+from biflow.plan.operations import sampling
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.samplers import Sampler
+
+REPEATS = 7  # calls, of which the median counts
+GIGA = 1e9
+
+
+def measure_cost(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Milliseconds an image at every batch size, and what does not depend on the machine.
+
+    "networks": from noise to what the codec decodes; "with_codec": and on to pixels; "whole_call": with drawing the
+    noise and copying the pixels to the CPU, as `Pipeline.sample_pixels` does.
+    """
+    times = {str(size): _milliseconds(pipe, sampler, guidance, size) for size in batch_sizes}
+    largest = times[str(max(batch_sizes))]
+    z, labels = pipe.noise([0], 0), _labels(pipe, 1)
+    drawn = sampler(pipe.model, z, labels, guidance)
+    operations = operations_of(sampler, guidance, pipe.config)
+    return {
+        "milliseconds_per_image_by_batch_size": times,
+        "images_per_second": 1000 / largest["whole_call"],
+        "network_calls": drawn.network_calls,
+        "calls_one_after_another": drawn.rounds,
+        "gflops_per_image": None if operations is None else operations / GIGA,
+        "parameters": parameters_of(pipe, sampler),
+    }
+
+
+def operations_of(sampler: Sampler, guidance: Guidance, config: ModelConfig) -> float | None:
+    """Floating-point operations of the networks for an image, without the codec; none if they depend on the image."""
+    counts, guided = sampling(config), ", guided" if guidance.strength else ""
+    return sum(counts.get(f"{name}{guided}", counts[name]) for name in sampler.counted) or None
+
+
+def parameters_of(pipe: Pipeline, sampler: Sampler) -> int:
+    """Of the networks that a sampler evaluates, without the codec."""
+    reverse = pipe.config.reverse
+    after = {"flow"} if "reverse" in sampler.uses and reverse and reverse.denoising == "score" else set()
+    return sum(count_parameters(pipe.model.networks[name]) for name in {*sampler.uses, *after})
+
+
+@torch.no_grad()
+def _milliseconds(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_size: int) -> dict[str, float]:
+    z, labels = pipe.noise(range(batch_size), 0), _labels(pipe, batch_size)
+
+    def networks(_: int) -> Tensor:
+        return finished(pipe.model.to_latents(sampler(pipe.model, z, labels, guidance).x))
+
+    def with_codec(_: int) -> Tensor:
+        return finished(pipe.model.codec.decode(networks(batch_size)))
+
+    def whole_call(_: int) -> Tensor:
+        return pipe.sample_pixels(labels, guidance=guidance, method=sampler, batch_size=batch_size)
+
+    ways: dict[str, Callable[[int], object]] = {
+        "networks": networks,
+        "with_codec": with_codec,
+        "whole_call": whole_call,
+    }
+    return milliseconds_per_image(ways, batch_size, REPEATS)
+
+
+def finished(result: Tensor) -> Tensor:
+    """The same, once the device has computed it."""
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)
+    return result
+
+
+def _labels(pipe: Pipeline, count: int) -> Tensor:
+    return (torch.arange(count) % max(1, pipe.config.num_classes)).to(pipe.device)
+
+
+def milliseconds_per_image(
+    samplers: Mapping[str, Callable[[int], object]], batch_size: int, repeats: int
+) -> dict[str, float]:
+    """Median time of each sampler, called with the batch size, divided by it.
+
+    The samplers take turns, so that a slow moment of the machine strikes all of them.  Each turn begins with a
+    call that is not timed, because the sampler before has taken the processor's caches.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in samplers}
+    for _ in range(repeats):
+        for name, sampler in samplers.items():
+            sampler(batch_size)
+            start = time.perf_counter()
+            sampler(batch_size)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1000 * _median(times) / batch_size for name, times in seconds.items()}
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Trained numbers in a module."""
+    return sum(parameter.numel() for parameter in module.parameters())

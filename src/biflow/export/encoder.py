@@ -1,0 +1,118 @@
+"""The flow as an ONNX file beside the sampler: images and labels go in, their noise and their likelihood come out.
+
+With every class's label for one image it says which class the image is of; its noise, decoded, is the image edited.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from biflow.config import ModelConfig
+from biflow.data.augment import add_noise
+from biflow.errors import InputError
+from biflow.export.onnx import CHECKED_BATCHES, check_size, checked_labels, open_onnx, quiet, trace_batches, write_onnx
+from biflow.models.codec import training_noise
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
+from biflow.pipeline import Pipeline
+
+INPUTS, OUTPUTS = ("image", "label"), ("noise", "log_prob")
+MOST_SIZE = 64  # pixels a side, that a person can draw
+MOST_CLASSES = 100  # that a browser encodes at once
+TOLERANCE = 1e-4  # of values of size 1 or more, relative to their size
+
+
+class Encoded(NamedTuple):
+    """What an encoder gives."""
+
+    noise: Tensor  # (B, T, D), standard normal
+    log_prob: Tensor  # (B,), nats
+
+
+Encoder = Callable[[Tensor, Tensor], Encoded]
+"""(image (B, P, H, W) with the training noise, label (B,)) -> `Encoded`."""
+
+
+class ExportedEncoder(nn.Module):
+    """The flow between images and plain noise: what an encoder's file computes."""
+
+    scale: Tensor
+
+    def __init__(self, flow: ForwardFlow) -> None:
+        super().__init__()
+        self.flow = flow
+        self.register_buffer("scale", flow.scale_noise(torch.ones_like(flow.prior_variance)))
+
+    def forward(self, image: Tensor, label: Tensor) -> Encoded:
+        """Images (B, P, H, W), [-1, 1] plus the training noise, label (B,) int64 -> `Encoded`."""
+        found = self.flow(patchify(image, self.flow.config.patch_size), label)
+        return Encoded(found.z / self.scale, self.flow.log_prob_of(found))
+
+
+def can_draw(config: ModelConfig) -> bool:
+    """Whether a person can draw for a model: small images of pixels, grey or in colour, of two classes or more."""
+    small = config.image_size <= MOST_SIZE and 2 <= config.num_classes <= MOST_CLASSES
+    return small and config.codec == "pixels" and config.channels in (1, 3)
+
+
+def describe_noise(config: ModelConfig) -> dict[str, float]:
+    """What has to be added to an image before it is encoded, as JSON holds it."""
+    std, bin_width = training_noise(config)
+    return {"noise_std": std, "bin_width": bin_width}
+
+
+def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
+    """Write the encoder's file with this card, and give its largest relative difference from the flow.
+
+    Raises `InputError` where that is above `TOLERANCE`.
+    """
+    encoder, config = ExportedEncoder(pipe.model.flow).eval(), pipe.config
+    check_size(encoder)
+    shape = (config.channels, config.image_size, config.image_size)
+    with quiet():
+        program = trace_batches(encoder, (torch.zeros(3, *shape), torch.zeros(3, dtype=torch.long)))
+        write_onnx(program, out, card, "float32", names=(INPUTS, OUTPUTS))
+    largest = compare(read_encoder(out), pipe)
+    if not largest <= TOLERANCE:
+        raise InputError(
+            f"Expected the encoder's file to give the flow's noise and likelihood within {TOLERANCE:g}; the largest "
+            f"difference is {largest:.3g}. Check that the installed versions of torch and onnxruntime agree."
+        )
+    return largest
+
+
+def read_encoder(path: Path) -> Encoder:
+    """A function that runs an encoder's file on the CPU."""
+    session = open_onnx(path)
+
+    def run(image: Tensor, label: Tensor) -> Encoded:
+        feeds = {"image": image.numpy(), "label": label.numpy()}
+        return Encoded(*(torch.from_numpy(each) for each in session.run(list(OUTPUTS), feeds)))
+
+    return run
+
+
+@torch.no_grad()
+def compare(run: Encoder, pipe: Pipeline) -> float:
+    """The largest difference from the flow on noisy samples of all kinds of labels, relative to values above 1."""
+    largest = []
+    std, bin_width = training_noise(pipe.config)
+    for batch in CHECKED_BATCHES:
+        labels = checked_labels(batch, pipe.config.num_classes)
+        clean = pipe.model.codec.encode(pipe.sample_pixels(labels, seed=batch))
+        noisy = add_noise(clean, range(batch), std, "export", batch, bin_width=bin_width)
+        found, wanted = run(noisy, labels), ExportedEncoder(pipe.model.flow)(noisy, labels)
+        largest += [relative_difference(*pair) for pair in zip(found, wanted, strict=True)]
+    return float(torch.stack(largest).max())
+
+
+def relative_difference(found: Tensor, wanted: Tensor) -> Tensor:
+    """The largest difference of two tensors of one shape, relative to what is wanted where that is above 1: scalar.
+
+    >>> relative_difference(torch.tensor([0.5, 101.0]), torch.tensor([0.0, 100.0]))
+    tensor(0.5000)
+    """
+    return ((found - wanted).abs() / wanted.abs().clamp(min=1)).max()

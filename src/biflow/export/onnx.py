@@ -1,0 +1,374 @@
+"""A model's sampler as one file that runs without this package: ONNX, or a program of torch.export.
+
+Standard normal noise (B, T, D), labels (B,) and strengths of guidance (B,) go in, images (B, P, H, W) in [-1, 1] come
+out.  Each file is run and compared with the pipeline before it is put in its place.
+"""
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from biflow._version import __version__
+from biflow.checkpoint import WEIGHTS_FILE
+from biflow.config import ModelConfig
+from biflow.data.randomness import normal_for
+from biflow.errors import InputError, choose
+from biflow.extras import EXTRAS, require
+from biflow.files import check_file_output, replace_file
+from biflow.hub.repository import find_model
+from biflow.models.codec import Codec, VaeCodec
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import unpatchify
+from biflow.models.reverse_model import ReverseModel
+from biflow.pipeline import Pipeline
+from biflow.sampling.guidance import Guidance
+
+Target = Literal["onnx", "torch"]
+Precision = Literal["float32", "float16", "int8"]
+Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(noise (B, T, D), label (B,), guidance (B,)) -> images (B, P, H, W)."""
+
+SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "torch": ".pt2"}
+TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.02, "int8": 0.25}  # of values in [-1, 1]
+CHECKED_BATCHES = (1, 13)
+OPSET = 20
+INPUTS, OUTPUT = ("noise", "label", "guidance"), "image"
+CARD = "biflow"  # the key of the metadata in an ONNX file; torch's has the ending .json
+LEVELS = 127.5  # grey levels in a distance of 1
+MOST_BYTES = 2_000_000_000  # of weights in one ONNX file, with some room below 2 GiB for the graph
+MOST_DECODED = 63  # images; from 64 on, diffusers' decoder takes another way
+MOST_GUIDANCE = 4.0  # that is tried where none was trained
+
+
+class Check(NamedTuple):
+    """How far an exported file is from the pipeline, on values in [-1, 1] that would become 8 bits."""
+
+    images: int
+    largest: float
+    mean: float
+    tolerance: float
+
+    @property
+    def grey_levels(self) -> float:
+        """The largest difference, in steps of 8 bits."""
+        return self.largest * LEVELS
+
+    @property
+    def mean_grey_levels(self) -> float:
+        """The mean difference, in the same steps."""
+        return self.mean * LEVELS
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    card: dict[str, Any]
+    check: Check
+    size: int  # bytes
+
+
+class ExportedSampler(nn.Module):
+    """The reverse model between plain noise and images: what an exported file computes."""
+
+    scale: Tensor
+
+    def __init__(self, flow: ForwardFlow, reverse: ReverseModel, config: ModelConfig, codec: Codec | None) -> None:
+        super().__init__()
+        self.reverse, self.codec, self.config = reverse, codec, config
+        self.register_buffer("scale", flow.scale_noise(torch.ones_like(flow.prior_variance)))
+
+    def forward(self, noise: Tensor, label: Tensor, guidance: Tensor) -> Tensor:
+        """Standard normal noise (B, T, D), label (B,) int64, guidance (B,) -> images (B, P, H, W) in [-1, 1].
+
+        Without a codec, latents as the flow models them.
+        """
+        patches = self.reverse(noise * self.scale, label, guidance).image
+        latents = unpatchify(patches, self.config.patch_size, self.config.channels)
+        return latents if self.codec is None else self.codec.to_images(latents).clamp(-1, 1)
+
+
+def export_model(
+    model: Path, out: Path, *, target: Target = "onnx", precision: Precision = "float32", codec: bool = False
+) -> Exported:
+    """Write a model folder's sampler to one file, and compare it with the pipeline first.
+
+    codec: whether the decoder of a model of latents goes into the file; a model of pixels needs none.  Raises
+    `InputError`, and leaves nothing at `out`, if the images differ by more than `TOLERANCES[precision]`.
+    """
+    check_export(out, target, precision)
+    pipe = Pipeline.from_pretrained(model)
+    sampler = make_sampler(pipe, codec=codec)
+    if target == "onnx":
+        check_size(sampler)
+    card = describe(pipe, model, precision=precision, images=sampler.codec is not None)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(out) as temporary:
+        with quiet():
+            program = trace(sampler)
+            if target == "torch":
+                write_torch(program, temporary, card)
+            else:
+                write_onnx(program, temporary, card, precision)
+        run = (read_torch if target == "torch" else read_onnx)(temporary)
+        check = compare(run, pipe, images=sampler.codec is not None, tolerance=TOLERANCES[precision])
+        if not check.largest <= check.tolerance:
+            raise InputError(
+                f"Expected the exported file to give the model's images within {check.tolerance:g}; the largest "
+                f"difference is {check.largest:.3g}, {check.grey_levels:.1f} grey levels. Use --precision float32."
+            )
+        size = temporary.stat().st_size
+    return Exported(card, check, size)
+
+
+def check_export(out: Path, target: Target, precision: Precision) -> None:
+    """Raise unless this can be written here, with the packages that are installed."""
+    suffix = choose(SUFFIXES, target, "target")
+    choose(TOLERANCES, precision, "precision")
+    if out.suffix != suffix:
+        raise InputError(f"Expected an output ending in {suffix} for the target {target}; got {out}.")
+    if target == "torch" and precision != "float32":
+        raise InputError(
+            f"Expected precision float32 for the target torch; got {precision}. "
+            "Use --to onnx, or cast the program where it runs."
+        )
+    if out.exists():
+        raise InputError(f"Expected a new file to write; {out} exists. Remove it, or choose another name.")
+    check_file_output(out)
+    if target == "onnx":
+        check_installed()
+
+
+def check_installed() -> None:
+    """Raise unless ONNX files can be written and run."""
+    for module in EXTRAS["onnx"].modules:
+        require(module)
+
+
+def check_size(sampler: nn.Module) -> None:
+    """Raise unless the weights fit into one ONNX file."""
+    size = 4 * sum(tensor.numel() for tensor in sampler.state_dict().values())
+    if size > MOST_BYTES:
+        raise InputError(
+            f"Expected weights of at most {MOST_BYTES / 1e9:.1f} GB in float32, which one ONNX file can hold; "
+            f"got {size / 1e9:.1f} GB. Use --to torch."
+        )
+
+
+def make_sampler(pipe: Pipeline, *, codec: bool = False) -> ExportedSampler:
+    """What is exported of a pipeline; with the decoder of its latents, or if it models pixels, it gives images."""
+    reverse = pipe.model.reverse
+    if reverse is None:
+        raise InputError(
+            "Expected a model with a reverse model, which is what is exported; this one has only a flow. "
+            "Train one: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
+        )
+    if reverse.config.denoising == "score":
+        raise InputError(
+            "Expected a reverse model that gives clean images by itself; this one is followed by a gradient of the "
+            "flow, which cannot be exported. Train one with model.reverse.denoising=learned."
+        )
+    decoder = pipe.model.codec if codec or pipe.config.codec == "pixels" else None
+    return ExportedSampler(pipe.model.flow, reverse, pipe.config, decoder).eval()
+
+
+def describe(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool) -> dict[str, Any]:
+    """What a program needs to know of an exported file, as JSON holds it."""
+    config, reverse = pipe.config, pipe.model.reverse
+    assert reverse is not None
+    channels, size = config.channels, config.image_size
+    if images:
+        channels, size, _ = pipe.model.image_shape
+    with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "biflow_version": __version__,
+        "weights_sha256": digest,
+        "precision": precision,
+        "output": "image" if images else "latents",
+        "codec": config.codec,
+        "class_names": list(pipe.class_names),
+        "num_classes": config.num_classes,
+        "null_label": config.null_label,
+        "image_size": size,
+        "channels": channels,
+        "noise_shape": [config.num_patches, config.patch_dim],
+        "max_batch": most_at_once(pipe.model.codec if images else None),
+        "guidance": reverse.config.guidance if config.num_classes else "none",
+        "max_guidance": reverse.config.max_guidance if reverse.config.guidance == "trained" else None,
+    }
+
+
+def trace(sampler: ExportedSampler) -> torch.export.ExportedProgram:
+    """The sampler as a graph, for any batch size."""
+    examples = torch.zeros(3, *sampler.scale.shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
+    return trace_batches(sampler, examples, most=most_at_once(sampler.codec))
+
+
+def trace_batches(
+    module: nn.Module, examples: tuple[Tensor, ...], *, most: int | None = None
+) -> torch.export.ExportedProgram:
+    """A module as a graph, for any batch size up to the most; examples (B, ...) of what goes in."""
+    batch = torch.export.Dim("batch", max=most)
+    program = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def most_at_once(codec: Codec | None) -> int | None:
+    """The largest batch that a graph holds for; none where there is no limit."""
+    return MOST_DECODED if isinstance(codec, VaeCodec) else None
+
+
+def write_torch(program: torch.export.ExportedProgram, path: Path, card: dict[str, Any]) -> None:
+    """Write a program for `torch.export.load`."""
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={f"{CARD}.json": json.dumps(card)})
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    card: dict[str, Any],
+    precision: Precision,
+    *,
+    names: tuple[Sequence[str], Sequence[str]] = (INPUTS, (OUTPUT,)),
+) -> None:
+    """Write one ONNX file, weights included, in a precision; names: of what goes in, and of what comes out."""
+    import onnx
+
+    exported = torch.onnx.export(
+        program, input_names=names[0], output_names=names[1], opset_version=OPSET, dynamo=True, verbose=False
+    )
+    assert exported is not None
+    model = {"float32": lambda model: model, "float16": to_float16, "int8": to_int8}[precision](exported.model_proto)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # where in which source file it came from, a third of a small file
+    onnx.helper.set_model_props(model, {CARD: json.dumps(card)})
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def to_float16(model: Any) -> Any:
+    """An ONNX model with weights and values in float16; what goes in and comes out stays float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
+    converted.topological_sort()  # the casts of what goes in stand at the end
+    return converted.model
+
+
+def to_int8(model: Any) -> Any:
+    """An ONNX model whose matrices are 8-bit integers, a scale for each column; values are rounded as they come."""
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        quantised = Path(folder) / "int8.onnx"
+        # 7 of the 8 bits: products of more overflow on x86 processors without VNNI, without a word
+        quantize_dynamic(model, quantised, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        return onnx.load(quantised)
+
+
+def read_torch(path: Path) -> Sampler:
+    """A function that runs a program of torch.export."""
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def read_onnx(path: Path, *, threads: int = 1) -> Sampler:
+    """A function that runs an ONNX file of a sampler on the CPU."""
+    session = open_onnx(path, threads=threads)
+
+    def run(*inputs: Tensor) -> Tensor:
+        feeds = {name: each.numpy() for name, each in zip(INPUTS, inputs, strict=True)}
+        return torch.from_numpy(np.asarray(session.run([OUTPUT], feeds)[0]))
+
+    return run
+
+
+def open_onnx(path: Path, *, threads: int = 1) -> Any:
+    """An ONNX file, ready to run on the CPU: a session of onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def compare(run: Sampler, pipe: Pipeline, *, images: bool, tolerance: float) -> Check:
+    """The images of an exported file beside the pipeline's: batches of two sizes, all kinds of labels, all strengths.
+
+    What is out of [-1, 1] is first brought there, as for 8 bits; latents are compared as they are.
+    """
+    differences = []
+    for batch in CHECKED_BATCHES:
+        for strength in checked_strengths(pipe):
+            labels = checked_labels(batch, pipe.config.num_classes)
+            noise = normal_for(range(batch), (pipe.config.num_patches, pipe.config.patch_dim), "export", batch)
+            found = run(noise, labels, torch.full((batch,), strength))
+            wanted = expected(pipe, noise, labels, strength, images=images)
+            if found.shape != wanted.shape:
+                raise InputError(
+                    f"Expected images of shape {tuple(wanted.shape)}; the file gives {tuple(found.shape)}."
+                )
+            differences.append((found - wanted).abs())
+    every = torch.cat(differences)
+    return Check(len(every), float(every.max()), float(every.mean()), tolerance)
+
+
+@torch.no_grad()
+def expected(pipe: Pipeline, noise: Tensor, labels: Tensor, strength: float, *, images: bool) -> Tensor:
+    """The pipeline's own images, before they are rounded: (B, P, H, W)."""
+    from biflow.sampling.samplers import OnePass
+
+    z = pipe.model.flow.scale_noise(noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        latents = pipe.model.to_latents(OnePass()(pipe.model, z, labels, Guidance(strength)).x)
+    return pipe.model.codec.to_images(latents).clamp(-1, 1) if images else latents
+
+
+def checked_labels(batch: int, num_classes: int) -> Tensor:
+    """Labels (batch,) from the first class to no class.
+
+    >>> checked_labels(4, 6).tolist()
+    [0, 2, 4, 6]
+    """
+    return torch.linspace(0, num_classes, batch).round().long()
+
+
+def checked_strengths(pipe: Pipeline) -> Sequence[float]:
+    """Strengths of guidance from none to the most that was trained."""
+    reverse = pipe.model.reverse
+    assert reverse is not None
+    if not pipe.config.num_classes:
+        return (0.0,)
+    most = reverse.config.max_guidance if reverse.config.guidance == "trained" else MOST_GUIDANCE
+    return (0.0, most / 3, most)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notes of the exporters, which say nothing to a user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

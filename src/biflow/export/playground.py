@@ -1,0 +1,62 @@
+"""The static folder: page, model, runtime."""
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from biflow.config import ModelConfig
+from biflow.errors import InputError
+from biflow.export.encoder import can_draw, describe_noise, export_encoder
+from biflow.export.onnx import MOST_GUIDANCE, Exported, check_installed, export_model
+from biflow.export.runtime import FILES, copy_runtime, find_runtime
+from biflow.files import check_new_folder, replace_folder
+from biflow.pipeline import Pipeline
+
+PAGE_FILES = ("index.html", "style.css", "app.js", "draw.js", "pictures.js", "noise.js", "worker.js")
+MODEL_FILE, ENCODER_FILE, CARD_FILE, RUNTIME_FOLDER = "model.onnx", "encoder.onnx", "model.json", "ort"
+SITE_FILES = (*PAGE_FILES, MODEL_FILE, CARD_FILE, *(f"{RUNTIME_FOLDER}/{name}" for name in FILES))
+
+
+def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Exported:
+    """Write a folder that any web server can serve, or nothing: a page that samples from this model.
+
+    Where a person can draw images for the model, the page has a place to draw, and the folder the encoder's file.
+    runtime: a folder with onnxruntime-web's files; otherwise npm fetches them, once.  A folder that holds such a page
+    already is replaced.
+    """
+    check_site(out)
+    check_installed()
+    if runtime is not None:
+        find_runtime(runtime)
+    with replace_folder(out) as folder:
+        copy_runtime(folder / RUNTIME_FOLDER, runtime)
+        exported = export_model(model, folder / MODEL_FILE, codec=True)
+        pipe = Pipeline.from_pretrained(model)
+        card = page_card(exported.card, pipe.config)
+        if can_draw(pipe.config):
+            export_encoder(pipe, folder / ENCODER_FILE, {**exported.card, "output": "noise"})
+        (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        page = resources.files("biflow.export") / "page"
+        for name in PAGE_FILES:
+            with (page / name).open("rb") as source, (folder / name).open("wb") as file:
+                shutil.copyfileobj(source, file)
+    return exported
+
+
+def page_card(card: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """What the page needs to know of the model; drawing: the noise that a drawing gets, if there is drawing."""
+    drawing = describe_noise(config) if can_draw(config) else None
+    return {**card, "slider_guidance": card["max_guidance"] or MOST_GUIDANCE, "drawing": drawing}
+
+
+def check_site(out: Path) -> None:
+    """Raise unless the site can be written here: in a new or empty folder, or in the place of another such site."""
+    if out.is_dir():
+        files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+        if files - {ENCODER_FILE} == set(SITE_FILES):
+            return
+    if out.suffix in {".html", ".onnx"}:
+        raise InputError(f"Expected a folder for the page; got {out}. Give a name without {out.suffix}.")
+    check_new_folder(out)

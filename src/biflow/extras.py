@@ -1,0 +1,41 @@
+"""Optional packages: which extra installs each, and for what."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from biflow.errors import InputError
+
+
+class Extra(NamedTuple):
+    """An extra of biflow: `pip install 'biflow[NAME]'`."""
+
+    purpose: str
+    modules: tuple[str, ...]
+
+
+EXTRAS = {
+    "quickstart": Extra("the digits data set, linear probes and charts", ("sklearn", "matplotlib")),
+    "vae": Extra("models of autoencoder latents", ("diffusers",)),
+    "encoders": Extra("pretrained encoders, perceptual distances and FD-DINOv2", ("transformers",)),
+    "data": Extra("Hugging Face data sets", ("datasets",)),
+    "demo": Extra("biflow app", ("gradio",)),
+    "onnx": Extra("ONNX export and the playground", ("onnx", "onnxscript", "onnxruntime")),
+    "log": Extra("logging to TensorBoard, W&B or Trackio", ("tensorboard", "wandb", "trackio")),
+}
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # module -> package, where the names differ
+
+
+def require(module: str) -> Any:
+    """Import an optional package, or raise an error that names the extra to install.
+
+    >>> require("sklearn").__name__
+    'sklearn'
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        extra = next(name for name, extra in EXTRAS.items() if module in extra.modules)
+        raise InputError(
+            f"Expected the package {DISTRIBUTIONS.get(module, module)} for {EXTRAS[extra].purpose}; it is not "
+            f"installed. Install it: pip install 'biflow[{extra}]'."
+        ) from None

@@ -1,0 +1,1 @@
+"""What a trained flow is used for: likelihood, classification, probing, editing."""

@@ -1,1 +1,0 @@
-"""A page that samples in the browser: the exported model, the page's own files, and the runtime that runs it."""

@@ -1,0 +1,1 @@
+"""The whole story on the digits, measured and reported."""

@@ -1,0 +1,58 @@
+"""What calling a pipeline takes and returns, with the habits of diffusers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from biflow.data.images import to_pil
+from biflow.errors import InputError, choose
+
+OutputType = Literal["pil", "np", "pt"]
+OutputImages = list[Image.Image] | npt.NDArray[np.float32] | Tensor
+
+
+@dataclass(frozen=True)
+class ImagePipelineOutput:
+    """What calling a pipeline returns."""
+
+    images: OutputImages
+
+
+def as_output(pixels: Tensor, output_type: OutputType) -> OutputImages:
+    """uint8 (N, P, H, W) as images of this type: "pil", "np" (N, H, W, P) or "pt" (N, P, H, W), in [0, 1]."""
+    kinds: dict[OutputType, Callable[[], Any]] = {
+        "pil": lambda: [to_pil(image) for image in pixels],
+        "np": lambda: (pixels.float() / 255).permute(0, 2, 3, 1).numpy(),
+        "pt": lambda: pixels.float() / 255,
+    }
+    images: OutputImages = choose(kinds, output_type, "output_type")()
+    return images
+
+
+def given_noise(
+    shape: tuple[int, int, int], *, seed: int | None, generator: torch.Generator | None, latents: Tensor | None
+) -> Tensor | None:
+    """Standard normal noise (N, T, D) from a generator or given as latents; none if the seed makes it.
+
+    Raises unless at most one source is given.
+    """
+    sources = {"seed": seed, "generator": generator, "latents": latents}
+    given = [name for name, source in sources.items() if source is not None]
+    if len(given) > 1:
+        raise InputError(f"Expected noise from one source; got {' and '.join(given)}. Pass one of them.")
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise InputError("Expected one torch.Generator; pass a seed to give each image noise of its own.")
+        latents = torch.randn(shape, generator=generator, device=generator.device)
+    if latents is None:
+        return None
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or not latents.isfinite().all():
+        found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+        raise InputError(f"Expected latents as a tensor of shape {shape} without NaN or Inf; got {found}.")
+    return latents

@@ -1,0 +1,150 @@
+"""Noise -> images in batches: what every call of a pipeline that samples goes through."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from biflow.data.randomness import normal_for
+from biflow.errors import InputError, check_number
+from biflow.models.model import Model
+from biflow.nn.compilation import compile_layers
+from biflow.sampling.captured import CapturedFlow, CapturedReverse
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.options import SamplingSettings
+from biflow.sampling.samplers import Sampler
+
+KEPT = 16  # prepared samplers
+REDRAWS = 4  # at most, of an image that contains NaN or Inf
+
+
+class Drawn(NamedTuple):
+    """Sampled images, and how many of them contained NaN or Inf."""
+
+    pixels: Tensor  # uint8 (N, P, H, W), on the CPU; NaN and Inf are black
+    broken: int  # images that contained NaN or Inf
+    left: int  # those of them that still do, after resampling if that was asked for
+
+    def warn(self, *, redraw: bool = False) -> None:
+        """Warn if there are any."""
+        if self.broken:
+            after = f" and were resampled; {self.left} still do" if redraw else ""
+            warnings.warn(f"{self.broken} of {len(self.pixels)} images contain NaN or Inf{after}.", stacklevel=3)
+
+
+class Engine:
+    """Samples from a model in one precision, compiled or not.
+
+    It keeps what is made once: copies of the networks in half precision, CUDA graphs, and the groups of patches that
+    samplers have measured.
+    """
+
+    def __init__(
+        self, model: Model, *, dtype: torch.dtype = torch.float32, compiled: bool = False, layers: bool = False
+    ) -> None:
+        self.model, self.dtype, self.compiled, self.layers = model, dtype, compiled, layers
+        self.prepared: dict[tuple[Sampler, Guidance], Sampler] = {}
+        self._networks: Model | None = None
+
+    def noise(self, indices: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
+        """The noise z (N, T, D) of the images at these indices, in the prior's units, on the model's device.
+
+        attempt: above 0 when the images of the attempts before contained NaN or Inf.
+        """
+        check_number(seed, "seed", whole=True)
+        keys = [attempt] if attempt else []
+        noise = normal_for(indices, self.model.config.noise_shape, "sample", seed, *keys)
+        return self.model.flow.scale_noise(noise.to(self.model.device))
+
+    def sample(self, labels: Tensor, settings: SamplingSettings, *, start: int, redraws: int) -> Drawn:
+        """Images of labels (N,) at the indices start, start + 1, ..., each from noise of its own."""
+
+        def latents_at(rows: Tensor, attempt: int) -> Tensor:
+            z = self.noise((start + rows).tolist(), settings.seed, attempt)
+            return self.latents(z, labels[rows], settings)
+
+        return self._in_batches(len(labels), settings.batch_size, latents_at, redraws=redraws)
+
+    def decode(self, z: Tensor, labels: Tensor, settings: SamplingSettings) -> Drawn:
+        """Images from noise z (N, T, D), in the prior's units, and labels (N,)."""
+
+        wanted = (len(labels), *self.model.config.noise_shape)
+        if tuple(z.shape) != wanted:
+            raise InputError(f"Expected noise of shape {wanted}, for the labels; got {tuple(z.shape)}.")
+
+        def latents_at(rows: Tensor, _: int) -> Tensor:
+            return self.latents(z[rows.to(z.device)], labels[rows.to(labels.device)], settings)
+
+        return self._in_batches(len(z), settings.batch_size, latents_at)
+
+    def latents(self, z: Tensor, labels: Tensor, settings: SamplingSettings) -> Tensor:
+        """Noise z (B, T, D) and labels (B,) -> what the codec decodes, (B, P, H, W)."""
+        count, size = len(z), self.size_to_draw(len(z), settings.batch_size)
+        z, labels = (
+            F.pad(part.to(self.model.device), (0, 0) * (part.ndim - 1) + (0, size - count)) for part in (z, labels)
+        )
+        sampler = self.prepare(settings.sampler, settings.guidance)
+        return self.model.to_latents(sampler(self.networks(), z, labels, settings.guidance).x[:count].float())
+
+    def prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
+        """The sampler with what it measures of this model, which is measured once."""
+        if (sampler, guidance) not in self.prepared:
+            if len(self.prepared) >= KEPT:
+                self.prepared.pop(next(iter(self.prepared)))  # the oldest
+            self.prepared[sampler, guidance] = sampler.prepare(self.model, guidance)
+        return self.prepared[sampler, guidance]
+
+    def size_to_draw(self, count: int, batch_size: int) -> int:
+        """The batch size for this many images: one of few where each has CUDA graphs of its own."""
+        if not self.compiled or self.model.device.type != "cuda":
+            return count
+        return min(batch_size, 1 << (count - 1).bit_length())
+
+    @torch.inference_mode(False)  # copies that are made in it could not be differentiated later
+    def networks(self) -> Model:
+        """The networks that sample: in the engine's precision, captured as CUDA graphs if it is compiled."""
+        if self._networks is None:
+            changed = self.dtype != torch.float32 or self.layers
+            self._networks = copied(self.model, self.dtype) if changed else self.model
+            if self.compiled:
+                self._networks = captured(self._networks, layers=self.layers)
+        return self._networks
+
+    def _in_batches(
+        self, count: int, batch_size: int, latents_at: Callable[[Tensor, int], Tensor], *, redraws: int = 0
+    ) -> Drawn:
+        """latents_at(rows, attempt) -> images, with up to this many more attempts for those with NaN or Inf."""
+        chunks, broken, left = [], 0, 0
+        for rows in torch.arange(count).split(batch_size):
+            latents = latents_at(rows, 0)
+            bad = not_finite(latents)
+            broken += int(bad.sum())
+            for attempt in range(1, 1 + redraws):
+                if bad.any():
+                    latents[bad] = latents_at(rows[bad.cpu()], attempt)
+                    bad = not_finite(latents)
+            left += int(bad.sum())
+            chunks.append(self.model.codec.decode(latents).cpu())
+        return Drawn(torch.cat(chunks), broken, left)
+
+
+def copied(model: Model, dtype: torch.dtype) -> Model:
+    """A model with copies of the networks, their weights in this precision."""
+    reverse = deepcopy(model.reverse).to(dtype) if model.reverse else None
+    return model.with_networks(deepcopy(model.flow).to(dtype), reverse)
+
+
+def captured(model: Model, *, layers: bool) -> Model:
+    """A model whose networks are captured; with layers of the reverse model that are compiled, where that works."""
+    if model.reverse and layers:
+        compile_layers(model.reverse, model.device)
+    return model.with_networks(CapturedFlow(model.flow), CapturedReverse(model.reverse) if model.reverse else None)
+
+
+def not_finite(images: Tensor) -> Tensor:
+    """Which images (B, P, H, W) contain NaN or Inf: (B,)."""
+    return ~images.isfinite().flatten(1).all(dim=1)

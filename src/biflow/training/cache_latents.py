@@ -1,0 +1,96 @@
+"""Encoding a data set into a cache of latents, by all processes together."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from biflow.config import ReadingConfig
+from biflow.config.base import Config, first_difference, parse_config, to_yaml
+from biflow.console import counting
+from biflow.data.datasets import ImageStream, Source
+from biflow.data.latents import MANIFEST_FILE, Encoder, write_manifest
+from biflow.data.open import check_apart, open_data
+from biflow.data.scan import write_rejected
+from biflow.distributed import join_world
+from biflow.errors import InputError
+from biflow.files import check_new_folder, write_text
+from biflow.models.codec import VaeCodec, make_codec
+
+SETTINGS_FILE = "encode.yaml"
+REJECTED_FILE = "rejected.txt"
+
+
+class EncodeConfig(Config):
+    """What a cache of latents is made from, and how; an interrupted command goes on only with the same."""
+
+    data: str
+    vae: str
+    size: int
+    reading: ReadingConfig = ReadingConfig()
+
+
+def encode_data(
+    data: str, vae: str, out: Path, *, size: int, batch_size: int, overrides: Iterable[str], console: Console
+) -> int | None:
+    """Write the cache `out` of a data set's latents; returns the number of its entries, in the main process alone."""
+    start = to_yaml(EncodeConfig(data=data, vae=vae, size=size))
+    config = parse_config(EncodeConfig, start, overrides, origin="the settings")
+    check_apart(data, out)
+    codec = make_codec(f"vae:{vae}")
+    assert isinstance(codec, VaeCodec)
+    image_shape = (int(codec.autoencoder.config.in_channels), size, size)
+    latent_shape = codec.latent_shape(image_shape)
+    with join_world() as world:
+        world.on_main(lambda: check_cache_folder(out, config))
+        split = open_data(data, image_shape, config.reading)
+        codec.to(world.device)
+        share = (world.rank, world.size)
+        encoder = Encoder(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
+        names = [
+            name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
+        ]
+        facts = {
+            "data": data,
+            "codec": {"name": vae, "sha256": encoder.identity, "scale": codec.scale, "shift": codec.shift},
+            "image_shape": image_shape,
+            "latent_shape": latent_shape,
+            "class_names": list(split.train.class_names),
+        }
+        for kind in (split.train, split.test):
+            if kind.rejected and world.is_main:
+                write_rejected(out / REJECTED_FILE, kind.rejected)
+        counts: list[int] = []
+        world.wait()
+        world.on_main(lambda: counts.append(write_manifest(out, names, facts)))
+        return counts[0] if world.is_main else None
+
+
+def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
+    """The shards of one split, with its progress."""
+    if isinstance(data, ImageStream):
+        raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
+    own = encoder.own(encoder.pieces(len(data), split))
+    total, share = sum(len(piece.places) for piece in own), f" (a share of {encoder.size})" * (encoder.size > 1)
+    with counting(console, f"encoding {split}{share}", total, shown=encoder.rank == 0) as progress:
+        return encoder.write(data, split, progress)
+
+
+def check_cache_folder(out: Path, config: EncodeConfig) -> None:
+    """Raise unless a cache with these settings can begin, or go on, in this folder."""
+    settings = out / SETTINGS_FILE
+    if settings.is_file():
+        recorded = parse_config(EncodeConfig, settings.read_text(encoding="utf-8"), origin=str(settings))
+        difference = first_difference(recorded, config)
+        if difference and any(out.glob("*.safetensors")):
+            key, old, new = difference
+            raise InputError(
+                f"Expected the settings that {settings} records; got {key}={new} instead of {old}. "
+                "Encode with the same settings, or into another folder."
+            )
+        if (out / MANIFEST_FILE).is_file():
+            raise InputError(f"Expected latents that are not finished yet; {out} is whole. Choose another folder.")
+    else:
+        check_new_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(settings, to_yaml(config))

@@ -1,0 +1,110 @@
+"""What a run was made by: each sitting's revision, packages and machine, for about.json."""
+
+import json
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import biflow
+from biflow._version import __version__
+from biflow.config import RunConfig
+from biflow.distributed import World
+from biflow.files import write_text
+from biflow.training.hooks import read_history
+
+CORE = ("torch", "numpy", "pillow", "safetensors", "pydantic", "huggingface_hub")
+NO_MEASURES = {"stage", "step", "seconds", "grad_norm", "skipped"}
+
+
+def add_sitting(path: Path, world: World) -> None:
+    """Append this sitting to the list in the file."""
+    try:
+        sittings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        sittings = []
+    write_text(path, json.dumps([*sittings, describe_sitting(world)], indent=1) + "\n")
+
+
+def describe_sitting(world: World) -> dict[str, Any]:
+    """When, of which revision, with which packages, on what."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "biflow": __version__,
+        "git": git_revision(),
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type,
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of biflow's source, with a plus if files differ from it; none where no repository holds them."""
+    folder = Path(biflow.__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("cat-file", "-e", "HEAD:./__init__.py")  # another repository may lie around the package
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that biflow needs, or may use, as far as they are installed."""
+    found = {}
+    for name in requirements():
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return dict(sorted(found.items()))
+
+
+def requirements() -> list[str]:
+    """Names of the packages that biflow needs or may use; those that it cannot do without, if it is not installed."""
+    try:
+        return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
+    except PackageNotFoundError:  # run from its source
+        return list(CORE)
+
+
+def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:
+    """How a model was trained, for its folder and its card; history: the run's metrics.jsonl."""
+    lines = read_history(history)
+    fits = {"flow": config.fit_flow, "joint": config.fit_flow, "reverse": config.fit_reverse}
+    stages: dict[str, Any] = {}
+    for stage, spent in seconds.items():
+        last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})
+        numbers = {key: value for key, value in last.items() if key not in NO_MEASURES and value is not None}
+        fit = fits.get(stage)
+        size = fit.batch_size if fit else None
+        stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": numbers}
+    facts = {"data": config.data, "seed": config.seed, "stages": stages}
+    return {**facts, **describe_sitting(world), "config": config.model_dump(mode="json")}
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What numbers were measured on."""
+    processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists() and (names := re.findall(r"model name\s*: (.*)", info.read_text())):
+        processor = names[0]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }

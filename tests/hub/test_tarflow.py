@@ -1,0 +1,266 @@
+"""Published checkpoints: golden numbers of an independent implementation, and a float64 reference of our own."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from biflow.data.randomness import normal_for
+from biflow.errors import InputError
+from biflow.hub.tarflow import load_tarflow
+from biflow.models.flow_block import FlowBlock
+from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify, unpatchify
+from biflow.pipeline import Pipeline
+from biflow.sampling.guidance import Guidance
+from biflow.sampling.jacobi import invert_by_jacobi
+from biflow.sampling.sequential import invert_sequentially
+from tests.builders import read_npz
+from tests.reference_tarflow import ReferenceTARFlow
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILES = ["tarflow_conditional", "tarflow_unconditional_rgb"]
+ON = {"a": "log_scale", "b": "shift", "ab": "both"}
+
+
+@dataclass
+class Golden:
+    """A file, what the independent implementation made of it, and the flow that we load from it."""
+
+    path: Path
+    numbers: dict[str, np.ndarray]
+    flow: ForwardFlow
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self.numbers[name])
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return json.loads(str(self.numbers["meta"]))
+
+    def patches(self, name: str) -> Tensor:
+        return patchify(self[name], self.flow.config.patch_size)
+
+    def labels(self, name: str | None = "y") -> Tensor:
+        """Labels in our counting, where the null label is the last row."""
+        null = self.flow.config.null_label
+        if name not in self.numbers:
+            return torch.full((len(self["x"]),), null)
+        return torch.where(self[name] < 0, null, self[name])
+
+    def their_labels(self, name: str = "y") -> Tensor | None:
+        return self[name] if name in self.numbers else None
+
+
+def load(name: str) -> Golden:
+    path = GOLDEN / f"{name}.pth"
+    flow = load_tarflow(path, noise_std=0.1, image_size=8).flow
+    return Golden(path, read_npz(GOLDEN / f"{name}.npz"), flow)
+
+
+@pytest.fixture(params=FILES)
+def golden(request) -> Golden:
+    return load(request.param)
+
+
+def every_guidance(golden: Golden) -> dict[str, Guidance]:
+    return {
+        name: Guidance(
+            options.get("guidance", 0.0),
+            annealed=options.get("annealed_guidance", False),
+            on=ON[options.get("guide_what", "ab")],
+            temperature=options.get("attn_temp", 1.0),
+        )
+        for name, options in golden.meta["guidance"].items()
+    }
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_are_read_off_the_tensors(golden):
+    config, meta = golden.flow.config, golden.meta
+    assert (config.image_size, config.channels, config.patch_size) == (8, meta["channels_in"], meta["patch_size"])
+    assert config.num_classes == meta["num_classes"]
+    assert (config.flow.width, config.flow.blocks) == (meta["channels"], meta["blocks"])
+    assert config.flow.layers == meta["layers_per_block"]
+
+
+def test_every_state_log_det_and_the_loss_are_the_golden_ones(golden):
+    x = golden.patches("x")
+    out = golden.flow(x, golden.labels())
+    for i, state in enumerate(out.states[1:]):
+        close(state, golden[f"block{i}"])
+    close(out.z, golden["z"])
+    close(out.log_det / x[0].numel(), golden["logdet"])
+    log_prob = golden.flow.log_prob(x, golden.labels()) / x[0].numel()
+    close(-log_prob.mean() - 0.5 * math.log(2 * math.pi), golden["loss"])
+
+
+def test_log_prob_is_the_golden_one_and_its_constant(golden):
+    x = golden.patches("x")
+    constant = 0.5 * math.log(2 * math.pi) * x[0].numel()
+    close(golden.flow.log_prob(x, golden.labels()) + constant, golden["logp_unnormalised"])
+
+
+@pytest.mark.parametrize(("labels", "suffix"), [("y_drop", "_drop"), (None, "_uncond")])
+def test_dropped_labels_and_none_are_the_golden_passes(labels, suffix):
+    golden = load("tarflow_conditional")
+    out = golden.flow(golden.patches("x"), golden.labels(labels))
+    close(out.z, golden[f"z{suffix}"])
+    close(out.log_det / 64, golden[f"logdet{suffix}"])
+
+
+def test_the_score_is_the_golden_one(golden):
+    x = golden.patches("x").requires_grad_()
+    (score,) = torch.autograd.grad(golden.flow.log_prob(x, golden.labels()).sum(), x)
+    close(score, golden.patches("score"))
+
+
+@pytest.mark.parametrize("invert", [invert_sequentially, invert_by_jacobi])
+def test_every_guided_inverse_is_the_golden_one(golden, invert):
+    options = {"tolerance": 1e-7} if invert is invert_by_jacobi else {}
+    for name, guidance in every_guidance(golden).items():
+        x = invert(golden.flow, golden["noise"], golden.labels(), guidance=guidance, **options).x
+        image = unpatchify(x, golden.flow.config.patch_size, golden.flow.config.channels)
+        close(image, golden[f"rev_{name}"])
+
+
+def test_float64_agrees_with_the_reference(golden):
+    flow, x = golden.flow.double(), golden.patches("x").double()
+    reference = ReferenceTARFlow(torch.load(golden.path, weights_only=True), torch.float64)
+    states, log_det = reference.forward(x, golden.their_labels())
+    out = flow(x, golden.labels())
+    torch.testing.assert_close(out.states[1:], states, rtol=0, atol=1e-9)
+    torch.testing.assert_close(out.log_det, log_det, rtol=0, atol=1e-9)
+    for name, guidance in every_guidance(golden).items():
+        options = golden.meta["guidance"][name]
+        expected = reference.inverse(
+            golden["noise"].double(),
+            golden.their_labels(),
+            guidance.strength,
+            guidance.annealed,
+            options.get("guide_what", "ab"),
+            guidance.temperature,
+        )
+        found = invert_sequentially(flow, golden["noise"].double(), golden.labels(), guidance=guidance).x
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_learned_prior_variance_is_taken_over(tmp_path):
+    state = torch.load(GOLDEN / "tarflow_unconditional_rgb.pth", weights_only=True)
+    state["var"] = torch.rand(4, 48) + 0.5
+    for i in range(2):  # volume preserving: the shift alone
+        for part in ("weight", "bias"):
+            state[f"blocks.{i}.proj_out.{part}"] = state[f"blocks.{i}.proj_out.{part}"].chunk(2)[1]
+    torch.save(state, tmp_path / "vp.pth")
+    pipe = Pipeline.from_tarflow(tmp_path / "vp.pth", noise_std=0.1)
+    assert pipe.config.flow.volume_preserving
+    close(pipe.model.flow.prior_variance, state["var"])
+    unscaled = normal_for([0], (4, 48), "sample", 1)
+    close(pipe.noise([0], seed=1), unscaled * state["var"].sqrt())
+
+
+def test_an_imported_model_survives_its_folder_and_can_be_sampled(tmp_path):
+    pipe = Pipeline.from_tarflow(
+        GOLDEN / "tarflow_conditional.pth", noise_std=0.1, image_size=8, class_names=list("abcde")
+    )
+    pipe.save_pretrained(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    assert loaded.class_names == tuple("abcde")
+    options = {"method": "sequential", "guidance": Guidance(1.0, annealed=True)}
+    assert torch.equal(loaded.sample_pixels([0, 4], **options), pipe.sample_pixels([0, 4], **options))
+
+
+def changed(tmp_path: Path, change: dict[str, Tensor | None]) -> Path:
+    """The conditional file with tensors put in the place of others, or left out."""
+    state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
+    state.update(change)
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "file.pth")
+    return tmp_path / "file.pth"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks.1.proj_in.bias": None}, "blocks.1.proj_in.bias is missing"),
+        ({"blocks.0.proj_in.weight": None}, "blocks.0.proj_in.weight is missing"),
+        ({"var": None}, "var is missing"),
+        ({"decoder.weight": torch.zeros(2)}, "decoder.weight is not expected"),
+        ({"blocks.4.proj_in.bias": torch.zeros(64)}, r"blocks.3.\* is missing, though there is blocks.4.\*"),
+        ({"blocks.1.attn_blocks.9.mlp.norm.bias": torch.zeros(64)}, r"blocks.1.attn_blocks.2.\* is missing"),
+        ({"var": torch.zeros(0, 4)}, "var with 2 dimensions"),
+        ({"blocks.2.pos_embed": torch.zeros(15, 64)}, r"blocks.2.pos_embed has shape \(15, 64\), not \(16, 64\)"),
+        ({"var": torch.zeros(15, 4)}, "no square number"),
+        ({"var": torch.zeros(16)}, "var with 2 dimensions"),
+        ({"blocks.1.class_embed": None}, "blocks.1.class_embed is missing"),
+    ],
+)
+def test_files_with_the_wrong_tensors_are_refused_with_their_names(tmp_path, change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_tarflow(changed(tmp_path, change), noise_std=0.1, image_size=8)
+    assert "\n" not in str(caught.value)
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1), "b": Payload()}, "needs more, which is refused"),
+        ({"a": torch.zeros(1), "b": 3}, "names and tensors"),
+        ([torch.zeros(1)], "names and tensors"),
+        ({}, "names and tensors"),
+        ({"model.weight": torch.zeros(2, 2)}, r"blocks.0.\* is missing"),
+    ],
+)
+def test_files_that_hold_more_than_tensors_are_refused(tmp_path, content, message, capsys):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=message):
+        load_tarflow(tmp_path / "file.pth", noise_std=0.1)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "short.pth").write_bytes((GOLDEN / "tarflow_conditional.pth").read_bytes()[:1000])
+    (tmp_path / "text.pth").write_text("hello")
+    for name in ("short.pth", "text.pth", "none.pth"):
+        with pytest.raises(InputError, match="cannot read"):
+            load_tarflow(tmp_path / name, noise_std=0.1)
+
+
+def test_what_the_file_leaves_open_is_asked_for():
+    path = GOLDEN / "tarflow_conditional.pth"
+    with pytest.raises(InputError, match=r"8 \(1 channel, patches of 2x2\) or 4 \(4 channels, patches of 1x1\).*none"):
+        load_tarflow(path, noise_std=0.1)
+    assert load_tarflow(path, noise_std=0.1, image_size=4).config.channels == 4
+    pytest.importorskip("diffusers")
+    with pytest.raises(InputError, match="autoencoder 'unknown' of the codec"):
+        Pipeline.from_tarflow(path, noise_std=0.1, image_size=4)
+    with pytest.raises(InputError, match="the checkpoint: noise_std: input should be"):
+        load_tarflow(path, noise_std=math.nan, image_size=8)
+    assert load_tarflow(path, noise_std=0, image_size=8).config.dequantise
+    with pytest.raises(InputError, match="got 9"):
+        load_tarflow(path, noise_std=0.1, image_size=9)
+    with pytest.raises(InputError, match="5 class names"):
+        load_tarflow(path, noise_std=0.1, image_size=8, class_names=["a"])
+    assert load_tarflow(GOLDEN / "tarflow_unconditional_rgb.pth", noise_std=0.1).config.image_size == 8
+
+
+def test_a_reference_state_that_is_not_ours_would_be_noticed(golden):
+    """The golden comparison can fail: one weight changed a little is seen."""
+    block = golden.flow.blocks[0]
+    assert isinstance(block, FlowBlock)
+    with torch.no_grad():
+        block.project_out.bias[0] += 1e-3
+    assert (golden.flow(golden.patches("x"), golden.labels()).z - golden["z"]).abs().max() > 1e-4
