@@ -11,9 +11,9 @@ from biflow.models.model import new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.sampling.denoise import score_denoise
+from biflow.sampling.draw import REDRAWS
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.samplers import Jacobi, Sequential
-from biflow.sampling_pipeline import REDRAWS
 from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
 METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
@@ -76,8 +76,8 @@ def test_an_image_that_is_not_finite_is_drawn_again_from_the_noise_of_the_next_a
     """The model fails for one noise of one image, and then for all that another image is ever drawn from."""
     labels, place, hopeless = torch.arange(8) % NUM_CLASSES, 5, 2
     fine = pipe.sample_pixels(labels, seed=3)
-    again = pipe.pixels_from(pipe.noise([place], 3, 1), labels[place : place + 1])
-    failing = pipe.noise([place], 3, 0)
+    again = pipe.decode_pixels(pipe.engine.noise([place], 3, 1), labels[place : place + 1])
+    failing = pipe.noise([place], 3)
 
     def fail(_, arguments, drawn):
         hit = (arguments[0][:, None] == failing).flatten(2).all(dim=2).any(dim=1)
@@ -92,7 +92,7 @@ def test_an_image_that_is_not_finite_is_drawn_again_from_the_noise_of_the_next_a
     assert not torch.equal(again[0], fine[place])
     plain = pipe.draw(labels, seed=3, batch_size=4)
     assert (plain.broken, plain.left) == (1, 1)
-    failing = torch.cat([pipe.noise([hopeless], 3, attempt) for attempt in range(1 + REDRAWS)])
+    failing = torch.cat([pipe.engine.noise([hopeless], 3, attempt) for attempt in range(1 + REDRAWS)])
     stuck = pipe.draw(labels, seed=3, redraw=True)
     assert (stuck.broken, stuck.left) == (1, 1)
 
@@ -208,7 +208,7 @@ def test_exact_methods_agree_within_a_grey_level(pipe):
 
 
 def test_groups_are_measured_once_for_every_guidance(pipe):
-    first, other, again = (pipe._prepare(Jacobi(groups="measured"), Guidance(w)) for w in (0.0, 1.0, 0.0))
+    first, other, again = (pipe.engine.prepare(Jacobi(groups="measured"), Guidance(w)) for w in (0.0, 1.0, 0.0))
     assert first is again
     assert first is not other
     assert len(first.groups) == 3
@@ -231,11 +231,11 @@ def test_noise_that_is_given_is_brought_to_the_prior_of_the_flow(pipe):
     scale = torch.rand(4, 4) + 0.5
     pipe.model.flow.prior_variance.copy_(scale**2)
     z, labels = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1])
-    wanted = pipe.pixels_from(z * scale, labels).float() / 255
+    wanted = pipe.decode_pixels(z * scale, labels).float() / 255
     assert torch.equal(pipe(labels, latents=z, output_type="pt").images, wanted)
     drawn = pipe(labels, generator=torch.Generator().manual_seed(1), output_type="pt").images
     assert torch.equal(drawn, wanted)
-    assert not torch.equal(wanted, pipe.pixels_from(z, labels).float() / 255)
+    assert not torch.equal(wanted, pipe.decode_pixels(z, labels).float() / 255)
 
 
 def test_log_prob_is_that_of_no_class_unless_told(pipe):

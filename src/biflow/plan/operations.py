@@ -14,7 +14,6 @@ from biflow.plan.parts import (
     flow,
     flow_block,
     flow_layers,
-    guided_blocks,
     head,
     layer,
     linear,
@@ -89,7 +88,7 @@ def _maximum_likelihood(config: RunConfig, value: int) -> Step:
 
 def _features(model: ModelConfig, align: AlignConfig, value: int) -> tuple[Cost, Cost]:
     """What the ways of `models/feature_ways.py` evaluate beside the flow's pass, with and without a gradient."""
-    layers = {block: max(asked) for block, asked in by_block(align.places).items()}
+    layers = {block: max(asked) for block, asked in by_block(align.layers).items()}
     trained, unread, length = NOTHING, NOTHING, model.num_patches
     if align.strategy == "forward":
         return trained, unread
@@ -119,7 +118,7 @@ def _projections(model: ModelConfig, align: AlignConfig, value: int) -> Cost:
     features = feature_width(align)
     one = linear(width, hidden, kept=value * width) + linear(hidden, hidden, kept=2 * value * hidden)
     one += linear(hidden, features, kept=2 * value * hidden + 2 * FULL * features)
-    return len(align.places) * model.num_patches * one
+    return len(align.layers) * model.num_patches * one
 
 
 def feature_width(align: AlignConfig) -> int:
@@ -140,7 +139,7 @@ def _learned_inverse(config: RunConfig, value: int, *, label_drop: float) -> Ste
     length, hidden = model.num_patches, FULL * reverse.width
     trained = reverse_pass(model, value) + reverse_levels(model) * head(model, value)
     forward, trained_in = NOTHING, reverse.guidance == "trained"
-    guided = guided_blocks(model) if trained_in else 0
+    guided = reverse_blocks(model) if trained_in else 0
     if trained_in:
         share = GUIDED_SHARE * (1 - label_drop) if model.num_classes else 0.0
         forward += (share * guided) * reverse_block(model)
@@ -159,7 +158,7 @@ def sampling(model: ModelConfig) -> dict[str, float]:
     if model.reverse is not None:
         after = score if model.reverse.denoising == "score" else 0.0
         once = reverse_pass(model).forward + after
-        again = 0.0 if model.reverse.guidance == "trained" else guided_blocks(model) * reverse_block(model).forward
+        again = 0.0 if model.reverse.guidance == "trained" else reverse_blocks(model) * reverse_block(model).forward
         found |= {"one pass": once, "one pass, guided": once + again}
     inverse, sweep = _patch_by_patch(model).forward, flow(model, tokens=model.num_patches - 1).forward
     return found | {

@@ -147,11 +147,6 @@ def reverse_blocks(model: ModelConfig) -> int:
     return model.flow.blocks + (reverse_config(model).denoising == "learned")
 
 
-def guided_blocks(model: ModelConfig) -> int:
-    """Blocks of the reverse model that guidance acts on."""
-    return reverse_blocks(model) if reverse_config(model).guide == "blocks" else 1
-
-
 def reverse_levels(model: ModelConfig) -> int:
     """Levels of the reverse model that have a head."""
     reverse = reverse_config(model)

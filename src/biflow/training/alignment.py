@@ -37,13 +37,13 @@ class Alignment(nn.Module):
     @property
     def forward_places(self) -> tuple[Place, ...]:
         """The places whose features the flow's own pass must give out."""
-        return self.config.places if self.config.strategy == "forward" else ()
+        return self.config.layers if self.config.strategy == "forward" else ()
 
     def forward(self, flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, images: Tensor) -> Tensor:
         """The mean distance over places and images, a scalar; images (B, P, H, W) as the encoder takes them."""
         target = resample(self.encoder(images), self.side)  # (B, T, F)
-        features = self.way(flow, trajectory, labels, self.config.places)
-        distances = [self.distance(self.projector(features[place]), target).mean() for place in self.config.places]
+        features = self.way(flow, trajectory, labels, self.config.layers)
+        distances = [self.distance(self.projector(features[place]), target).mean() for place in self.config.layers]
         return torch.stack(distances).mean()
 
 
