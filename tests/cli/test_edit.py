@@ -176,10 +176,10 @@ BAD = {
                                 "none of the images"),
     "output below a file": (["vary", "{tmp}/model", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/notes.png/x.png"],
                             "is a file"),
-    "strength too large": ([*VARY, "--label", 0, "--strength", 1.5], "strength from 0"),
-    "strength below 0": ([*VARY, "--label", 0, "--strength", -1], "strength from 0"),
+    "strength too large": ([*VARY, "--label", 0, "--strength", 1.5], "strength to be a number from 0"),
+    "strength below 0": ([*VARY, "--label", 0, "--strength", -1], "strength to be a number from 0"),
     "one step": (["interpolate", "{tmp}/model", "{tmp}/one.png", "{tmp}/two.png", "--from", 0, "--steps", 1,
-                  "--out", "{tmp}/x.png"], "2 or more steps"),
+                  "--out", "{tmp}/x.png"], "steps to be a whole number, 2 or more"),
     "a flow alone": (["vary", "{tmp}/flow", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/x.png"], "sequential"),
     "unknown method": ([*VARY, "--label", 0, "--method", "revers"], "did you mean reverse"),
 }  # fmt: skip

@@ -224,10 +224,16 @@ def test_plan_says_what_a_recipe_will_cost(biflow):
 BAD = {
     "missing model": (["sample", "{tmp}/nowhere", "--out", "{tmp}/x.png"], "does not exist"),
     "label out of range": (["sample", "{model}", "--label", 9, "--out", "{tmp}/x.png"], "labels from 0 to 2"),
-    "negative guidance": (["sample", "{model}", "--guidance", -1, "--out", "{tmp}/x.png"], "guidance of 0"),
+    "negative guidance": (
+        ["sample", "{model}", "--guidance", -1, "--out", "{tmp}/x.png"],
+        "guidance to be a number, 0 or more",
+    ),
     "unknown method": (["sample", "{model}", "--method", "jacoby", "--out", "{tmp}/x.png"], "Unknown method"),
     "model is a file": (["sample", "{model}/config.json", "--out", "{tmp}/x.png"], "is not a folder"),
-    "endless guidance": (["sample", "{model}", "--guidance", "inf", "--out", "{tmp}/x.png"], "guidance of 0"),
+    "endless guidance": (
+        ["sample", "{model}", "--guidance", "inf", "--out", "{tmp}/x.png"],
+        "guidance to be a number, 0 or more",
+    ),
     "annealed reverse": (
         ["sample", "{model}", "--guidance", "1,annealed", "--out", "{tmp}/x.png"],
         "the exact inverse",
@@ -244,11 +250,11 @@ BAD = {
     ),
     "tolerance below zero": (
         ["sample", "{model}", "--method", "jacobi,tolerance=-1", "--out", "{tmp}/x.png"],
-        "tolerance of 0",
+        "tolerance to be a number, 0",
     ),
     "group too large": (
         ["sample", "{model}", "--method", "jacobi,groups=9", "--out", "{tmp}/x.png"],
-        "groups of 1 to 4",
+        "a whole number from 1 to 4",
     ),
     "groups not numbers": (["sample", "{model}", "--method", "jacobi,groups=x", "--out", "{tmp}/x.png"], "groups: "),
     "no images to score": (["score", "{model}", "{model}"], "there is none"),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from biflow.data.pictures import Picture
     from biflow.data.sheet import Tile
     from biflow.pipeline import Pipeline
 
@@ -25,19 +26,11 @@ Classes = Annotated[list[str] | None, typer.Option("--label", help=f"Class of th
 From = Annotated[list[str] | None, typer.Option("--from", help=f"Class of the images, {CLASS_HELP}")]
 
 
-class Picture(NamedTuple):
-    """An image file at a model's size."""
-
-    path: Path
-    pixels: "Tensor"  # uint8 (P, H, W)
-    size: tuple[int, int]  # width and height in the file
-
-
 class Opened(NamedTuple):
     """A model, images, and how to come back from noise."""
 
     pipe: "Pipeline"
-    pictures: list[Picture]
+    pictures: "list[Picture]"
     way: Any
 
     @property
@@ -192,6 +185,7 @@ def open_all(
     model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
 ) -> Opened:
     """All that edits share, each checked before the slow parts begin."""
+    from biflow.data.pictures import in_words, read_pictures
     from biflow.files import check_file_output
     from biflow.sampling.guidance import parse_guidance
     from biflow.sampling.samplers import parse_sampler
@@ -204,27 +198,15 @@ def open_all(
     way = {"guidance": parse_guidance(guidance), "method": parse_sampler(method), "seed": seed}
     pipe = open_pipeline(model, device)
     channels, size, _ = pipe.model.image_shape
-    return Opened(pipe, [read_picture(path, size, channels) for path in images], way)
+    pictures = read_pictures(images, size, channels)
+    if pictures.rejected:
+        raise InputError(f"Expected image files; cannot read {in_words(pictures.rejected)}. Give others.")
+    for note in pictures.notes():
+        say(f"Note: {note}")
+    return Opened(pipe, pictures.all, way)
 
 
-def read_picture(path: Path, size: int, channels: int) -> Picture:
-    """An image file at the model's size; what was done to bring it there is said."""
-    from biflow.data.decode import at_size, decode, reason_of, what_is_done
-
-    if not path.exists():
-        raise InputError(f"Expected an image file; there is no {path}. Check the name.")
-    try:
-        image = decode(path).image
-    except Exception as error:  # Pillow's decoders raise a dozen types
-        raise InputError(
-            f"Expected an image file; cannot read {path} ({reason_of(error)}). Give a PNG, JPEG, WebP, BMP or TIFF."
-        ) from None
-    if done := what_is_done(image, size, channels):
-        say(f"Note: {path.name} was {done}, for the model.")
-    return Picture(path, at_size(image, size, channels), image.size)
-
-
-def masks_of(pictures: list[Picture], mask: Path | None, box: tuple[int, int, int, int] | None) -> "Tensor":
+def masks_of(pictures: "list[Picture]", mask: Path | None, box: tuple[int, int, int, int] | None) -> "Tensor":
     """What to redraw of each image, bool (N, H, W): white in the mask, or within the box; scaled and cut as it was."""
     import torch
 
@@ -237,7 +219,7 @@ def masks_of(pictures: list[Picture], mask: Path | None, box: tuple[int, int, in
         small = at_size(shape, picture.pixels.shape[-1], 1)[0] >= 128
         if shape.getbbox() and not small.any():
             raise InputError(
-                f"Expected something to redraw in the square that is kept of {picture.path.name}, {min(picture.size)} "
+                f"Expected something to redraw in the square that is kept of {picture.name}, {min(picture.size)} "
                 "pixels in the middle; all of it lies outside, or is too small. Choose a part within."
             )
         masks.append(small)
@@ -254,24 +236,24 @@ def read_mask(path: Path) -> "Image":
         raise InputError(f"Expected a mask as an image file; cannot read {path} ({reason_of(error)}).") from None
 
 
-def fitting(mask: "Image", picture: Picture) -> "Image":
+def fitting(mask: "Image", picture: "Picture") -> "Image":
     """The mask, which has to have the image's size."""
     if mask.size != picture.size:
         raise InputError(
-            f"Expected a mask of the size of {picture.path.name}, {picture.size[0]}x{picture.size[1]} pixels; "
+            f"Expected a mask of the size of {picture.name}, {picture.size[0]}x{picture.size[1]} pixels; "
             f"got {mask.width}x{mask.height}. Make it that size, or use --box."
         )
     return mask
 
 
-def box_within(picture: Picture, box: tuple[int, int, int, int]) -> "Image":
+def box_within(picture: "Picture", box: tuple[int, int, int, int]) -> "Image":
     """A mask of the image's size, white within the box, which has to lie in the image."""
     from PIL import Image, ImageDraw
 
     left, top, right, bottom = box
     if right > picture.size[0] or bottom > picture.size[1]:
         raise InputError(
-            f"Expected a box within {picture.path.name}, {picture.size[0]}x{picture.size[1]} pixels; "
+            f"Expected a box within {picture.name}, {picture.size[0]}x{picture.size[1]} pixels; "
             f"got {left},{top},{right},{bottom}."
         )
     mask = Image.new("L", picture.size)
@@ -294,7 +276,7 @@ def parse_box(text: str) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def classes_of(pipe: "Pipeline", names: list[str] | None, pictures: list[Picture], option: str) -> list[int]:
+def classes_of(pipe: "Pipeline", names: list[str] | None, pictures: "list[Picture]", option: str) -> list[int]:
     """The label of each image, from one name for all or one an image."""
     count = len(pictures)
     if not names:

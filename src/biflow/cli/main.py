@@ -155,7 +155,7 @@ def score(
     device: Device = None,
 ) -> None:
     """Rank images by likelihood: nats, bits per dimension."""
-    from biflow.data.images import read_pictures
+    from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.likelihood import Ranked
 
@@ -168,8 +168,8 @@ def score(
     if contrast and of == pipe.config.null_label:
         raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
-    for name, reason in pictures.rejected.items():
-        say(f"Warning: skipped {name}: {reason}")
+    for note in pictures.notes():
+        say(f"Note: {note}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
     title = f"the least likely of {counted(len(pictures.names), 'image')}"
@@ -203,7 +203,7 @@ def classify(
     device: Device = None,
 ) -> None:
     """Tell images' classes by the likelihood of the flow."""
-    from biflow.data.images import read_pictures
+    from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.classify import Guess, best_guesses
 
@@ -211,8 +211,8 @@ def classify(
         check_file_output(out)
     pipe = open_pipeline(model, device)
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
-    for name, reason in pictures.rejected.items():
-        say(f"Warning: skipped {name}: {reason}")
+    for note in pictures.notes():
+        say(f"Note: {note}")
     found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:

@@ -75,6 +75,12 @@ def measure_part(
     return part
 
 
+def measure_reference(net: FeatureNet, data: ImageSource, *, batch_size: int) -> Reference:
+    """The statistics of all images, by this process alone."""
+    part = measure_part(net, data, rank=0, size=1, batch_size=batch_size, progress=lambda _: None)
+    return join_parts([part], {"network": net.name, "images": len(data)})
+
+
 def join_parts(parts: Sequence[Part], facts: Mapping[str, Any]) -> Reference:
     """The statistics of all images, from what the processes have seen of them."""
     whole = reduce(Part.merge, parts)
