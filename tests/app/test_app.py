@@ -230,7 +230,7 @@ def test_what_is_no_image_is_named_and_left_out(studio, upload, tmp_path):
     (tmp_path / "notes.png").write_text("precious")
     shown = studio.classify([str(tmp_path / "notes.png"), upload("one.png")])
     assert len(figures_of(shown)) == 1
-    assert shown.notes == ["Left out notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
+    assert shown.notes == ["Skipped notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
     with pytest.raises(InputError, match=r"cannot read notes\.png"):
         studio.rank([str(tmp_path / "notes.png")])
     (tmp_path / "other").mkdir()

@@ -37,7 +37,7 @@ def check_folder(root: Path) -> FolderCheck:
 
 def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
     """How many images each class has, below a heading; where there is a test set, for training and for testing."""
-    tested = check.layout.tested
+    tested = check.layout.is_test
     places = tested or [False] * len(check.layout.names)
     counts: Counter[tuple[str, str]] = Counter()
     for name, kind, test in zip(check.layout.names, check.layout.classes, places, strict=True):

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from torch.utils.data import Dataset
 
-from biflow.data.datasets import Encoded, ImageStream
+from biflow.data.datasets import ImageStream, RawExample
 from biflow.data.randomness import Key, permutation
 from biflow.data.reader import Examples, loader, unless_fault
 from biflow.errors import InputError
@@ -36,7 +36,7 @@ class ShuffledStream:
         self.first, self.stride = (0, 1) if self.deals_shards else part
         self.lengths: dict[int, int] = {}
 
-    def blocks(self, place: int) -> Iterator[list[Encoded]]:
+    def blocks(self, place: int) -> Iterator[list[RawExample]]:
         """Examples in lists, beginning with the process's example `place`, counted over all epochs."""
         epoch, place = self.find(place)
         number, skip = divmod(place, self.block_size)
@@ -57,7 +57,7 @@ class ShuffledStream:
             place -= self._check(len(range(self.first, total, self.stride)))
         raise AssertionError("epochs have no end")
 
-    def _whole_blocks(self, epoch: int, number: int) -> Iterator[list[Encoded]]:
+    def _whole_blocks(self, epoch: int, number: int) -> Iterator[list[RawExample]]:
         for later in count(epoch):
             skip = number * self.block_size * self.stride
             examples = islice(self._epoch(later, skip), self.first, None, self.stride)
@@ -68,7 +68,7 @@ class ShuffledStream:
             self._check(number)
             number = 0
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[Encoded]:
+    def _epoch(self, epoch: int, skip: int) -> Iterator[RawExample]:
         """The examples of this epoch's shards, one after the other, without the first `skip`."""
         for shard in self._shards(epoch):
             if skip and skip >= self._length(shard):
@@ -100,7 +100,7 @@ class ShuffledStream:
 class EncodedBatch(NamedTuple):
     """One process's examples of a step, and the numbers that the random numbers of each are drawn for."""
 
-    examples: list[Encoded]
+    examples: list[RawExample]
     indices: list[int]
 
 
