@@ -142,7 +142,7 @@ def test_score_ranks_images_and_writes_a_table(biflow, model, tmp_path):
     code, out, err = biflow("score", model, tmp_path / "images", "--draws", 2, "--out", tmp_path / "new" / "scores.csv")
     assert code == 0
     assert "the least likely of 3 images" in out
-    assert "skipped below/broken.png" in err
+    assert "Left out below/broken.png (" in err
     lines = (tmp_path / "new" / "scores.csv").read_text().splitlines()
     assert lines[0] == "rank,image,nats,bits_per_dim"
     assert {line.split(",")[1] for line in lines[1:]} == {f"below/{i}.png" for i in range(3)}
@@ -166,7 +166,7 @@ def test_classify_names_the_best_classes_and_writes_a_table(biflow, model, tmp_p
     code, out, err = biflow("classify", model, folder, "--top", 2, "--out", tmp_path / "new" / "classes.csv")
     assert code == 0
     assert "3 of 3 images" in out
-    assert "skipped broken.png" in err
+    assert "Left out broken.png (" in err
     with (tmp_path / "new" / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["image"], row["rank"]) for row in rows] == [(f"{i}.png", rank) for i in range(3) for rank in "12"]
@@ -206,7 +206,7 @@ def test_import_makes_a_model_that_samples(biflow, tmp_path):
 
 def test_sample_takes_every_option(biflow, model, tmp_path):
     arguments = ["sample", model, "--num", 3, "--method", "sequential", "--guidance", 1.5]
-    code, _, _ = biflow(*arguments, "--seed", 4, "--batch-size", 2, "--out", tmp_path / "a.npz")
+    code, _, _ = biflow(*arguments, "--seed", 4, "--set", "batch_size=2", "--out", tmp_path / "a.npz")
     assert code == 0
     biflow(*arguments, "--seed", 5, "--out", tmp_path / "b.npz")
     drawn = [read_npz(tmp_path / name)["arr_0"] for name in ("a.npz", "b.npz")]
@@ -259,7 +259,7 @@ BAD = {
     "groups not numbers": (["sample", "{model}", "--method", "jacobi,groups=x", "--out", "{tmp}/x.png"], "groups: "),
     "no images to score": (["score", "{model}", "{model}"], "there is none"),
     "images that do not exist": (["score", "{model}", "{tmp}/none"], "No such file"),
-    "an image that is none": (["score", "{model}", "{notes}"], "none of 1 can be read"),
+    "an image that is none": (["score", "{model}", "{notes}"], "not a PNG, JPEG"),
     "contrast without label": (["score", "{model}", "{tmp}", "--contrast"], "Add --label"),
     "score of no class": (["score", "{model}", "{golden}/x.npz", "--label", 7], "labels from 0 to 2"),
     "scores into a folder": (["score", "{model}", "{golden}/x.npz", "--out", "{model}"], "is a folder"),

@@ -18,12 +18,7 @@ OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
 GuidanceText = Annotated[str, typer.Option(help=GUIDANCE_HELP)]
 MethodText = Annotated[str, typer.Option(help=METHOD_HELP)]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.", show_default=False)]
-Compile = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help="CUDA graphs, bfloat16. Default: on a GPU for 1,000 images or more."),
-]
 
 
 def open_pipeline(model: Path, device: str | None) -> "Pipeline":

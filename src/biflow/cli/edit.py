@@ -1,5 +1,6 @@
 """The command line's `edit` group: inpaint, change of class, interpolation, variations; one sheet of pictures each."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -52,9 +53,8 @@ def inpaint(
     model: ModelFolder,
     images: ImageFiles,
     out: SheetFile,
+    mask: Annotated[str, typer.Option(help="An image, white where to resample, or LEFT,TOP,RIGHT,BOTTOM in pixels.")],
     label: Classes = None,
-    mask: Annotated[Path | None, typer.Option(help="An image of the images' size, white where to redraw.")] = None,
-    box: Annotated[str | None, typer.Option(help="Instead: LEFT,TOP,RIGHT,BOTTOM in pixels, to redraw within.")] = None,
     proposals: Annotated[int, typer.Option(min=1, help="Results for each image, the most likely first.")] = 4,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
@@ -64,14 +64,13 @@ def inpaint(
     """Redraw a part of images; what is known stays as it is, to the pixel."""
     from biflow.data.sheet import Tile, painted, save_sheet
 
-    if (mask is None) == (box is None):
-        raise InputError("Expected either --mask FILE or --box LEFT,TOP,RIGHT,BOTTOM, to say what to redraw.")
-    corners = parse_box(box) if box else None
-    if mask and mask.resolve() == out.resolve():
+    box = parse_box(mask)
+    file = None if box else Path(mask)
+    if file and file.resolve() == out.resolve():
         raise InputError(f"Expected an output that is not the mask; got {out}. Choose another name.")
     opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     labels = classes_of(opened.pipe, label, opened.pictures, "--label")
-    masks = masks_of(opened.pictures, mask, corners)
+    masks = masks_of(opened.pictures, file, box)
     if masks.all():
         say("Note: the mask keeps nothing of the image; the results are plain samples of the class.")
     edited = opened.pipe.inpaint(opened.pixels, masks, labels, proposals=proposals, **opened.way)
@@ -241,7 +240,7 @@ def fitting(mask: "Image", picture: "Picture") -> "Image":
     if mask.size != picture.size:
         raise InputError(
             f"Expected a mask of the size of {picture.name}, {picture.size[0]}x{picture.size[1]} pixels; "
-            f"got {mask.width}x{mask.height}. Make it that size, or use --box."
+            f"got {mask.width}x{mask.height}. Make it that size, or give a box."
         )
     return mask
 
@@ -261,18 +260,18 @@ def box_within(picture: "Picture", box: tuple[int, int, int, int]) -> "Image":
     return mask
 
 
-def parse_box(text: str) -> tuple[int, int, int, int]:
-    """Corners in pixels.
+def parse_box(text: str) -> tuple[int, int, int, int] | None:
+    """Corners in pixels; none for the name of a file.
 
-    >>> parse_box("0,4,8,8")
-    (0, 4, 8, 8)
+    >>> parse_box("0,4,8,8"), parse_box("mask.png")
+    ((0, 4, 8, 8), None)
     """
-    try:
-        left, top, right, bottom = (int(part) for part in text.split(","))
-    except ValueError:
-        left = top = right = bottom = 0
-    if not (0 <= left < right and 0 <= top < bottom):
-        raise InputError(f"Expected a box LEFT,TOP,RIGHT,BOTTOM with an area, as 0,4,8,8 has; got {text!r}.")
+    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", text):
+        return None
+    corners = [int(part) for part in text.split(",")]
+    if len(corners) != 4 or not (0 <= corners[0] < corners[2] and 0 <= corners[1] < corners[3]):
+        raise InputError(f"Expected a box LEFT,TOP,RIGHT,BOTTOM with an area, such as 0,4,8,8; got {text!r}.")
+    left, top, right, bottom = corners
     return left, top, right, bottom
 
 

@@ -15,8 +15,6 @@ from typer.exceptions import TyperException
 from biflow._version import __version__
 from biflow.cli.app import app as page
 from biflow.cli.arguments import (
-    BatchSize,
-    Compile,
     Device,
     GuidanceText,
     MethodText,
@@ -35,6 +33,8 @@ from biflow.cli.export import export, playground
 from biflow.cli.hub import push
 from biflow.cli.process import keep_freed_memory, share_processors
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
+from biflow.config.base import parse_config
+from biflow.config.evaluation import SampleConfig
 from biflow.console import console, counted, program, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
 
@@ -106,19 +106,18 @@ def sample(
     model: ModelFolder,
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
-    label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or number.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or index.")] = None,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
-    batch_size: BatchSize = 256,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
-    compile_: Compile = None,
     device: Device = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="batch_size=64, redraw=true or compile=true.")] = None,
 ) -> None:
-    """Draw images from a trained model.
+    """Sample images from a trained model.
 
     Settings follow after commas: --guidance 2.3,annealed --method gs-jacobi,tolerance=1e-4
     """
+    config = parse_config(SampleConfig, {}, set_ or (), origin="the settings")
     import torch
 
     from biflow.data.images import check_image_output, write_images
@@ -128,14 +127,12 @@ def sample(
     check_image_output(out)
     strength, sampler = parse_guidance(guidance), parse_sampler(method)
     pipe = open_pipeline(model, device)
-    if compile_ or (compile_ is None and num >= MANY and pipe.device.type == "cuda"):
+    if config.compile or (config.compile is None and num >= MANY and pipe.device.type == "cuda"):
         pipe.compile(layers="reverse" in sampler.uses)
     classes = pipe.model.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    pixels = pipe.sample_pixels(
-        labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
-    )
-    write_images(out, pixels, labels)
+    how: Any = {"guidance": strength, "method": sampler, "seed": seed, "batch_size": config.batch_size}
+    write_images(out, pipe.sample_pixels(labels, redraw=config.redraw, **how), labels)
     tell(f"Wrote {counted(num, 'image')} to {out}.")
 
 

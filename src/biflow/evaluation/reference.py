@@ -186,7 +186,7 @@ def check_facts(reference: Reference, wanted: Mapping[str, Any], path: Path) -> 
         if found != wanted[key]:
             raise InputError(
                 f"Expected statistics with {key} = {_short(wanted[key])}; those in {path} were made with "
-                f"{_short(found)}. Give other statistics with --reference, or remove the file to have them made anew."
+                f"{_short(found)}. Set other references, or remove the file to have them made anew."
             )
 
 
