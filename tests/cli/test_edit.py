@@ -125,7 +125,7 @@ def test_a_mask_of_everything_is_allowed_and_said(edit, files):
     arguments = ["inpaint", files / "model", files / "one.png", "--label", 0, "--mask", files / "white.png"]
     code, _, err = edit(*arguments, "--out", files / "x.png")
     assert code == 0
-    assert err == "Note: the mask keeps nothing of the image; the results are plain samples of the class.\n"
+    assert err == "Note: the mask covers the whole image; the results are plain samples of the class.\n"
 
 
 def test_a_model_without_classes_needs_none(edit, files):

@@ -141,7 +141,7 @@ def test_score_ranks_images_and_writes_a_table(biflow, model, tmp_path):
     (folder / "broken.png").write_bytes(b"no image")
     code, out, err = biflow("score", model, tmp_path / "images", "--draws", 2, "--out", tmp_path / "new" / "scores.csv")
     assert code == 0
-    assert "the least likely of 3 images" in out
+    assert "least likely of 3 images" in out
     assert "Left out below/broken.png (" in err
     lines = (tmp_path / "new" / "scores.csv").read_text().splitlines()
     assert lines[0] == "rank,image,nats,bits_per_dim"
@@ -216,7 +216,7 @@ def test_sample_takes_every_option(biflow, model, tmp_path):
 def test_plan_says_what_a_recipe_will_cost(biflow):
     code, out, _ = biflow("plan", "biflow_digits", "--devices", 2, "--set", "fit_flow.steps=7")
     assert code == 0
-    for part in ("410,144", "training, reverse", "exact inverse, guided", "FSDP2", "hours on 2 devices", "assumption"):
+    for part in ("410,144", "training, reverse", "exact inverse, guided", "FSDP2", "hours on 2 devices", "assuming"):
         assert part in " ".join(out.split())
     assert re.search(r"flow +│ +7 ", out)
 
@@ -346,7 +346,7 @@ def test_a_stop_ends_cleanly_says_how_to_resume_and_resume_goes_on(tmp_path, sig
     running.send_signal(signum)
     _, err = running.communicate(timeout=60)
     assert running.returncode == code
-    stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60; continue with (biflow .*)\n$", err)
+    stopped = re.match(r"Stopped: the flow is saved after step (\d+) of 60; resume with (biflow .*)\n$", err)
     assert stopped, err
     assert shlex.split(stopped[2]) == ["biflow", *arguments[3:], "--resume"]
     assert not (out / "model").exists()

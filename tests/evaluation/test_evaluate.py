@@ -131,7 +131,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_images(world, biflow, mon
     monkeypatch.setattr(Pipeline, "draw", stop_at_second)
     code, _, err = biflow(*command(world, "broken"))
     assert code == 130
-    assert "What was drawn is kept; the same command goes on." in err
+    assert "Samples are kept; run the same command to continue." in err
     assert biflow(*command(world, "broken"))[0] == 0
     assert starts[:4] == [0, 10, 10, 20]
     result = json.loads((world / "broken" / "evaluation.json").read_text())
@@ -274,35 +274,35 @@ def test_parts_of_several_processes_join_to_the_whole(world):
 )
 def test_statistics_made_another_way_are_refused(world, change, message):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     with pytest.raises(InputError, match=message):
-        measured(world, "other", references=(path,), **change)
+        measured(world, "other", references=(str(path),), **change)
 
 
 def test_statistics_of_another_network_or_size_are_refused(world):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     torch.manual_seed(1)
     save_judge(Judge(1, NUM_CLASSES).requires_grad_(False), world / "judge")
     with pytest.raises(InputError, match=r"with weights = [0-9a-f]{12}...; .* made with [0-9a-f]{12}"):
-        measured(world, "other", references=(path,))
+        measured(world, "other", references=(str(path),))
     save_model(tiny_model(tiny_config(image_size=8)), world / "model8")
     torch.manual_seed(0)
     save_judge(Judge(1, NUM_CLASSES).requires_grad_(False), world / "judge")
     with pytest.raises(InputError, match=r"with image_shape = \[1, 8, 8\]; .* made with \[1, 4, 4\]"):
-        measured(world, "other", references=(path,), model=world / "model8")
+        measured(world, "other", references=(str(path),), model=world / "model8")
     assert not (world / "other" / "samples").exists()
 
 
 @pytest.mark.parametrize("place", [9, 300, -1])
 def test_statistics_that_have_changed_are_refused(world, place):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
     with pytest.raises(InputError, match="no such file, or has changed"):
-        measured(world, "other", references=(path,))
+        measured(world, "other", references=(str(path),))
 
 
 @pytest.fixture(scope="module")
