@@ -25,7 +25,8 @@ from biflow.models.codec import PixelCodec
 from biflow.models.model import new_model
 from biflow.training.objectives import FitReverse
 from biflow.training.provenance import describe_machine
-from biflow.training.stages import Run, make_reverse_loss, training_batches
+from biflow.training.reverse_loss import ReverseLoss
+from biflow.training.stages import Run, training_batches
 
 SIDE, BATCH, IMAGES, TURNS = 32, 512, 4096, 20
 
@@ -62,7 +63,9 @@ def main() -> None:
     run = Run(run_config, data, PixelCodec(), World(0, 1, device), Path("unused"), lambda *_: [])
     model = new_model(config, data.class_names)
     assert model.reverse
-    objective = FitReverse(model.reverse, model.flow, make_reverse_loss(run_config, data, run.codec, None))
+    objective = FitReverse(
+        model.reverse, model.flow, ReverseLoss(fit, config, codec=run.codec, image_shape=data.image_shape)
+    )
     make_batch = training_batches(run, "reverse", objective, fit)
     variants = {
         "full batch": lambda: make_batch(3),

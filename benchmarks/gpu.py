@@ -67,7 +67,8 @@ from biflow.training.batches import on_device  # noqa: E402
 from biflow.training.loop import Trainer  # noqa: E402
 from biflow.training.objectives import FitFlow, FitReverse  # noqa: E402
 from biflow.training.provenance import describe_machine  # noqa: E402
-from biflow.training.stages import Run, make_reverse_loss, training_batches  # noqa: E402
+from biflow.training.reverse_loss import ReverseLoss  # noqa: E402
+from biflow.training.stages import Run, training_batches  # noqa: E402
 
 Numbers = dict[str, Any]
 TOTAL = 540.0  # seconds
@@ -248,7 +249,7 @@ def train(bench: Bench, model_config: ModelConfig, stage: str, *, batch_size: in
         assert model.reverse
         assert run_config.fit_reverse
         model.flow.to(bench.device)
-        loss = make_reverse_loss(run_config, data, run.codec, None)
+        loss = ReverseLoss(run_config.fit_reverse, run_config.model, codec=run.codec, image_shape=data.image_shape)
         objective, fit = FitReverse(model.reverse, model.flow, loss), run_config.fit_reverse
     trainer = Trainer(objective, fit, world)
     batches = on_device(training_batches(run, stage, objective, fit), range(fit.steps), bench.device)

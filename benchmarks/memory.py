@@ -39,7 +39,7 @@ from biflow.training.reverse_loss import ReverseLoss
 BATCH = 64
 STEPS = 2  # gradients and optimizer state exist from the second step on
 MODERN = {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 8 / 3, "positions": "rotary", "qk_norm": True}
-REPA = {"encoder": "classifier", "places": [[3, 2], [4, 2]]}
+REPA = {"encoder": "classifier", "layers": [[3, 2], [4, 2]]}
 ROWS: dict[str, dict[str, Any]] = {
     "flow, width 128": {},
     "flow, width 256": {"width": 256},

@@ -21,7 +21,7 @@ from biflow.data.datasets import ImageSet, load_data
 from biflow.pipeline import Pipeline
 from biflow.training.provenance import describe_machine
 
-OUTLIERS = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "out_of_place.py"))["INTRUDERS"]
+OUTLIERS = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "outliers.py"))["OUTLIERS"]
 SCORES: dict[str, dict[str, Any]] = {
     "uniform noise": {},
     "uniform noise, 8 draws": {"draws": 8},

@@ -54,7 +54,7 @@ from biflow.training.provenance import describe_machine
 RECIPES = {"digits": "biflow_digits"}
 STRATEGIES = ("none", "forward", "detach", "reverse")
 TIMED = (*STRATEGIES, "reverse_literal", "reverse_sequential")
-PLACES = "[[3, 2], [4, 2]]"  # the last two blocks of four, the last layer of two
+LAYERS = "[[3, 2], [4, 2]]"  # the last two blocks of four, the last layer of two
 STEPS, SAMPLES, EVERY = 2000, 2000, 200
 CURVE_SAMPLES = 500  # per measurement during training
 PAPER_SPEED = {"none": 2.11, "forward": 2.11, "detach": 1.93, "reverse": 1.87}  # it/s (table 5; forward is plain there)
@@ -89,7 +89,7 @@ def train_flow(work: Work, job: tuple[int, str]) -> Path:
     seed, strategy = job
     overrides = ["stage=flow", "model.reverse=null"]
     if strategy != "none":
-        overrides.append(f"fit_flow.align={{strategy: {strategy}, places: {PLACES}}}")
+        overrides.append(f"fit_flow.align={{strategy: {strategy}, layers: {LAYERS}}}")
     folder = work.runs / f"seed_{seed}" / strategy
     watch = partial(follow, work, folder / "curve.jsonl")
     config, data = settings(work, seed, overrides), load_data(work.data).train
@@ -195,7 +195,7 @@ def agreement(work: Work, model_folder: Path) -> dict[str, float]:
     shape = tuple(data.test.images.shape[1:])
 
     def gradient(strategy: str, sweeps: int = 1) -> torch.Tensor:
-        fields = {"strategy": strategy, "places": yaml.safe_load(PLACES), "sweeps": sweeps}
+        fields = {"strategy": strategy, "layers": yaml.safe_load(LAYERS), "sweeps": sweeps}
         align = AlignConfig.model_validate(fields)
         with seeded_weights(SEED):
             encoder = make_encoder(align, classifier=Classifier(shape[0], model.config.num_classes))
@@ -209,7 +209,7 @@ def agreement(work: Work, model_folder: Path) -> dict[str, float]:
     return {name: torch.cosine_similarity(each, exact, dim=0).item() for name, each in found.items()}
 
 
-def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int, int]]) -> dict[str, float]:
+def throughput(blocks: int, layers: int, width: int, aligned: Sequence[tuple[int, int]]) -> dict[str, float]:
     """Speed of a training step with every strategy relative to no alignment; 64 patches, batch 16, fastest of 8."""
     flow_config = FlowConfig(blocks=blocks, layers=layers, width=width, head_width=32)
     config = ModelConfig(image_size=16, channels=1, patch_size=2, num_classes=10, noise_std=0.1, flow=flow_config)
@@ -221,7 +221,7 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
         flow = new_model(config, ()).flow
         alignment = None
         if strategy != "none":
-            align = AlignConfig(strategy=strategy, places=places)
+            align = AlignConfig(strategy=strategy, layers=aligned)
             encoder = make_encoder(align, classifier=Classifier(1, 10))
             alignment = Alignment(align, config, encoder, image_shape=(1, 16, 16))
         trainers[strategy] = Trainer(FitFlow(flow, alignment), fit, world)
@@ -309,7 +309,7 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "# Alignment with an encoder",
             "",
             f"Written by `python benchmarks/repa.py --data {work.data} --seeds {seeds}`: flows trained for",
-            f"{work.steps:,} steps, aligned at [block, layer] `{PLACES}` with a small image classifier as the encoder,",
+            f"{work.steps:,} steps, aligned at [block, layer] `{LAYERS}` with a small image classifier as the encoder,",
             f"weight 0.1. Mean and standard deviation over {seeds} seeds.",
             "",
             "- **accuracy**: classification of the test images by one gradient of the likelihood, by its mean over",

@@ -521,7 +521,7 @@ def evaluation_command(_: str, numbers: Numbers) -> str:
     return (
         f"biflow evaluate {numbers['model']['folder']} --data {numbers['data']['name']} --num {samples['num']} "
         f"--method {samples['method']} --guidance 0{annealed} --features {' '.join(numbers['metrics'])} "
-        f"--sweep {sweep} --sweep-num {numbers['sweep']['num']} --out OUT"
+        f"--sweep {sweep} --set sweep_num={numbers['sweep']['num']} --out OUT"
     )
 
 

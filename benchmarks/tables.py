@@ -93,7 +93,7 @@ def commands(tables: Tables, section: Section, row: Row) -> list[str]:
         swept = "--sweep" in sample
         folder = f"{'sweep' if swept else 'evaluation'}_{section.num}"
         if swept:
-            sample += f" --sweep-num {min(int(section.num), SWEEP_NUM)}"
+            sample += f" --set sweep_num={min(int(section.num), SWEEP_NUM)}"
         lines.append(
             f"biflow evaluate {out}/{MODEL_FOLDER} --data {row.data or section.data} --num {section.num} {sample} "
             f"--features inception --out {out}/{folder}"
