@@ -306,10 +306,10 @@ def test_rank_sorts_uploads_least_likely_first(backend, upload):
         figures = figures_of(backend.rank(files, name))
         pixels = torch.stack([each.pixels for each in figures])
         bits = backend.pipe.log_prob(pixels, [1 if name == "b" else 3] * 5).bits_per_dim
-        values = [float(each.title.split()[1]) for each in figures]
+        values = [float(each.lines[0].split()[0]) for each in figures]
         assert values == sorted(values, reverse=True)
         assert values == pytest.approx(bits.tolist(), abs=0.2)  # the dequantisation noise depends on the index
-        assert sorted(each.lines[0] for each in figures) == sorted(Path(file).name for file in files)
+        assert sorted(each.lines[1] for each in figures) == sorted(Path(file).name for file in files)
 
 
 def test_an_unconditional_model_ranks_and_edits_but_does_not_classify(unconditional, upload):

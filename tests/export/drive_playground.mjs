@@ -34,7 +34,7 @@ const screenshot = (name) => screenshots && page.screenshot({ path: `${screensho
 await page.goto(url);
 await page.waitForSelector("#app:not([hidden])");
 await record("first", { seed: 0, interpolation: 0 });
-await page.waitForFunction(() => document.getElementById("time").textContent.includes("ms per image"));
+await page.waitForFunction(() => document.getElementById("time").textContent.includes("ms each"));
 await screenshot("wide");
 
 await page.focus('input[name="label"][value="all"]'); // with the keyboard only

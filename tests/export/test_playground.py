@@ -200,7 +200,7 @@ def test_the_page_matches_python_and_follows_its_controls(model, visit):
         assert f"--num {count} --seed {grid['seed']}" in grid["command"]
     assert len(set(found["moving"])) == 4  # the grid changes while the slider is dragged
     assert found["animated"]["seed"] > found["grids"]["seeded"]["seed"]
-    assert re.search(r"10 images in .* ms, .* ms per image \(median of \d+\)", found["time"])
+    assert re.search(r"10 images in .* ms, .* ms each \(median of \d+\)", found["time"])
     assert found["download"].endswith(".png")
     assert found["phoneWidth"] <= 360
     assert min(found["heights"]) >= 24  # pixels; WCAG 2.2, 2.5.8

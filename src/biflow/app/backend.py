@@ -159,12 +159,13 @@ class Backend:
             pixels, method_notes = self._sample(labels, method_options)
             results[title] = pixels, time.perf_counter() - start
             notes += [f"{title}: {note}" for note in method_notes]
-        exact = results[SAMPLERS["sequential"].title][0]
+        baseline = SAMPLERS["sequential"].title
+        exact = results[baseline][0]
         sections = [
             Section(title, self._figures(pixels, labels), format_seconds(seconds) + difference(pixels, exact))
             for title, (pixels, seconds) in results.items()
         ]
-        notes.append("Difference: mean absolute pixel difference (0-255) from the sequential exact inverse.")
+        notes.append(f'Difference: mean absolute pixel difference (0-255) from "{baseline}".')
         summary = (
             f"{counted(count, 'image')} per method, from the same noise (seed {options.get('seed', 0)}) and classes"
         )
@@ -227,7 +228,7 @@ class Backend:
         for ranked in scores.rank([str(i) for i in range(len(pictures))]):
             picture = pictures[int(ranked.image)]
             bits = f"{format_fixed(ranked.bits_per_dim, 2)} bits/dim"
-            figures.append(Figure(picture.pixels, f"{ranked.rank}. {bits}", [picture.name]))
+            figures.append(Figure(picture.pixels, f"{ranked.rank}", [bits, picture.name]))
         mean = format_fixed(float(scores.bits_per_dim.mean()), 2)
         summary = f"{counted(len(pictures), 'image')}, least likely first; mean {mean} bits/dim"
         return TabResult(summary, [Section("", figures)], [*notes, "Higher bits/dim means less likely."])

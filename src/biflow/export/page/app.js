@@ -132,7 +132,7 @@ function showSettings({ label, guidance, interpolation: t, seed, count }) {
   $("interpolate-value").textContent = `seed ${seed} → ${seed + 1}: ${Math.round(100 * t)}%`;
   const classes = label === ALL ? "of all classes" : label === String(card.null_label) ? "without a class" : `of class ${card.class_names[label]}`;
   $("grid").setAttribute("aria-label", `Grid of ${count} samples${card.num_classes ? ` ${classes}` : ""}`);
-  $("command-note").textContent = t ? "From the command line, the images at 0% of the interpolation:" : "The same images from the command line:";
+  $("command-note").textContent = t ? "Command for the images at 0% of the interpolation:" : "Command for the same images:";
   const options = [`--num ${count}`, `--seed ${seed}`];
   if (label !== ALL) options.push(`--label ${labelArgument(label)}`);
   if (guidance) options.push(`--guidance ${guidance}`);
@@ -158,7 +158,7 @@ function showTime(milliseconds, count) {
   times = [...times, milliseconds].slice(-TIMED_RUNS);
   const median = [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
   const format = (value) => value.toFixed(value < 10 ? 1 : 0);
-  $("time").textContent = `${count} images in ${format(median)} ms, ${(median / count).toFixed(2)} ms per image (median of ${times.length})`;
+  $("time").textContent = `${count} images in ${format(median)} ms, ${(median / count).toFixed(2)} ms each (median of ${times.length})`;
 }
 
 function showError(message) {
@@ -312,7 +312,7 @@ async function start() {
   makeModes();
   const classes = card.num_classes ? `, ${card.num_classes} classes` : "";
   const [size, hash] = [card.image_size, card.weights_sha256.slice(0, 12)];
-  $("model").textContent = `Model: ${size} × ${size} images${classes}; SHA-256 of the weights ${hash}…; biflow ${card.biflow_version}.`;
+  $("model").textContent = `${size} × ${size} images${classes}. Weights: SHA\u2011256 ${hash}…, exported with biflow ${card.biflow_version}.`;
   for (const id of ["app", "footer"]) $(id).hidden = false;
   $("notice").hidden = true;
   for (let run = 0; run < INITIAL_RUNS; run++) {

@@ -202,7 +202,7 @@ function showHint(text) {
   $("classification").hidden = $("edits").hidden = Boolean(text);
 }
 
-function showEmpty(hint = "Draw something. The flow classifies the drawing, and the reverse model decodes its noise as every class.") {
+function showEmpty(hint = "Draw something to see its predicted class, its reconstruction and versions in other classes.") {
   showHint(hint);
   $("drawing").dataset.rendered = "{}";
 }
