@@ -62,9 +62,9 @@ def test_the_folder_is_complete_and_can_be_replaced(biflow, model, fake_runtime,
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     out = tmp_path / "deep" / "site"
-    code, said, _ = biflow("playground", model, "--out", out, "--runtime", fake_runtime)
+    code, stdout, _ = biflow("playground", model, "--out", out, "--runtime", fake_runtime)
     assert code == 0
-    assert f"Wrote {out}." in " ".join(said.split())
+    assert f"Wrote {out}." in " ".join(stdout.split())
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == {
         *site.SITE_FILES,
         site.ENCODER_FILE,
@@ -129,12 +129,12 @@ def test_an_unavailable_or_wrong_package_is_rejected(cache, tmp_path, monkeypatc
 
 
 def test_the_cached_package_is_reused_unless_damaged(cache, fake_runtime, tmp_path, monkeypatch):
-    kept = cache / f"onnxruntime-web-{runtime.VERSION}.tgz"
-    monkeypatch.setattr(runtime, "SHA512", pack(fake_runtime, kept))
+    cached = cache / f"onnxruntime-web-{runtime.VERSION}.tgz"
+    monkeypatch.setattr(runtime, "SHA512", pack(fake_runtime, cached))
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
     runtime.copy_runtime(tmp_path / "ort", None)
     assert sorted(file.name for file in (tmp_path / "ort").iterdir()) == sorted(runtime.FILES)
-    kept.write_bytes(kept.read_bytes()[:-1])
+    cached.write_bytes(cached.read_bytes()[:-1])
     with pytest.raises(InputError, match="Expected npm"):
         runtime.copy_runtime(tmp_path / "ort", None)
 
