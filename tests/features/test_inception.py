@@ -237,7 +237,9 @@ def test_files_that_are_not_these_weights_are_one_sentence(weights, tmp_path):
         load_inception(tmp_path / "nothing.pth")
     state = torch.load(weights, weights_only=True)
     torch.save({**state, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"fc.weight has shape \(1000, 2048\), not \(1008, 2048\). Give the file that"):
+    with pytest.raises(
+        InputError, match=r"fc.weight has shape \(1000, 2048\), not \(1008, 2048\). Give the file published"
+    ):
         load_inception(tmp_path / "other.pth")
     del state["Mixed_5b.branch1x1.bn.bias"]
     torch.save(state, tmp_path / "part.pth")

@@ -155,10 +155,10 @@ def test_what_are_no_pixels_is_refused(wrong, folder):
     ("name", "message"),
     [
         ("inceptoin", "Unknown feature network 'inceptoin'; did you mean inception"),
-        ("judge", "Expected the folder of a judge, as save_judge writes it; got none"),
-        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder of save_judge"),
+        ("judge", "Expected the folder of a judge, written by save_judge; got none"),
+        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder written by save_judge"),
         ("inception:nowhere.pth", r"cannot read nowhere.pth \(No such file"),
-        ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a name on the"),
+        ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a reachable name on the"),
     ],
 )
 def test_networks_that_are_not_there_are_one_sentence(name, message):
@@ -181,10 +181,10 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
             load_judge(folder)
     (folder / "judge.json").write_text(whole)
     (folder / "judge.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"Expected whole weights in .*judge.safetensors; the file is damaged"):
+    with pytest.raises(InputError, match=r"Expected intact weights in .*judge.safetensors; the file is damaged"):
         load_judge(folder)
     (folder / "judge.safetensors").unlink()
-    with pytest.raises(InputError, match="Copy the judge's folder whole"):
+    with pytest.raises(InputError, match="Copy the judge's folder again"):
         load_judge(folder)
 
 

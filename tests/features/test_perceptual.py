@@ -9,7 +9,7 @@ from torch import nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.perceptual import VGG16, make_distance, see_through
+from biflow.features.perceptual import VGG16, crop_and_resize, make_distance
 from biflow.losses.perceptual import WHOLE
 
 MIDDLE = (0.25, 0.25, 0.5, 0.5)
@@ -124,8 +124,8 @@ def test_both_images_are_seen_through_the_same_window():
 
 def test_a_window_keeps_what_lies_in_it():
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    torch.testing.assert_close(see_through(ramp, MIDDLE, 8), torch.arange(4.0, 12.0).expand(1, 1, 8, 8))
-    assert see_through(ramp, (0.99, 0.99, 0.01, 0.01), 4).unique().tolist() == pytest.approx([15.0])
+    torch.testing.assert_close(crop_and_resize(ramp, MIDDLE, 8), torch.arange(4.0, 12.0).expand(1, 1, 8, 8))
+    assert crop_and_resize(ramp, (0.99, 0.99, 0.01, 0.01), 4).unique().tolist() == pytest.approx([15.0])
 
 
 def test_the_classifiers_maps_are_compared():
@@ -142,10 +142,13 @@ def test_the_classifiers_maps_are_compared():
     ("config", "message"),
     [
         ({"kind": "vgg", "network": "missing.pth"}, r"vgg16-397923af.pth; cannot read missing.pth \(No such file"),
-        ({"kind": "dinov2", "network": "nobody/nothing"}, "'nobody/nothing' to be a local folder or a name on the"),
+        (
+            {"kind": "dinov2", "network": "nobody/nothing"},
+            "'nobody/nothing' to be a local folder or a reachable name on the",
+        ),
         ({"kind": "module", "network": "biflow.nothing:Here"}, "importable as 'package.module:name'"),
-        ({"kind": "module", "network": "biflow.errors"}, "of a torch module, or of what makes one"),
-        ({"kind": "module", "network": f"{__name__}:NUMBER"}, "of a torch module, or of what makes one"),
+        ({"kind": "module", "network": "biflow.errors"}, "of a torch module or its factory"),
+        ({"kind": "module", "network": f"{__name__}:NUMBER"}, "of a torch module or its factory"),
     ],
 )
 def test_networks_that_are_not_there_are_one_sentence(config, message):
@@ -162,7 +165,7 @@ def test_files_of_another_kind_are_refused(files, tmp_path):
     with pytest.raises(InputError, match=r"of type dinov2 or dinov2_with_registers; .* is of type 'convnextv2'"):
         make_distance(DistanceConfig(kind="dinov2", network=str(files / "convnextv2")))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="Copy the folder whole"):
+    with pytest.raises(InputError, match="Copy the whole folder"):
         make_distance(DistanceConfig(kind="convnextv2", network=str(tmp_path)))
 
 
@@ -174,7 +177,7 @@ def test_a_checkpoint_with_a_layer_missing_is_refused(files, tmp_path):
     weights = load_file(tmp_path / "dinov2" / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
     save_file(kept, tmp_path / "dinov2" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"are missing or of another shape, the first of them .*layer\.1\."):
+    with pytest.raises(InputError, match=r"are missing or of another shape, first .*layer\.1\."):
         make_distance(DistanceConfig(kind="dinov2", network=str(tmp_path / "dinov2")))
 
 

@@ -109,7 +109,7 @@ class VaeCodec(Codec):
 
     def identity(self) -> str:
         """SHA-256 of the autoencoder's weights, and of the scale that its latents are brought to."""
-        return hash_tensors(self.autoencoder.state_dict(), first=f"{self.scale} {self.shift}")
+        return hash_tensors(self.autoencoder.state_dict(), prefix=f"{self.scale} {self.shift}")
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""
