@@ -16,7 +16,7 @@ def test_the_gradient_is_that_of_algorithm_1():
     flow, x = tiny_flow(), patches()
     shares_of = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
     mixed = [(shares_of.softmax(1) @ block.classes.weight[:3])[:, None] for block in flow.flow_blocks]
-    flow.log_prob_of(flow.forward_given(x, mixed)).sum().backward()
+    flow.log_prob_of(flow.forward_conditioned(x, mixed)).sum().backward()
     torch.testing.assert_close(by_gradient(flow, x), 3 * shares_of.grad)
 
 

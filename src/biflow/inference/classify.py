@@ -147,4 +147,4 @@ def class_tables(flow: ForwardFlow) -> list[Tensor]:
 @torch.enable_grad()
 def gradient_of_log_prob(flow: ForwardFlow, patches: Tensor, conditions: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """d log p(patches) / d each block's vector (B, 1, C)."""
-    return torch.autograd.grad(flow.log_prob_of(flow.forward_given(patches, conditions)).sum(), conditions)
+    return torch.autograd.grad(flow.log_prob_of(flow.forward_conditioned(patches, conditions)).sum(), conditions)

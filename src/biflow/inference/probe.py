@@ -5,14 +5,14 @@ from torch import Tensor
 
 from biflow.data.datasets import ImageSet
 from biflow.extras import require
-from biflow.models.forward_flow import ForwardFlow, Place
+from biflow.models.forward_flow import ForwardFlow, LayerIndex
 from biflow.models.model import Model
 
 BATCH_SIZE = 256
 ITERATIONS = 1000
 
 
-def probe(model: Model, train: ImageSet, test: ImageSet, *, seed: int = 0) -> dict[Place, float]:
+def probe(model: Model, train: ImageSet, test: ImageSet, *, seed: int = 0) -> dict[LayerIndex, float]:
     """The share of test images that a linear classifier of each layer's features gets right, by (block, layer).
 
     Features are the mean over patches of the layer's output for images with the training noise and no label; each is
@@ -33,16 +33,16 @@ def probe(model: Model, train: ImageSet, test: ImageSet, *, seed: int = 0) -> di
     return found
 
 
-def all_places(flow: ForwardFlow) -> list[Place]:
+def all_places(flow: ForwardFlow) -> list[LayerIndex]:
     """Every (block, layer), both counted from 1, block 1 at the data."""
     counts = flow.config.flow.block_layers
     return [(block, layer) for block, count in enumerate(counts, start=1) for layer in range(1, count + 1)]
 
 
 @torch.no_grad()
-def mean_features(model: Model, images: ImageSet, places: list[Place], *, seed: int) -> dict[Place, Tensor]:
+def mean_features(model: Model, images: ImageSet, places: list[LayerIndex], *, seed: int) -> dict[LayerIndex, Tensor]:
     """The mean over patches of the features at each place: (N, C), float32, on the CPU."""
-    chunks: dict[Place, list[Tensor]] = {place: [] for place in places}
+    chunks: dict[LayerIndex, list[Tensor]] = {place: [] for place in places}
     for indices in torch.arange(len(images)).split(BATCH_SIZE):
         patches = model.noisy_patches(images.images[indices], indices.tolist(), "probe", seed)
         no_label = torch.full((len(indices),), model.config.null_label, device=patches.device)

@@ -195,7 +195,7 @@ class CapturedGuidedFlow(GuidedFlow):
     def _step(self, level: int, span: int) -> Function:
         """A function: the last place (1,) that is known, below `span` -> the next, of the patch that it restored."""
         if (level, span) not in self.steps:
-            caches = [StaticKVCache(each.keys, each.values, place=self.place, span=span) for each in self.caches]
+            caches = [StaticKVCache(each.keys, each.values, position=self.place, span=span) for each in self.caches]
             guided = self.blocks[level]
 
             def step(place: Tensor) -> Outputs:
