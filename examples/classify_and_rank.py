@@ -1,9 +1,9 @@
-"""Say of each image in a folder which class it is of and how likely it is, the least likely first.
+"""Classify the images of a folder and rank them by likelihood, the least likely first.
 
     python examples/classify_and_rank.py runs/mine/model runs/photos/new
 
-Both come from the flow's likelihood alone: the class by Bayes' rule, every class tried, and the bits for each value as
-the length of a code.  Nothing but the model folder is needed.
+Both use only the flow's likelihood: classes by Bayes' rule over every class, and likelihoods in bits per dimension.  No
+classifier is needed.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from biflow.data.images import read_pictures
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print one line an image."""
+    """Print one line per image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder")
     parser.add_argument("images", type=Path, help="a folder of images")

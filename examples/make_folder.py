@@ -1,9 +1,9 @@
-"""Write scikit-learn's digits as PNG files, for docs/tutorial.md: a folder of classes, and a folder of new images.
+"""Write scikit-learn's digits as PNG files for docs/tutorial.md: a folder with classes, and a folder of new images.
 
     python examples/make_folder.py runs/photos
 
-OUT/digits has a sub-folder for each class, 0 to 9, with the 1,437 digits that the quickstart trains on.  OUT/new has
-the first images of its test set, loose; their names say which digit they are.
+OUT/digits has one subfolder per class, 0 to 9, with the 1,437 training images of the quickstart.  OUT/new has the first
+images of its test set, without subfolders; the file names give the true class.
 """
 
 import argparse
@@ -14,18 +14,18 @@ from biflow.data.images import to_pil
 
 
 def write_classes(folder: Path, data: ImageSet) -> None:
-    """One sub-folder for each class, one PNG for each image."""
-    for place, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
+    """Write one PNG per image, in one subfolder per class."""
+    for index, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
         home = folder / data.class_names[label]
         home.mkdir(parents=True, exist_ok=True)
-        to_pil(image).save(home / f"{place:04d}.png")
+        to_pil(image).save(home / f"{index:04d}.png")
 
 
 def write_loose(folder: Path, data: ImageSet, count: int) -> None:
-    """The first `count` images, without classes."""
+    """Write the first `count` images, without classes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for place, (image, label) in enumerate(zip(data.images[:count], data.labels.tolist(), strict=False)):
-        to_pil(image).save(folder / f"{place:03d}_is_a_{data.class_names[label]}.png")
+    for index, (image, label) in enumerate(zip(data.images[:count], data.labels.tolist(), strict=False)):
+        to_pil(image).save(folder / f"{index:03d}_is_a_{data.class_names[label]}.png")
 
 
 def main(arguments: list[str] | None = None) -> None:

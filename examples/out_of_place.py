@@ -1,11 +1,11 @@
-"""Make two folders of images with some in them that do not belong, for `biflow score` to find.
+"""Write two folders of images that contain outliers, for `biflow score` to find.
 
     python examples/out_of_place.py runs/out_of_place
     biflow score runs/quickstart/model runs/out_of_place/digits
     biflow score runs/quickstart/model runs/out_of_place/sevens --label 7 --contrast --show 8
 
-OUT/digits holds 340 of the test digits and four each of five kinds of images that are no digits; OUT/sevens the test
-digits of class 7 and four of other classes.  The names of the intruders say what they are.
+OUT/digits holds 340 test digits and 20 outliers, four of each of five kinds.  OUT/sevens holds the test digits of class
+7 and four digits of other classes.  The file names say which images are outliers.
 """
 
 import argparse
@@ -27,11 +27,11 @@ INTRUDERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "blank": torch.zeros_like,
     "noise": lambda images: torch.from_numpy(stream("noise").integers(0, 256, tuple(images.shape), "uint8")),
 }
-"""Kinds of images that are no digits: each a function of digits, uint8 (N, 1, 8, 8)."""
+"""Kinds of outliers, each made from digits, uint8 (N, 1, 8, 8)."""
 
 
 def write_folder(folder: Path, images: Mapping[str, Tensor]) -> None:
-    """One PNG an image."""
+    """Write one PNG per image."""
     folder.mkdir(parents=True)
     for name, image in images.items():
         to_pil(image).save(folder / f"{name}.png")
@@ -44,8 +44,8 @@ def main() -> None:
     out = parser.parse_args().out
     test = load_data("digits").test
     digits = {f"digit_{i:03d}": image for i, image in enumerate(test.images[:340])}
-    for place, (kind, change) in enumerate(INTRUDERS.items()):
-        source = test.images[340 + 4 * place : 344 + 4 * place]
+    for index, (kind, change) in enumerate(INTRUDERS.items()):
+        source = test.images[340 + 4 * index : 344 + 4 * index]
         digits |= {f"{kind}_{i}": image for i, image in enumerate(change(source))}
     write_folder(out / "digits", digits)
     sevens = {f"seven_{i:02d}": image for i, image in enumerate(test.images[test.labels == 7])}

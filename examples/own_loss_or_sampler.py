@@ -1,13 +1,13 @@
-r"""Extend biflow without changing it: a sampler of your own, and a distance of your own.
+r"""Add your own sampler and your own image distance, without changing biflow.
 
     python examples/own_loss_or_sampler.py runs/mine/model own.png
 
-`BestOf` draws several images for each one asked for and keeps the one that lands nearest to its noise, by the way that
-`pipe.certify` measures.  It is a frozen dataclass with the two methods of `biflow.sampling.samplers.Sampler`, and is
-given as `method=`.
+`BestOf` samples several candidates per image and keeps the one with the smallest cycle error, as measured by
+`pipe.certify`.  It is a frozen dataclass with the two methods of `biflow.sampling.samplers.Sampler`; pass it as
+`method=`.
 
-`Edges` is a network for `fit_reverse.distances`: it compares differences between neighbouring pixels.  With this folder
-on PYTHONPATH, so that it can be imported:
+`Edges` is a network for `fit_reverse.distances` that compares differences between neighboring pixels.  To train with
+it, put this folder on PYTHONPATH:
 
     biflow train biflow_digits --out runs/edges \
         --set 'fit_reverse.distances=[{kind: mse}, {kind: module, network: "own_loss_or_sampler:Edges"}]'
@@ -31,24 +31,24 @@ ONE_PASS = OnePass()
 
 @dataclass(frozen=True)
 class BestOf:
-    """Draws from several noises made from the one given; the draw that the flow carries nearest to its own is kept.
+    """Sample from several noises derived from the given one, and keep the sample with the smallest cycle error.
 
-    draws: how many, counting that of the noise as it is given.  way: how each of them is drawn.
+    draws: number of candidates, including the one from the given noise.  sampler: the sampler of each candidate.
     """
 
     draws: int = 4
-    way: Sampler = ONE_PASS
+    sampler: Sampler = ONE_PASS
 
     def prepare(self, model: Model, guidance: Guidance) -> "BestOf":
-        """What is done once for a model and a strength of guidance: here, whatever the way itself prepares."""
-        return BestOf(self.draws, self.way.prepare(model, guidance))
+        """Prepare the inner sampler, once for a model and a guidance strength."""
+        return BestOf(self.draws, self.sampler.prepare(model, guidance))
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         best, least, calls = z, torch.full_like(z[:, 0, 0], torch.inf), 0
         for k in range(self.draws):
             noise = z * signs(k, z)
-            drawn = self.way(model, noise, labels, guidance)
+            drawn = self.sampler(model, noise, labels, guidance)
             missed = (model.flow(drawn.x, labels).z.detach() - noise).square().mean(dim=(1, 2))  # (B,)
             best = torch.where((missed < least)[:, None, None], drawn.x, best)
             least = torch.minimum(least, missed)
@@ -57,7 +57,7 @@ class BestOf:
 
 
 def signs(k: int, like: Tensor) -> Tensor:
-    """A pattern (T, D) of 1 and -1, all 1 for k = 0: noise times it is as likely as noise, whatever the batch."""
+    """Random signs (T, D), all 1 for k = 0: flipping signs keeps the noise standard normal, and ignores the batch."""
     if not k:
         return torch.ones_like(like[0])
     pattern = torch.randint(2, like.shape[1:], generator=torch.Generator().manual_seed(k)) * 2 - 1
@@ -65,15 +65,15 @@ def signs(k: int, like: Tensor) -> Tensor:
 
 
 class Edges(nn.Module):
-    """Differences between neighbours, along rows and columns: images (B, P, H, W) -> two maps."""
+    """Differences between neighboring pixels, along rows and columns: images (B, P, H, W) -> two feature maps."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Two tensors with the images first; the distance is the mean over both."""
+        """Return two tensors with the batch dimension first; the distance is the mean over both."""
         return [images.diff(dim=3), images.diff(dim=2)]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw one image of each class with the sampler of our own."""
+    """Sample one image per class with `BestOf`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder with a reverse model")
     parser.add_argument("out", type=Path, help="a .png")

@@ -1,9 +1,10 @@
-"""Draw images by every way that a model has, from the same noise, and save them side by side.
+"""Sample with several samplers from the same noise, and save one row of images for each.
 
-    python examples/sample_and_save.py runs/mine/model runs/ways
+    python examples/sample_and_save.py runs/mine/model runs/samplers
 
-One row is one way: one pass of the reverse model without and with guidance, then two exact inverses of the flow.  The
-two exact rows agree within the tolerance of the second; the one-pass rows show what the reverse model learned.
+The rows are one pass of the reverse model without and with guidance, then two exact inverses of the flow.  The two
+exact rows agree within the tolerance of the Jacobi inverse; compare them with the one-pass rows to see what the reverse
+model learned.
 """
 
 import argparse
@@ -22,19 +23,19 @@ WAYS = {
 
 
 def side_by_side(images: list[Image.Image]) -> Image.Image:
-    """Images of one size in a row."""
+    """Images of the same size in a row."""
     width, height = images[0].size
     row = Image.new(images[0].mode, (width * len(images), height))
-    for place, image in enumerate(images):
-        row.paste(image, (place * width, 0))
+    for index, image in enumerate(images):
+        row.paste(image, (index * width, 0))
     return row
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write one PNG for each way."""
+    """Write one PNG per sampler."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a model folder")
-    parser.add_argument("out", type=Path, help="a folder for the pictures")
+    parser.add_argument("out", type=Path, help="output folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     pipe = Pipeline.from_pretrained(options.model)

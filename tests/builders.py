@@ -98,3 +98,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file, which is closed again: one left open is an error in whichever test runs next."""
     with np.load(path) as file:
         return dict(file)
+
+
+def with_names(model: Model, names: tuple[str, ...]) -> Model:
+    """The same model, its classes under other names."""
+    return Model(model.config, names, model.flow, model.reverse)

@@ -24,7 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_PYTHON = [name for name in NAMES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")]
 CLI = typer.main.get_command(app)
-README_LINES = 200
+README_LINES = 120
 UNRUN = {  # blocks of Python that tests do not run: page and a call in it, and why
     ("docs/alignment.md", "load_data"): "fits probes to a data set, for seconds",
     ("docs/export.md", "InferenceSession"): "takes an exported file; tests/test_export.py runs it",
@@ -90,6 +90,17 @@ def test_every_row_of_the_mathematics_is_read_by_the_test_above():
     text = (ROOT / "docs/mathematics.md").read_text("utf-8").partition("## Where each is")[2]
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| symbol")]
     assert all(re.search(r"\| `\S+\.py` \| `\S+` \|$", row) for row in rows)
+
+
+def test_every_source_file_of_the_methods_exists():
+    files = re.findall(r"`(\w+/\w+\.py)`", (ROOT / "docs/methods.md").read_text("utf-8"))
+    assert len(files) > 30
+    assert [file for file in files if not (ROOT / "src/biflow" / file).exists()] == []
+
+
+def test_every_recipe_has_a_row():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/recipes.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(recipe_names())
 
 
 def test_every_module_of_the_reference_exists():

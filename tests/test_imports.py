@@ -8,7 +8,7 @@ import biflow
 ROOT = Path(biflow.__file__).parent
 ROWS = [
     {"errors", "_version", "console", "losses"},
-    {"files", "tensors", "config", "distributed"},
+    {"files", "tensors", "config", "distributed", "extras"},
     {"nn", "features", "data"},
     {"models"},
     {"checkpoint", "sampling", "inference", "plan"},

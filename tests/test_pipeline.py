@@ -11,9 +11,9 @@ from biflow.models.model import new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 from biflow.sampling.denoise import score_denoise
+from biflow.sampling.draw import REDRAWS
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.samplers import Jacobi, Sequential
-from biflow.sampling_pipeline import REDRAWS
 from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
 METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
@@ -76,8 +76,8 @@ def test_an_image_that_is_not_finite_is_drawn_again_from_the_noise_of_the_next_a
     """The model fails for one noise of one image, and then for all that another image is ever drawn from."""
     labels, place, hopeless = torch.arange(8) % NUM_CLASSES, 5, 2
     fine = pipe.sample_pixels(labels, seed=3)
-    again = pipe.pixels_from(pipe.noise([place], 3, 1), labels[place : place + 1])
-    failing = pipe.noise([place], 3, 0)
+    again = pipe.decode_pixels(pipe.engine.noise([place], 3, 1), labels[place : place + 1])
+    failing = pipe.noise([place], 3)
 
     def fail(_, arguments, drawn):
         hit = (arguments[0][:, None] == failing).flatten(2).all(dim=2).any(dim=1)
@@ -92,7 +92,7 @@ def test_an_image_that_is_not_finite_is_drawn_again_from_the_noise_of_the_next_a
     assert not torch.equal(again[0], fine[place])
     plain = pipe.draw(labels, seed=3, batch_size=4)
     assert (plain.broken, plain.left) == (1, 1)
-    failing = torch.cat([pipe.noise([hopeless], 3, attempt) for attempt in range(1 + REDRAWS)])
+    failing = torch.cat([pipe.engine.noise([hopeless], 3, attempt) for attempt in range(1 + REDRAWS)])
     stuck = pipe.draw(labels, seed=3, redraw=True)
     assert (stuck.broken, stuck.left) == (1, 1)
 
@@ -140,7 +140,7 @@ def test_images_that_are_no_samples_of_the_model_are_refused(pipe, images, messa
 
 @pytest.mark.parametrize("seed", [0.0, "x", None])
 def test_certify_checks_its_seed_as_sample_does(pipe, seed):
-    with pytest.raises(InputError, match="whole number as seed"):
+    with pytest.raises(InputError, match="seed to be a whole number"):
         pipe.certify(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [0], seed=seed)
 
 
@@ -168,16 +168,16 @@ def test_bad_labels_are_refused(pipe, labels, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"guidance": -1}, "guidance of 0"),
-        ({"guidance": float("inf")}, "guidance of 0"),
+        ({"guidance": -1}, "guidance to be a number, 0 or more"),
+        ({"guidance": float("inf")}, "guidance to be a number, 0 or more"),
         ({"guidance": Guidance(1, annealed=True)}, "for the exact inverse"),
         ({"guidance": Guidance(1, on="shift")}, "for the exact inverse"),
         ({"guidance": Guidance(1, temperature=2)}, "for the exact inverse"),
-        ({"guidance": "a"}, "guidance of 0"),
-        ({"seed": 1.5}, "whole number as seed"),
+        ({"guidance": "a"}, "guidance to be a number, 0 or more"),
+        ({"seed": 1.5}, "seed to be a whole number"),
         ({"method": "revers"}, r"Unknown method 'revers'; did you mean reverse or refine\?"),
-        ({"batch_size": 0}, "batch size of 1"),
-        ({"batch_size": 2.5}, "batch size of 1"),
+        ({"batch_size": 0}, "batch_size to be a whole number, 1"),
+        ({"batch_size": 2.5}, "batch_size to be a whole number, 1"),
     ],
 )
 def test_bad_options_are_refused(pipe, options, message):
@@ -208,7 +208,7 @@ def test_exact_methods_agree_within_a_grey_level(pipe):
 
 
 def test_groups_are_measured_once_for_every_guidance(pipe):
-    first, other, again = (pipe._prepare(Jacobi(groups="measured"), Guidance(w)) for w in (0.0, 1.0, 0.0))
+    first, other, again = (pipe.engine.prepare(Jacobi(groups="measured"), Guidance(w)) for w in (0.0, 1.0, 0.0))
     assert first is again
     assert first is not other
     assert len(first.groups) == 3
@@ -231,11 +231,11 @@ def test_noise_that_is_given_is_brought_to_the_prior_of_the_flow(pipe):
     scale = torch.rand(4, 4) + 0.5
     pipe.model.flow.prior_variance.copy_(scale**2)
     z, labels = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1])
-    wanted = pipe.pixels_from(z * scale, labels).float() / 255
+    wanted = pipe.decode_pixels(z * scale, labels).float() / 255
     assert torch.equal(pipe(labels, latents=z, output_type="pt").images, wanted)
     drawn = pipe(labels, generator=torch.Generator().manual_seed(1), output_type="pt").images
     assert torch.equal(drawn, wanted)
-    assert not torch.equal(wanted, pipe.pixels_from(z, labels).float() / 255)
+    assert not torch.equal(wanted, pipe.decode_pixels(z, labels).float() / 255)
 
 
 def test_log_prob_is_that_of_no_class_unless_told(pipe):
@@ -251,7 +251,7 @@ def test_log_prob_is_that_of_no_class_unless_told(pipe):
         (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), {}, r"shape \(N, 1, 4, 4\); got \(2, 1, 5, 5\)"),
         (torch.zeros(2, 1, 4, 4), {}, "uint8 images"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"labels": [0]}, "one label for each of 2 images; got 1"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"draws": 0}, "1 or more draws"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), {"draws": 0}, "draws to be a whole number, 1"),
         (
             torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
             {"noise": "unifrom"},
@@ -337,15 +337,15 @@ def test_noise_of_ones_own_or_of_a_generator_is_used(pipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_inference_steps": 50}, "num_inference_steps=1, of one pass"),
-        ({"guidance_scale": 0.5}, "guidance_scale of 1"),
+        ({"num_inference_steps": 50}, "num_inference_steps=1: the reverse model samples in one pass"),
+        ({"guidance_scale": 0.5}, "guidance_scale to be a number, 1 or more"),
         ({"output_type": "jpg"}, "Unknown output_type 'jpg'"),
         ({"class_labels": ["bb"]}, "Unknown class 'bb'; did you mean b"),
         ({"generator": [torch.Generator()]}, "Expected one torch.Generator"),
         ({"generator": torch.Generator(), "seed": 1}, "one source; got seed and generator"),
         ({"latents": torch.zeros(1, 4, 4), "seed": 1}, "one source; got seed and latents"),
         ({"latents": [[1.0]]}, "latents as a tensor of shape"),
-        ({"latents": torch.full((1, 4, 4), torch.nan)}, "finite numbers"),
+        ({"latents": torch.full((1, 4, 4), torch.nan)}, "without NaN or Inf"),
     ],
 )
 def test_what_a_call_cannot_do_is_said(pipe, arguments, message):
@@ -434,9 +434,9 @@ def test_a_model_saved_over_another_keeps_nothing_of_its_training(tmp_path):
 def test_pictures_are_scored_as_their_pixels_are(pipe):
     pixels = pipe.sample_pixels([0, 1])
     assert torch.equal(pipe.log_prob(pipe.sample([0, 1])).nats, pipe.log_prob(pixels).nats)
-    with pytest.raises(InputError, match="whole number as seed"):
+    with pytest.raises(InputError, match="seed to be a whole number"):
         pipe.log_prob(pixels, seed=1.5)
-    with pytest.raises(InputError, match="whole number as seed"):
+    with pytest.raises(InputError, match="seed to be a whole number"):
         pipe.classify(pixels, seed="x")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from biflow.checkpoint import save_model
 from biflow.cli.process import share_processors
-from biflow.config import load_recipe, recipe_text
+from biflow.config import load_recipe
 from biflow.training.hooks import read_history
 from tests.builders import read_npz, tiny_config, tiny_model
 
@@ -94,7 +94,14 @@ def test_sample_writes_a_grid_that_shows_every_image(biflow, model, tmp_path):
 
 def test_a_recipe_that_was_printed_can_be_trained(biflow, tmp_path):
     (tmp_path / "mine.yaml").write_text(biflow("recipes", "biflow_digits")[1])
-    assert (tmp_path / "mine.yaml").read_text() == recipe_text("biflow_digits")
+    assert load_recipe(str(tmp_path / "mine.yaml")) == load_recipe("biflow_digits")
+
+
+def test_a_key_is_explained(biflow):
+    code, out, _ = biflow("recipes", "biflow_digits", "--explain", "model.flow.clip")
+    assert code == 0
+    assert "default: null" in out
+    assert "here: 1.0" in out
 
 
 def test_settings_win_over_the_smoke_size():

@@ -1,9 +1,14 @@
+import copy
+import functools
+
 import pytest
 import torch
 import yaml
 
-from biflow.config import RunConfig, load_recipe, recipe_names, recipe_text, smoke
-from biflow.config.base import parse_config, to_yaml
+from biflow.config import DistanceConfig, RunConfig, load_recipe, recipe_head, recipe_names, smoke
+from biflow.config.base import parse_config, parse_values, to_yaml
+from biflow.config.explain import annotated, explain, settings_of
+from biflow.config.recipes import recipe_text
 from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
@@ -44,7 +49,7 @@ def test_biflow_inverts_the_flows_that_have_recipes_of_their_own():
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_says_what_its_result_is(name):
-    head = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    head = recipe_head(name).splitlines()
     result = next(line for line in head if line.startswith("# Result:"))
     assert result.startswith(("# Result: published,", "# Result: measured,"))
 
@@ -52,7 +57,7 @@ def test_every_recipe_says_what_its_result_is(name):
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_begins_with_source_and_command(name):
     assert isinstance(load_recipe(name), RunConfig)
-    head = [line for line in recipe_text(name).splitlines() if line.startswith("#")]
+    head = recipe_head(name).splitlines()
     assert any(line.startswith("# Source:") for line in head)
     assert any(line.startswith(f"# Command: biflow train {name}") for line in head)
 
@@ -64,8 +69,64 @@ def test_config_survives_yaml(name):
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_is_complete(name):
-    assert yaml.safe_load(recipe_text(name)) == yaml.safe_load(to_yaml(load_recipe(name)))
+def test_a_recipe_holds_only_what_differs(name, tmp_path):
+    """Without any one of its values, it would be another run."""
+    values, whole = parse_values(recipe_text(name), name), load_recipe(name)
+    for path in paths_of(values):
+        less = copy.deepcopy(values)
+        *parents, last = path
+        del functools.reduce(dict.__getitem__, parents, less)[last]
+        (tmp_path / "less.yaml").write_text(yaml.safe_dump(less))
+        try:
+            other = load_recipe(str(tmp_path / "less.yaml"))
+        except InputError:
+            continue
+        assert other != whole, path
+
+
+def paths_of(values: dict, above: tuple = ()) -> list[tuple]:
+    """The paths of all values that are no mappings; `extends` aside."""
+    found = []
+    for key, value in values.items():
+        found += paths_of(value, (*above, key)) if isinstance(value, dict) else [(*above, key)]
+    return [path for path in found if path != ("extends",)]
+
+
+def test_a_recipe_extends_another_by_name_or_by_path(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: biflow_digits\nfit_flow: {steps: 7}\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nfit_flow: {batch_size: 9}\nseed: 3\n")
+    whole = load_recipe("biflow_digits")
+    fit = whole.fit_flow.model_copy(update={"steps": 7, "batch_size": 9})
+    assert load_recipe(str(tmp_path / "mine.yaml")) == whole.model_copy(update={"fit_flow": fit, "seed": 3})
+
+
+def test_recipes_that_extend_each_other_are_refused(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {tmp_path / other}.yaml\n")
+    with pytest.raises(InputError, match="in a circle"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_that_is_printed_whole_is_the_same(name):
+    assert parse_config(RunConfig, annotated(load_recipe(name)), origin="test") == load_recipe(name)
+
+
+def test_every_setting_is_explained():
+    settings = list(settings_of(RunConfig)) + list(settings_of(DistanceConfig))
+    assert len(settings) > 80
+    assert not [setting.key for setting in settings if len(setting.meaning) < 10]
+
+
+def test_a_key_is_explained_with_its_value():
+    text = explain("fit_flow.optimizer", load_recipe("biflow_digits"))
+    assert "default: adamw" in text
+    assert "one of: adamw, muon" in text
+    assert "here: muon" in text
+    assert explain("fit_flow.align").startswith("fit_flow.align: ")
+    assert explain("model.flow").startswith("model.flow holds width, ")
+    with pytest.raises(InputError, match="did you mean"):
+        explain("fit_flow.stepz")
 
 
 def test_overrides_reach_nested_keys_with_their_types():

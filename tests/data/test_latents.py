@@ -13,7 +13,7 @@ from biflow.data.open import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
 from biflow.training.cache_latents import encode_data
-from biflow.training.stages import check_fits, to_latents
+from biflow.training.stages import check_data, to_latents
 from tests.builders import read_npz, tiny_config, tiny_run
 
 
@@ -111,11 +111,11 @@ def test_encoding_goes_on_where_it_was_stopped(codec, tmp_path, monkeypatch):
 def test_latents_of_another_codec_are_refused(codec, tmp_path):
     cache = write(tmp_path / "cache", codec, colours())
     model = tiny_config(codec="vae:x", channels=4, num_classes=2)
-    check_fits(tiny_run(model=model), cache, codec)
+    check_data(tiny_run(model=model), cache, codec)
     with torch.no_grad():
         next(codec.autoencoder.parameters()).flatten()[0].add_(1e-3)
     with pytest.raises(InputError, match="another one, by its weights"):
-        check_fits(tiny_run(model=model), cache, codec)
+        check_data(tiny_run(model=model), cache, codec)
 
 
 def test_a_changed_shard_is_found(codec, tmp_path):

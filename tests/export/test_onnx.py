@@ -23,7 +23,6 @@ SMALL = {"layers": 1, "width": 16, "head_width": 8}
 KINDS = {
     "as usual": {},
     "two passes of guidance": {"reverse": ReverseConfig(**SMALL, guidance="two_passes")},
-    "guidance at the end": {"reverse": ReverseConfig(**SMALL, guidance="two_passes", guide="output")},
     "distilled": {"reverse": ReverseConfig(**SMALL, strategy="distillation")},
     "rotary positions": {"reverse": ReverseConfig(**SMALL, positions="rotary", norm="rms", mlp="swiglu", qk_norm=True)},
     "a prior of its own": {"flow": FlowConfig(blocks=2, layers=1, width=16, head_width=8, volume_preserving=True)},

@@ -46,7 +46,7 @@ def folders(tmp_path_factory):
 
 def encoder_of(name, folders):
     kind = "dinov2" if name == "registers" else name
-    return make_encoder(AlignConfig(encoder=kind, network=str(folders / name), places=PLACES))
+    return make_encoder(AlignConfig(encoder=kind, network=str(folders / name), layers=PLACES))
 
 
 def images(channels: int = 3, size: int = 32) -> torch.Tensor:
@@ -91,11 +91,11 @@ def test_a_masked_autoencoder_sees_every_patch_in_its_place(folders):
 
 
 def test_a_users_module_and_the_classifier_are_encoders():
-    pairs = make_encoder(AlignConfig(encoder="module", network=f"{__name__}:Pairs", places=PLACES))
+    pairs = make_encoder(AlignConfig(encoder="module", network=f"{__name__}:Pairs", layers=PLACES))
     assert pairs(images()).shape == (2, 3, 16, 16)
     torch.testing.assert_close(pairs(images()), torch.nn.functional.avg_pool2d(images(), 2))
     torch.manual_seed(0)
-    classifier = make_encoder(AlignConfig(places=PLACES), classifier=Classifier(1, 3))
+    classifier = make_encoder(AlignConfig(layers=PLACES), classifier=Classifier(1, 3))
     assert classifier(images(1, 8)).shape == (2, 64, 4, 4)
 
 
@@ -106,16 +106,16 @@ def test_patches_that_form_no_square_are_refused():
 
 def test_an_encoder_of_another_family_is_refused(folders):
     with pytest.raises(InputError, match=r"of type clip or clip_vision_model; .* is of type 'dinov2'"):
-        make_encoder(AlignConfig(encoder="clip", network=str(folders / "dinov2"), places=PLACES))
+        make_encoder(AlignConfig(encoder="clip", network=str(folders / "dinov2"), layers=PLACES))
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"places": []}, "one or more different places"),
-        ({"places": [[1, 1], [1, 1]]}, "one or more different places"),
-        ({"places": PLACES, "encoder": "dinov2"}, "Expected network for the encoder 'dinov2'; got none"),
-        ({"places": PLACES, "network": "a"}, "Expected no network or input_size for the encoder 'classifier'"),
+        ({"layers": []}, "one or more different layers"),
+        ({"layers": [[1, 1], [1, 1]]}, "one or more different layers"),
+        ({"layers": PLACES, "encoder": "dinov2"}, "Expected network for the encoder 'dinov2'; got none"),
+        ({"layers": PLACES, "network": "a"}, "Expected no network or input_size for the encoder 'classifier'"),
     ],
 )
 def test_configs_that_name_no_encoder_or_no_place_are_refused(config, message):

@@ -8,6 +8,8 @@ import yaml
 
 from biflow.checkpoint import TRAINING_FILE, save_model
 from biflow.errors import InputError
+from biflow.evaluation.compare import METRICS
+from biflow.evaluation.report import cost_rows, quality_rows
 from biflow.hub.card import render_card
 from biflow.pipeline import Pipeline
 from tests.builders import tiny_config, tiny_model
@@ -41,7 +43,9 @@ EVALUATION = {
     "data": {"name": "digits", "split": "train", "images": 1437},
     "samples": {"num": 5000, "method": "reverse", "guidance": "0.25"},
     "machine": {"device": "a processor"},
+    "metric_titles": {metric.key: dict(metric.titles) for metric in METRICS},
 }
+EVALUATION["tables"] = {"quality": quality_rows(EVALUATION), "cost": cost_rows(EVALUATION)}
 
 
 @pytest.fixture

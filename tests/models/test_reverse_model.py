@@ -42,9 +42,9 @@ def test_guidance_without_a_class_changes_nothing():
     torch.testing.assert_close(model(z, nobody, 2.0).image, model(z, nobody).image)
 
 
-def tiny_trained(hand_over: str = "recovered") -> ReverseModel:
+def tiny_trained() -> ReverseModel:
     sizes = {"layers": 1, "width": 16, "head_width": 8}
-    return tiny_reverse(reverse=ReverseConfig(**sizes, guidance="trained", hand_over=hand_over))
+    return tiny_reverse(reverse=ReverseConfig(**sizes, guidance="trained"))
 
 
 def test_trained_guidance_is_one_pass_that_depends_on_the_strength():
@@ -65,9 +65,8 @@ def test_training_pass_without_guidance_is_the_plain_pass():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("hand_over", ["guided", "recovered"])
-def test_recovered_states_undo_the_extrapolation_of_every_block(hand_over):
-    model, (z, labels) = tiny_trained(hand_over), noise_and_labels()
+def test_recovered_states_undo_the_extrapolation_of_every_block():
+    model, (z, labels) = tiny_trained(), noise_and_labels()
     w = torch.tensor([0.7, 0.0, 1.9, 0.0, 0.3], dtype=z.dtype)
     strength, nothing = model.strengths(w), model.strengths(0 * w)
     nobody, weight = torch.full_like(labels, model.null_label), w[:, None, None]
@@ -77,7 +76,7 @@ def test_recovered_states_undo_the_extrapolation_of_every_block(hand_over):
         guided, without = block(state, labels, strength), block(state, nobody, nothing)
         recovered.append((guided + weight * without) / (1 + weight))
         torch.testing.assert_close((1 + weight) * recovered[-1] - weight * without, guided)
-        state = guided if hand_over == "guided" else recovered[-1]
+        state = recovered[-1]
     out = model.forward_recovered(z, labels, w)
     torch.testing.assert_close(out.image, model.project_out(recovered[-1]))
     for ours, theirs in zip(out.hidden, recovered[-2::-1], strict=True):
@@ -140,26 +139,3 @@ def test_distillation_hands_on_states_and_nothing_more(denoising):
     if model.denoise:
         made = model.denoise(state, labels)
     torch.testing.assert_close(model(z, labels).image, model.project_out(made))
-
-
-def test_guidance_at_the_output_acts_on_the_last_block_only():
-    model = tiny_reverse(reverse=ReverseConfig(**SIZES, guide="output"))
-    (z, labels), w = noise_and_labels(), 1.5
-    state = model.positions(model.project_in(z))
-    for block in reversed(list(model.blocks)):
-        state = block(state, labels)
-    nobody = torch.full_like(labels, model.null_label)
-    guided = (1 + w) * model.denoise(state, labels) - w * model.denoise(state, nobody)
-    out = model(z, labels, w)
-    torch.testing.assert_close(out.image, model.project_out(guided))
-    torch.testing.assert_close(out.hidden, model(z, labels).hidden)
-
-
-def test_trained_guidance_at_the_output_leaves_the_other_blocks_alone():
-    model = tiny_reverse(reverse=ReverseConfig(**SIZES, guide="output", guidance="trained"))
-    z, labels = noise_and_labels()
-    plain, guided = model(z, labels), model(z, labels, 1.5)
-    torch.testing.assert_close(guided.hidden, plain.hidden)
-    assert not torch.allclose(guided.image, plain.image)
-    trained = model.forward_recovered(z, labels, torch.tensor([0.7, 0.0, 1.9, 0.0, 0.3], dtype=z.dtype))
-    torch.testing.assert_close(trained.hidden, plain.hidden)

@@ -127,18 +127,17 @@ REVERSES = [
     {"denoising": "score"},
     {"denoising": "none", "strategy": "distillation"},
     {"guidance": "trained"},
-    {"guidance": "trained", "guide": "output", "hand_over": "guided"},
-    {"guidance": "two_passes", "guide": "output", "class_tokens": 2},
+    {"guidance": "two_passes", "class_tokens": 2},
 ]
 PLACES = [[2, 1], [3, 2]]
 ALIGNMENTS = [
-    {"strategy": "forward", "places": PLACES},
-    {"strategy": "detach", "places": PLACES, "hidden_width": 48},
-    {"strategy": "reverse", "places": PLACES},
-    {"strategy": "reverse", "places": [[1, 2]], "sweeps": 3},
-    {"strategy": "reverse_literal", "places": PLACES},
-    {"strategy": "reverse_literal", "places": [[1, 1]]},
-    {"strategy": "reverse_sequential", "places": PLACES},
+    {"strategy": "forward", "layers": PLACES},
+    {"strategy": "detach", "layers": PLACES, "hidden_width": 48},
+    {"strategy": "reverse", "layers": PLACES},
+    {"strategy": "reverse", "layers": [[1, 2]], "sweeps": 3},
+    {"strategy": "reverse_literal", "layers": PLACES},
+    {"strategy": "reverse_literal", "layers": [[1, 1]]},
+    {"strategy": "reverse_sequential", "layers": PLACES},
 ]
 
 
@@ -167,7 +166,7 @@ def test_a_joint_step_takes_the_operations_that_torch_counts(align):
 
 
 def test_networks_unknown_before_loading_are_left_out_and_named():
-    config = run_config(stage="joint", align={"encoder": "dinov2", "network": "x", "places": PLACES})
+    config = run_config(stage="joint", align={"encoder": "dinov2", "network": "x", "layers": PLACES})
     distances = (DistanceConfig(kind="dinov2"), DistanceConfig(kind="mse"))
     config = config.model_copy(update={"fit_reverse": ReverseFitConfig(distances=distances)})
     assert training_step(config, "joint").left_out == ("encoder", "network of dinov2")

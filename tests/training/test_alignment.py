@@ -24,7 +24,7 @@ from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
 
 
 def align_config(**changes) -> AlignConfig:
-    return AlignConfig(**{"places": [[2, 1], [3, 2]], "hidden_width": 8, **changes})
+    return AlignConfig(**{"layers": [[2, 1], [3, 2]], "hidden_width": 8, **changes})
 
 
 def aligned(flow: ForwardFlow, **changes) -> FitFlow:
@@ -121,14 +121,14 @@ def of_three_channels() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("place", "message"),
+    ("layer", "message"),
     [
         ([4, 1], "blocks from 1, at the data, to 3, and layers counted from 1; got block 4, layer 1"),
         ([2, 3], "and layers of block 2 from 1 to 2, counted from 1; got block 2, layer 3"),
     ],
 )
-def test_places_that_do_not_exist_are_refused(place, message):
-    fit = FlowFitConfig(align=align_config(places=[place]))
+def test_layers_that_do_not_exist_are_refused(layer, message):
+    fit = FlowFitConfig(align=align_config(layers=[layer]))
     with pytest.raises(ValueError, match=message):
         tiny_run(fit_flow=fit)
 
@@ -145,9 +145,9 @@ def test_settings_that_nothing_would_read_are_refused(changes, message):
         align_config(**changes)
 
 
-def test_places_count_from_one():
+def test_layers_count_from_one():
     with pytest.raises(ValueError, match="greater than 0"):
-        align_config(places=[[0, 1]])
+        align_config(layers=[[0, 1]])
 
 
 def numbers() -> nn.Module:
@@ -197,7 +197,7 @@ def test_a_step_costs_what_its_losses_read_and_no_more(strategy, ratio):
     def operations(align: bool) -> int:
         sizes = FlowConfig(blocks=8, layers=8, width=64, head_width=32)
         flow = ForwardFlow(tiny_config(flow=sizes, reverse=None))
-        objective = aligned(flow, strategy=strategy, places=[[7, 6], [8, 6]]) if align else FitFlow(flow)
+        objective = aligned(flow, strategy=strategy, layers=[[7, 6], [8, 6]]) if align else FitFlow(flow)
         with FlopCounterMode(display=False) as counter:
             objective(batch()).total.backward()
         return counter.get_total_flops()

@@ -38,7 +38,7 @@ def by_muon(run: RunConfig) -> RunConfig:
 
 
 def aligned_fit(**changes: object) -> FlowFitConfig:
-    align = AlignConfig(places=[[2, 1], [3, 2]], hidden_width=8)
+    align = AlignConfig(layers=[[2, 1], [3, 2]], hidden_width=8)
     return FlowFitConfig(**{**tiny_run().fit_flow.model_dump(), "align": align, **changes})
 
 

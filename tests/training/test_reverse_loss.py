@@ -17,7 +17,7 @@ from biflow.training.hooks import read_history
 from biflow.training.reverse_loss import ReverseLoss
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
-from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective, tiny_run
+from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective, tiny_run, with_names
 
 ELSEWHERE = f"{__name__}:Nothing"
 
@@ -173,7 +173,7 @@ def test_a_flow_of_another_kind_is_refused_before_training(tmp_path):
 
 def test_a_reverse_model_of_another_flow_is_refused_at_load(tmp_path):
     first, second = train_in(tmp_path / "a"), train_in(tmp_path / "b", seed=1)
-    save_model(first._replace(reverse=second.reverse), tmp_path / "mixed")
+    save_model(first.with_networks(first.flow, second.reverse), tmp_path / "mixed")
     with pytest.raises(InputError, match="Expected the flow that the reverse model was fitted to"):
         load_model(tmp_path / "mixed")
     save_model(first, tmp_path / "right")
@@ -249,8 +249,8 @@ def test_a_run_resumes_exactly_with_distances_of_every_stage(stage, tmp_path):
 
 def test_classes_in_another_order_are_refused(tmp_path):
     model = tiny_model()
-    save_model(model._replace(class_names=("c", "b", "a")), tmp_path / "named")
+    save_model(with_names(model, ("c", "b", "a")), tmp_path / "named")
     with pytest.raises(InputError, match="classes of the flow"):
         train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "named"))
-    save_model(model._replace(class_names=("0", "1", "2")), tmp_path / "unnamed")
+    save_model(with_names(model, ("0", "1", "2")), tmp_path / "unnamed")
     train_in(tmp_path / "run", stage="reverse", flow_from=str(tmp_path / "unnamed"))

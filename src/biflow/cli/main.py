@@ -34,7 +34,7 @@ from biflow.cli.evaluate import evaluate
 from biflow.cli.export import export, playground
 from biflow.cli.hub import push
 from biflow.cli.process import keep_freed_memory, share_processors
-from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_names, recipe_text
+from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
 from biflow.console import console, counted, program, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
 
@@ -87,10 +87,10 @@ def train(
     resume = resume or (was_restarted() and (out / CONFIG_FILE).exists())
     model = out / MODEL_FOLDER
     check_apart(config.data, out)
-    image_shape = make_codec(config.model.codec).image_shape(config.model)
-    data = open_data(config.data, image_shape, config.reading)
+    codec = make_codec(config.model.codec)
+    data = open_data(config.data, codec.image_shape(config.model), config.reading)
     held_out = None if isinstance(data.test, ImageStream) or not len(data.test) else data.test
-    with open_run(config, data.train, out, resume=resume, console=console, held_out=held_out) as run:
+    with open_run(config, data.train, out, resume=resume, console=console, held_out=held_out, codec=codec) as run:
         trained = train_model(run)
         run.world.on_main(lambda: keep_model(run, trained, model))
     if run.world.is_main:
@@ -295,15 +295,21 @@ app.add_typer(data_app, name="data", rich_help_panel=ELSE)
 
 @app.command(rich_help_panel=ELSE)
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe whole.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, all keys explained.")] = None,
+    key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key alone.")] = None,
 ) -> None:
     """List the recipes, or print one."""
     if name:
-        console.out(recipe_text(name), end="", highlight=False)
+        from biflow.config.explain import annotated, explain
+
+        config = load_recipe(name)
+        console.out(explain(key, config) if key else f"{recipe_head(name)}\n{annotated(config)}", highlight=False)
         return
+    if key:
+        raise InputError("Expected the recipe whose key is explained; got none. Run biflow recipes NAME --explain KEY.")
     listing = Table.grid(padding=(0, 2))
     for each in recipe_names():
-        listing.add_row(each, recipe_text(each).splitlines()[0].removeprefix("# "))
+        listing.add_row(each, recipe_head(each).splitlines()[0].removeprefix("# "))
     console.print(listing)
 
 

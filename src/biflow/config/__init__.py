@@ -1,7 +1,7 @@
 """Every setting of the project, as frozen models with their defaults, which live here and nowhere else."""
 
 from biflow.config.model import FlowConfig, ModelConfig, ReverseConfig, TransformerConfig
-from biflow.config.recipes import load_recipe, recipe_names, recipe_text, smoke, smoke_fit
+from biflow.config.recipes import load_recipe, recipe_head, recipe_names, smoke, smoke_fit
 from biflow.config.run import (
     Average,
     ClassifyMethod,
@@ -38,8 +38,8 @@ __all__ = [
     "TransformerConfig",
     "WatchConfig",
     "load_recipe",
+    "recipe_head",
     "recipe_names",
-    "recipe_text",
     "smoke",
     "smoke_fit",
 ]

@@ -1,6 +1,7 @@
 """Settings as text: frozen models, YAML in and out, `path=value` overrides, and every fault as one sentence."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -12,7 +13,9 @@ from biflow.errors import InputError, nearest
 class Config(BaseModel):
     """Base of all configs: immutable, and a key that does not exist is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -26,11 +29,17 @@ class Config(BaseModel):
 C = TypeVar("C", bound=Config)
 
 
-def parse_config(kind: type[C], text: str, overrides: Iterable[str] = (), *, origin: str) -> C:
-    """Text (YAML or JSON) -> a config of this kind; every fault is one `InputError`."""
+def parse_values(text: str, origin: str) -> dict[str, Any]:
+    """Text (YAML or JSON) -> keys and values, not checked yet."""
     values = _load_yaml(text, origin)
     if not isinstance(values, dict):
         raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
+    return values
+
+
+def parse_config(kind: type[C], given: str | Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str) -> C:
+    """Text (YAML or JSON) or plain values -> a config of this kind; every fault is one `InputError`."""
+    values = deepcopy(dict(given)) if isinstance(given, Mapping) else parse_values(given, origin)
     for override in overrides:
         _apply_override(kind, values, override)
     return check_config(kind, values, origin=origin)
@@ -88,12 +97,13 @@ def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str
 
 def _field_config(kind: type[Config], key: str) -> type[Config]:
     """The config class of a nested field, also when the field may be absent."""
-    for config in _nested_configs(kind, key):
+    for config in nested_configs(kind, key):
         return config
     raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
 
 
-def _nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
+def nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
+    """The config classes that a field may hold, not those of lists."""
     annotation = kind.model_fields[key].annotation
     for candidate in getattr(annotation, "__args__", ()) or (annotation,):
         if isinstance(candidate, type) and issubclass(candidate, Config):
@@ -115,7 +125,7 @@ def _keys(kind: type[Config] | None, location: Sequence[str | int], *, unknown: 
             yield str(key)
         elif kind and key in kind.model_fields:
             yield key
-            kind = next(_nested_configs(kind, key), None)
+            kind = next(nested_configs(kind, key), None)
 
 
 def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str:

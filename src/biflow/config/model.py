@@ -8,22 +8,25 @@ from biflow.config.base import Config
 
 
 class TransformerConfig(Config):
-    """The transformers inside the blocks.
-
-    mlp_ratio is the hidden width of the MLP over `width`; a SwiGLU has three matrices of that size, a GELU MLP two.
-    positions: one learned vector a place, or rotary along rows and columns.  qk_norm: RMS norm of queries and keys.
-    """
+    """The transformers inside the blocks."""
 
     width: PositiveInt = 64
+    """Hidden width C. The first thing to raise for larger images."""
     head_width: PositiveInt = 32
+    """Width K of each attention head; divides width."""
     mlp_ratio: PositiveFloat = 4.0
+    """Hidden width of the MLP relative to width. A SwiGLU has three matrices of that size, a GELU MLP two."""
     norm: Literal["layer", "rms"] = "layer"
+    """Layer norm (TARFlow) or RMS norm (BiFlow) before each sublayer."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
+    """The MLP of each layer: GELU (TARFlow) or SwiGLU (BiFlow)."""
     positions: Literal["learned", "rotary"] = "learned"
+    """One learned vector per position, or rotary embeddings along rows and columns."""
     qk_norm: bool = False
+    """RMS norm of queries and keys. Turn on if attention logits grow in long training."""
 
     @model_validator(mode="after")
-    def _head_splits_into_turned_pairs(self) -> Self:
+    def _head_splits_into_rotated_pairs(self) -> Self:
         if self.positions == "rotary" and self.head_width % 4:
             raise ValueError(
                 f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}. "
@@ -42,18 +45,18 @@ class TransformerConfig(Config):
 
 
 class FlowConfig(TransformerConfig):
-    """The forward flow: `blocks` causal affine blocks that read the patches in alternating directions.
-
-    layers: of every block, or a list with one number a block, the block at the data first ("deep-shallow": STARFlow,
-    arXiv 2506.06276).  clip: shift and log-scale are held within [-clip, clip] (norm control of BiFlow, arXiv
-    2512.10953); none leaves them free.  volume_preserving: patches are shifted but not scaled, and the prior has a
-    variance of its own for every value, measured after training.
-    """
+    """The flow: causal affine blocks that read the patches in alternating directions."""
 
     blocks: PositiveInt = 4
+    """Number S of flow blocks."""
     layers: PositiveInt | tuple[PositiveInt, ...] = 2
+    """Transformer layers per block: one number, or a list, the block at the data first ("deep-shallow": STARFlow,
+    arXiv 2506.06276)."""
     clip: PositiveFloat | None = None
+    """Bound shift and log-scale to [-clip, clip] (norm control of BiFlow, arXiv 2512.10953). Set to 1 to train a
+    reverse model, or if the flow diverges."""
     volume_preserving: bool = False
+    """Shift patches without scaling them, under a prior with a variance for each value, measured after training."""
 
     @model_validator(mode="after")
     def _every_block_has_layers(self) -> Self:
@@ -71,49 +74,48 @@ class FlowConfig(TransformerConfig):
 
 
 class ReverseConfig(TransformerConfig):
-    """The learned reverse model: one block for each flow block, and one that denoises.
-
-    strategy: what is learned beside the image (BiFlow, arXiv 2512.10953, section on learning the inverse): "alignment"
-    reads the flow's states out of the hidden states through heads; "distillation" makes every block hand on such a
-    state itself; "naive" learns nothing beside the image.
-    denoising: "learned" by one more block; by the flow's "score" after the pass; or "none", which leaves the noise.
-    normalise: the flow's states are compared in units of their own root mean square, so that no level outweighs others.
-    guidance: "trained" makes the strength a condition of the network, so that one pass gives any strength up
-    to `max_guidance`; "two_passes" extrapolates at sampling time, from a pass with and one without the label.
-    guide: "blocks" guides every block; "output" the last one only.
-    hand_over: what a block passes on while guidance is trained: the recovered conditional state (BiFlow, eq. 5,
-    as printed), so that guidance adds up over the blocks when sampling, or the guided state itself, with which it
-    hardly guides (docs/results/model.reverse.hand_over).
-    """
+    """The learned reverse model: one block for each flow block, and one that denoises (BiFlow, arXiv 2512.10953)."""
 
     layers: PositiveInt = 2
+    """Transformer layers per block."""
     class_tokens: PositiveInt = 1
+    """Tokens in context that carry the class and the guidance strength."""
     strategy: Literal["alignment", "distillation", "naive"] = "alignment"
+    """What is learned besides the image: "alignment" predicts the flow's states from the hidden states, "distillation"
+    makes every block hand on such a state, "naive" learns nothing else."""
     denoising: Literal["learned", "score", "none"] = "learned"
+    """How the training noise is removed: by one more block, by a score step of the flow after the pass, or not."""
     normalise: bool = True
+    """Compare the flow's states in units of their own root mean square, so that no level dominates the loss."""
     guidance: Literal["trained", "two_passes"] = "two_passes"
+    """"trained" makes the strength an input, so that one pass gives any strength; "two_passes" extrapolates when
+    sampling, at twice the cost."""
     max_guidance: PositiveFloat = 2.0
-    guide: Literal["blocks", "output"] = "blocks"
-    hand_over: Literal["guided", "recovered"] = "recovered"
+    """Largest strength seen in training of trained guidance."""
 
 
 class ModelConfig(Config):
-    """What a model folder describes: the images, the flow, and the reverse model if there is one.
-
-    codec: what the flow models: "pixels", or "vae:NAME" for the latents of that autoencoder, whose sizes image_size
-    and channels then are.  num_classes: 0 for an unconditional model.  The flow learns the density of images with
-    noise: uniform within a grey level if `dequantise`, and Gaussian of standard deviation noise_std on top.
-    """
+    """A model: its images, its flow, and its reverse model if there is one."""
 
     codec: Annotated[str, Field(pattern=r"^(pixels|vae:.+)$")] = "pixels"
+    """What the flow models: "pixels", or "vae:NAME" for the latents of that diffusers autoencoder, whose sizes
+    image_size and channels then are."""
     image_size: PositiveInt
+    """Side of the square images, or of their latents."""
     channels: PositiveInt
+    """1 for grey images, 3 for RGB, or the channels of the latents."""
     patch_size: PositiveInt
+    """Side of a patch. A smaller patch means a longer sequence: better likelihood, more compute."""
     num_classes: NonNegativeInt = 0
+    """Number of classes; 0 for an unconditional model."""
     noise_std: NonNegativeFloat
+    """Standard deviation of the Gaussian noise added to training images in [-1, 1]. Larger values give better samples,
+    smaller ones better likelihoods."""
     dequantise: bool = False
+    """Add uniform noise within a grey level, for likelihoods of 8-bit images."""
     flow: FlowConfig = FlowConfig()
     reverse: ReverseConfig | None = None
+    """The reverse model; none for a flow alone."""
 
     @model_validator(mode="after")
     def _image_splits_into_patches(self) -> Self:

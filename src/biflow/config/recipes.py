@@ -1,13 +1,19 @@
-"""Recipes: named runs that ship with the package, in `biflow/recipes/*.yaml`, or YAML files of the user's own."""
+"""Recipes: named runs in `biflow/recipes/*.yaml`, or YAML files of yours, that hold what differs from the defaults.
 
-from collections.abc import Iterable
+`extends: NAME` begins with another recipe instead of the defaults.
+"""
+
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from biflow.config.base import parse_config, to_yaml
+from biflow.config.base import parse_config, parse_values, to_yaml
 from biflow.config.run import RunConfig
 from biflow.config.training import Fit
 from biflow.errors import InputError, nearest
+
+EXTENDS = "extends"
 
 
 def recipe_names() -> list[str]:
@@ -17,7 +23,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe, given its name or the path of a file of the user's own."""
+    """The YAML of a recipe, given its name or the path of a file."""
     if name in recipe_names():
         return (resources.files("biflow") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     path = Path(name)
@@ -30,16 +36,49 @@ def recipe_text(name: str) -> str:
     raise InputError(f"Unknown recipe {name!r}; {nearest(name, recipe_names())}")
 
 
+def recipe_head(name: str) -> str:
+    """The comment that a recipe begins with: its source, command and result."""
+    lines = recipe_text(name).splitlines()
+    return "\n".join(lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))])
+
+
 def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False) -> RunConfig:
     """A recipe by name or path, at its smoke size if small, with `path=value` overrides applied and checked.
 
     >>> load_recipe("biflow_digits", ["fit_flow.steps=10"]).fit_flow.steps
     10
     """
-    origin, text = f"recipe {name!r}", recipe_text(name)
+    origin, values = f"recipe {name!r}", recipe_values(name)
     if small:
-        text = to_yaml(smoke(parse_config(RunConfig, text, origin=origin)))
-    return parse_config(RunConfig, text, overrides, origin=origin)
+        values = parse_values(to_yaml(smoke(parse_config(RunConfig, values, origin=origin))), origin)
+    return parse_config(RunConfig, values, overrides, origin=origin)
+
+
+def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a recipe says, with what the recipes that it extends say."""
+    if name in above:
+        raise InputError(
+            f"Expected recipes that do not extend each other in a circle; got {' -> '.join([*above, name])}."
+        )
+    values = parse_values(recipe_text(name), f"recipe {name!r}")
+    base = values.pop(EXTENDS, None)
+    if base is None:
+        return values
+    beside = Path(name).parent / str(base)  # of a file of yours
+    return merge(recipe_values(str(beside) if beside.is_file() else str(base), (*above, name)), values)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others on top; lists are replaced whole.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def smoke(config: RunConfig) -> RunConfig:

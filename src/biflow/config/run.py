@@ -18,33 +18,33 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class ReadingConfig(Config):
-    """How the images of a data set are read.
-
-    crop: of images of other sizes: "adm" halves by averaging while it can, then bicubic (ADM, arXiv 2105.05233);
-    "tarflow" resizes the shorter side in one bilinear step (TARFlow's code); both cut out the centre.
-    flip: mirror half of the training images, drawn anew each time.  background: behind transparent parts.
-    rejected_share: of the files of a folder that may be unreadable before it is an error.
-    test_share: of the images, chosen by their names or places alone, that training never sees; data with a test set of
-    their own, such as the digits, keep that.
-    workers: processes that read ahead, 0 for none.
-    cache: "memory" keeps every image of a folder or a stored hub data set, decoded, once it was read; "none" reads it
-    anew each time; "auto" is "memory" where there are no workers and all images take at most a GiB.
-    image_column, label_column: of hub data sets, where their types and names leave it open.
-    streaming: read a hub data set as it comes, not stored here; shuffle_buffer: so many of its images are shuffled at
-    a time.
-    """
+    """How the images of a data set are read."""
 
     crop: Literal["adm", "tarflow"] = "adm"
+    """How images of other sizes are resized before the centre is cropped: "adm" halves by averaging, then bicubic (ADM,
+    arXiv 2105.05233); "tarflow" resizes the shorter side in one bilinear step."""
     flip: bool = False
+    """Mirror half of the training images, drawn anew at each step."""
     background: Literal["white", "black", "grey"] = "white"
+    """Colour behind transparent parts."""
     rejected_share: Share = 0.05
+    """Share of a folder's files that may be unreadable before it is an error."""
     test_share: Share = 0.0
+    """Share of images held out from training, chosen by file name or index alone. A data set with a test set of its own
+    keeps that."""
     workers: NonNegativeInt = 0
+    """Processes that read ahead; 0 reads in the training process. Raise it if images are large."""
     cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep decoded images in memory once read ("memory"), decode anew each time ("none"), or keep them if there are no
+    workers and all take at most a GiB ("auto")."""
     image_column: str | None = None
+    """Image column of a Hugging Face data set, if its types and names leave it open."""
     label_column: str | None = None
+    """Label column of a Hugging Face data set, likewise."""
     streaming: bool = False
+    """Read a Hugging Face data set as a stream, without storing it."""
     shuffle_buffer: PositiveInt = 4096
+    """Images of a stream that are shuffled at a time."""
 
     @model_validator(mode="after")
     def _what_is_kept_is_read_once(self) -> Self:
@@ -67,46 +67,46 @@ class ReadingConfig(Config):
 
 
 class WatchConfig(Config):
-    """What shows how a run goes, beside its log; none of it changes the training.
-
-    trackers: where numbers and pictures are sent.  preview_every: steps between two grids of samples from the same
-    noise, 0 for none.  validate_every: steps between two measurements of the loss on images held out, 0 for none, on
-    this many batches of the training's size.
-    """
+    """Logging, previews and validation; none of it changes the training."""
 
     trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get metrics and previews."""
     preview_every: NonNegativeInt = 0
+    """Steps between two grids of samples from the same noise; 0 for none."""
     validate_every: NonNegativeInt = 0
+    """Steps between two measurements of the loss on held-out images; 0 for none."""
     validate_batches: PositiveInt = 4
+    """Batches of the training size in each of them."""
 
 
 class RunConfig(Config):
-    """A whole training run; what a recipe holds and what a run folder records.
-
-    stage: "both" fits the flow, then the reverse model to the frozen flow; "joint" fits both at once, the reverse model
-    to the flow as it is at each step, with the settings of fit_flow and of fit_reverse only its loss; "flow" fits the
-    flow alone; "reverse" fits a reverse model to the flow of the model folder `flow_from`.
-    """
+    """A training run: what a recipe describes and a run folder records."""
 
     stage: Literal["both", "joint", "flow", "reverse"] = "both"
+    """"both" trains the flow, then the reverse model on the frozen flow; "joint" trains both at once, with the settings
+    of fit_flow and the losses of both; "flow" trains the flow alone; "reverse" a reverse model for an existing flow."""
     flow_from: str | None = None
+    """Model folder with the flow, for stage "reverse"."""
     seed: NonNegativeInt = 0
+    """Seed of weights, batches and noise."""
     data: str = "digits"
+    """Data set: digits, folder:PATH, hf:NAME or latents:PATH."""
     reading: ReadingConfig = ReadingConfig()
     model: ModelConfig
     fit_flow: FlowFitConfig = FlowFitConfig()
     fit_reverse: ReverseFitConfig | None = ReverseFitConfig()
+    """How the reverse model is trained; none for stage "flow"."""
     watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
-    def _aligned_places_exist(self) -> Self:
+    def _aligned_layers_exist(self) -> Self:
         layers = self.model.flow.block_layers
-        for block, layer in self.fit_flow.align.places if self.fit_flow.align else ():
+        for block, layer in self.fit_flow.align.layers if self.fit_flow.align else ():
             if block > len(layers) or layer > layers[block - 1]:
                 depth = f"of block {block} from 1 to {layers[block - 1]}, " if block <= len(layers) else ""
                 raise ValueError(
                     f"Expected blocks from 1, at the data, to {len(layers)}, and layers {depth}counted from 1; "
-                    f"got block {block}, layer {layer}. Change fit_flow.align.places."
+                    f"got block {block}, layer {layer}. Change fit_flow.align.layers."
                 )
         return self
 

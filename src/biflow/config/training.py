@@ -1,4 +1,4 @@
-"""The settings of a training: how one model is fitted, aligned, and compared."""
+"""The settings of a training stage: how one model is fitted, aligned, and compared."""
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -10,78 +10,89 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FitConfig(Config):
-    """How one model is trained.
-
-    optimizer: "adamw", or "muon": Muon for the weight matrices inside transformer layers, at muon_learning_rate, and
-    AdamW at learning_rate for everything else.  Both rates warm up over warmup_steps, then stay (schedule "constant")
-    or fall ("cosine"), that of AdamW to last_learning_rate.  clip_norm: largest norm of the gradient, none for no
-    limit.  ema_decay: of the averaged weights, 0 for the last ones.  precision: of the network's arithmetic in a
-    forward pass (autocast); weights, affine maps and log-determinants are float32; "float16" scales the loss, so that
-    small gradients do not vanish.  accumulate: parts that each process's batch is taken in, one after another.
-    sharding: "ddp" keeps the whole model in every process, "fsdp" spreads it over them (FSDP2).  recompute: keep only
-    the input of every transformer layer, and evaluate the layer again for its gradient.  compile: run each transformer
-    layer through torch.compile; none: on a GPU, where it pays, and not on a CPU.  max_skipped: steps in a row that may
-    be skipped because the loss or its gradient is not finite.
-    Checkpoints are written every save_every steps; kept are the last keep_last, those at multiples of keep_every, and
-    the one whose metric best_by, of those logged, is lowest.
-    """
+    """How one model is trained."""
 
     steps: PositiveInt = 2000
+    """Training steps."""
     batch_size: PositiveInt = 64
+    """Images per step, over all processes."""
     optimizer: Literal["adamw", "muon"] = "adamw"
+    """"muon" trains the weight matrices inside transformer layers by Muon and everything else by AdamW; it needs fewer
+    steps."""
     learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate of AdamW."""
     muon_learning_rate: PositiveFloat = 2e-2
+    """Peak learning rate of Muon; unused by adamw."""
     warmup_steps: NonNegativeInt = 100
+    """Steps of linear warm-up of the learning rates."""
     weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of matrices; biases, gains and norms have none."""
     betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's betas."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rates after warm-up: fall to last_learning_rate, or stay."""
     last_learning_rate: NonNegativeFloat = 0.0
+    """AdamW's learning rate at the end of the cosine; Muon's falls by the same factor."""
     clip_norm: PositiveFloat | None = 1.0
+    """Largest gradient norm; none for no clipping."""
     ema_decay: Share = 0.99
+    """Decay of the averaged weights, which become the model's; 0 for the last weights. Raise it for longer runs: 0.9999
+    for the papers'."""
     label_drop: Share = 0.1
+    """Share of labels replaced by the null label, which guidance needs."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast precision of the networks. Weights, affine maps and log-determinants stay float32; float16 scales the
+    loss. Use bfloat16 on recent GPUs."""
     accumulate: PositiveInt = 1
+    """Parts that each process's batch is computed in, to save memory."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
+    """"ddp" keeps the whole model in every process, "fsdp" shards it (FSDP2) for models that do not fit."""
     recompute: bool = False
+    """Activation checkpointing: recompute each transformer layer in the backward pass, to save memory."""
     compile: bool | None = None
+    """Compile transformer layers with torch.compile; none: on a GPU only."""
     max_skipped: PositiveInt = 20
+    """Steps in a row that may be skipped because loss or gradient is NaN or Inf, before training stops."""
     log_every: PositiveInt = 25
+    """Steps between two lines of the log."""
     save_every: PositiveInt = 500
+    """Steps between two checkpoints."""
     keep_last: PositiveInt = 2
+    """Checkpoints kept, the newest."""
     keep_every: PositiveInt | None = None
+    """Also keep the checkpoints of every multiple of this many steps."""
     best_by: str | None = None
-
-
-Place = tuple[PositiveInt, PositiveInt]
+    """Also keep the checkpoint whose logged metric of this name is lowest, such as test_loss."""
 
 
 class AlignConfig(Config):
-    """Alignment of the flow's features with those of a frozen vision encoder (FlowBack, arXiv 2511.22345).
-
-    encoder: "dinov2", "dinov3", "clip" or "mae" (network: a name on the Hugging Face hub or a local folder),
-    "classifier" (a small one, trained beforehand on what the flow models of the run's own images), or "module"
-    (network: "package.module:name").  input_size: of the images it is given; none is the network's own, or the images'.
-    strategy: which blocks learn from it; the ways of `models/feature_ways.py`, with that many sweeps of `reverse`.
-    places: pairs of a block and a layer of it, both counted from 1, block 1 at the data.
-    distance: between the features, projected by three layers of hidden_width (none is the flow's width, as the paper's
-    1024 is), and the encoder's, patch by patch; its mean over places has this weight beside the nats per dimension.
-    """
+    """Alignment of the flow's features with those of a frozen vision encoder (FlowBack, arXiv 2511.22345)."""
 
     encoder: Literal["dinov2", "dinov3", "clip", "mae", "classifier", "module"] = "classifier"
+    """The encoder: a pretrained one, a small classifier trained first on the run's own images, or a module of yours."""
     network: str | None = None
+    """Its weights: a Hugging Face name or local folder, or for "module" package.module:name."""
     input_size: PositiveInt | None = None
+    """Image size that the encoder is given; none for its own."""
     strategy: Literal["forward", "detach", "reverse", "reverse_literal", "reverse_sequential"] = "reverse"
+    """Which blocks the alignment trains; see docs/alignment.md."""
     sweeps: PositiveInt = 1
-    places: tuple[Place, ...]
+    """Fixed-point sweeps of "reverse"; more keep more of the exact gradient."""
+    layers: tuple[tuple[PositiveInt, PositiveInt], ...]
+    """The aligned layers, a list of [block, layer], both from 1, block 1 at the data. The paper's best are the last two
+    blocks at three quarters of their depth."""
     distance: Literal["cosine", "mse", "l1"] = "cosine"
+    """Distance between projected and encoder features, patch by patch."""
     hidden_width: PositiveInt | None = None
+    """Hidden width of the three-layer projector; none for the flow's width."""
     weight: PositiveFloat = 0.1
+    """Weight of the alignment, averaged over layers, relative to the negative log-likelihood in nats per dimension."""
 
     @model_validator(mode="after")
     def _something_is_aligned_with_an_encoder(self) -> Self:
-        if not self.places or len(set(self.places)) != len(self.places):
+        if not self.layers or len(set(self.layers)) != len(self.layers):
             raise ValueError(
-                f"Expected one or more different places, each [block, layer]; got {[list(p) for p in self.places]}."
+                f"Expected one or more different layers, each [block, layer]; got {[list(p) for p in self.layers]}."
             )
         if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
@@ -101,13 +112,14 @@ class AlignConfig(Config):
 
 
 class FlowFitConfig(FitConfig):
-    """How a flow is trained; align: its features with an encoder's, none for by likelihood alone."""
+    """How a flow is trained."""
 
     align: AlignConfig | None = None
+    """Alignment with a vision encoder; none trains by likelihood alone."""
 
 
 Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
-READ_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by kind: the keys that it needs, and may have
+READ_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by kind: required keys, optional keys
     "vgg": (("network",), ("input_size",)),
     "lpips": (("network", "calibration"), ("input_size",)),
     "convnextv2": (("network",), ("input_size",)),
@@ -118,24 +130,22 @@ PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2"
 
 
 class DistanceConfig(Config):
-    """One term of what the reverse model's image is compared with the wanted one by.
-
-    kind: "mse" and "l1" compare values.  The others compare what a frozen network makes of both: "convnextv2" and
-    "dinov2" (network: a name on the Hugging Face hub or a local folder), "vgg" (network: torchvision's file of VGG-16
-    weights), "lpips" (the same with LPIPS' file of linear layers as calibration), "classifier" (a small one, trained
-    beforehand on what the flow models of the run's own images), and "module" (network: "package.module:name", a torch
-    module, or a class or function that gives one).
-    input_size: of the square that the network is given, a random part of both images; none is the network's own size,
-    or the whole images for "module".
-    space: "latents" are what the flow models, "images" what the codec decodes them to.
-    """
+    """One distance between the reverse model's image and its target."""
 
     kind: Kind
+    """"mse" and "l1" compare values, the others the features of a frozen network; "classifier" is a small one trained
+    first on the run's own images."""
     weight: PositiveFloat = 1.0
+    """Weight of this distance in the loss."""
     network: str | None = None
+    """Weights: a Hugging Face name or local folder (convnextv2, dinov2), torchvision's VGG-16 file (vgg, lpips), or
+    package.module:name of a torch module, or of what returns one (module)."""
     calibration: str | None = None
+    """LPIPS' file of linear layers."""
     input_size: PositiveInt | None = None
+    """Side of the random crop that the network sees; none for the network's own size, or whole images for "module"."""
     space: Literal["latents", "images"] = "latents"
+    """Compare what the flow models, or what the codec decodes it to. Pretrained networks default to images."""
 
     @model_validator(mode="before")
     @classmethod
@@ -172,17 +182,16 @@ Fit = TypeVar("Fit", bound=FitConfig)
 
 
 class ReverseFitConfig(FitConfig):
-    """How a reverse model is trained.
-
-    distances: between its image and the wanted one; their weighted sum is added to the alignment of its hidden states.
-    adaptive_power: p of the adaptive weight 1 / (D + c)^p that every term D of every image gets, without a gradient
-    (BiFlow, arXiv 2512.10953, eq. 7); 0 for none.  adaptive_offset: c, in units of D, a mean: where a paper sums D over
-    N values, its c is N times ours.
-    """
+    """How a reverse model is trained."""
 
     distances: tuple[DistanceConfig, ...] = (DistanceConfig(kind="mse"),)
+    """Distances between its image and the target; their weighted sum is added to the alignment of hidden states."""
     adaptive_power: NonNegativeFloat = 0.0
+    """Power p of the adaptive weight 1 / (D + c)^p of each distance D of each image, without gradient (BiFlow, arXiv
+    2512.10953, eq. 7); 0 turns it off, 1 is the paper's."""
     adaptive_offset: PositiveFloat = 0.01
+    """Offset c of the adaptive weight, in units of D, a mean over values. Papers that sum D over N values state N times
+    this."""
 
     @model_validator(mode="after")
     def _image_is_compared(self) -> Self:

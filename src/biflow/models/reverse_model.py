@@ -78,42 +78,31 @@ class ReverseModel(nn.Module):
         self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
-        """z (B, T, D) noise and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
+        """Noise z (B, T, D) and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
 
         guidance: one strength, or one for each image (B,).  Trained guidance is one evaluation at any strength.
         Otherwise a guided block runs with and without the label, as one doubled batch, and its output is
         (1 + w) * with - w * without (BiFlow, eq. 4).
         """
         if self.strengths is not None:
-            each = guidance if isinstance(guidance, Tensor) else z.new_tensor([guidance])  # (B,) or (1,)
-            embedded = self.strengths(torch.cat([torch.zeros_like(each[:1]), each]))
-            nothing, strength = embedded[:1], embedded[1:]  # (1, 1, C), and (B, 1, C) or (1, 1, C)
-            return self._descend(
-                z,
-                lambda block, state: _same(block(state, labels, strength)),
-                lambda block, state: _same(block(state, labels, nothing)),
-            )
-
-        def plain(block: nn.Module, state: Tensor) -> "Step":
-            return _same(block(state, labels))
-
+            strength = self.strengths(guidance if isinstance(guidance, Tensor) else z.new_tensor([guidance]))
+            return self._descend(z, lambda block, state: block(state, labels, strength))
         if not isinstance(guidance, Tensor) and not guidance:
-            return self._descend(z, plain, plain)
+            return self._descend(z, lambda block, state: block(state, labels))
         weight = guidance[:, None, None].to(self.project_in.weight) if isinstance(guidance, Tensor) else guidance
-        no_class = torch.full_like(labels, self.null_label)
+        doubled_labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
 
-        def extrapolate(block: nn.Module, state: Tensor) -> "Step":
-            doubled = block(torch.cat([state, state]), torch.cat([labels, no_class]))  # (2B, T, C)
-            with_label, without = doubled[: labels.shape[0]], doubled[labels.shape[0] :]
-            return _same((1 + weight) * with_label - weight * without)
+        def extrapolate(block: nn.Module, state: Tensor) -> Tensor:
+            with_label, without = block(state.repeat(2, 1, 1), doubled_labels).split(len(state))
+            return (1 + weight) * with_label - weight * without
 
-        return self._descend(z, extrapolate, plain)
+        return self._descend(z, extrapolate)
 
     def forward_recovered(self, z: Tensor, labels: Tensor, guidance: Tensor) -> ReversePass:
-        """The pass that trains guidance: each block's guided state g, undone to the conditional one it stands for.
+        """The pass that trains guidance: each block hands on the conditional state that its guided state stands for.
 
-        guidance (B,), 0 wherever the label is null.  The recovered state (g + w * u) / (1 + w), with u the
-        block's state without label and strength (no gradient), is what the losses should see (BiFlow, eq. 5).
+        guidance (B,), 0 wherever the label is null.  From the guided state g and the block's state u without label and
+        strength, which gets no gradient, the conditional state is (g + w * u) / (1 + w) (BiFlow, eq. 5).
         """
         if self.strengths is None:
             raise InputError(
@@ -123,15 +112,14 @@ class ReverseModel(nn.Module):
         rows = guidance.nonzero().flatten()  # of guided images; found once, since a GPU is waited for
         weight, null = guidance[rows, None, None], torch.full_like(rows, self.null_label)
 
-        def recover(block: nn.Module, state: Tensor) -> "Step":
+        def recover(block: nn.Module, state: Tensor) -> Tensor:
             guided = block(state, labels, strength)
             with torch.no_grad():
                 without = block(state.index_select(0, rows), null, nothing)
-            mixed = (guided.index_select(0, rows) + weight * without) / (1 + weight)
-            recovered = guided.index_copy(0, rows, mixed.to(guided.dtype))
-            return Step(recovered, guided if self.config.hand_over == "guided" else recovered)
+            conditional = (guided.index_select(0, rows) + weight * without) / (1 + weight)
+            return guided.index_copy(0, rows, conditional.to(guided.dtype))
 
-        return self._descend(z, recover, lambda block, state: _same(block(state, labels, nothing)))
+        return self._descend(z, recover)
 
     def belong_to(self, flow: nn.Module) -> None:
         """Remember the weights of the flow that this model was fitted to."""
@@ -141,21 +129,23 @@ class ReverseModel(nn.Module):
         """Whether this model was fitted to a flow of these weights, or to none yet."""
         return not self.flow_digest.any() or bool(torch.equal(self.flow_digest.cpu(), _digest(flow)))
 
-    def _descend(self, z: Tensor, guided: "Take", plain: "Take") -> ReversePass:
-        """From the noise down through all blocks: those that guidance acts on taken by `guided`, others by `plain`."""
+    def _descend(self, z: Tensor, evaluate: Callable[[nn.Module, Tensor], Tensor]) -> ReversePass:
+        """From the noise through all blocks, each evaluated by `evaluate(block, state)`."""
         state = self.positions(self.project_in(z.to(self.project_in.weight.dtype)))  # (B, T, C)
-        hidden = []
-        blocks = [*reversed(list(self.blocks)), *([self.denoise] if self.denoise else [])]
-        for place, block in enumerate(blocks):
-            last = place == len(blocks) - 1
-            step = guided(block, state) if last or self.config.guide == "blocks" else plain(block, state)
-            hidden.append(step.read)
-            state = step.passed_on
-            if self.lifts and not last:
-                level = len(self.blocks) - 1 - place - self.first_head
-                state = self.positions(self.lifts[level](self.heads[level](state)))
-        image = self.project_out(hidden[-1])  # (B, T, D)
-        return ReversePass(image, hidden[: len(self.blocks)][::-1])
+        hidden: list[Tensor] = []
+        for level in reversed(range(len(self.blocks))):
+            if hidden and self.lifts:  # distillation: only a state of the flow, (B, T, D), is handed on
+                state = self._distilled(state, level + 1)
+            state = evaluate(self.blocks[level], state)
+            hidden.append(state)
+        if self.denoise is not None:
+            state = evaluate(self.denoise, self._distilled(state, 0) if self.lifts else state)
+        return ReversePass(self.project_out(state), hidden[::-1])
+
+    def _distilled(self, state: Tensor, level: int) -> Tensor:
+        """A hidden state (B, T, C) of this level by way of the flow's state (B, T, D) that its head predicts."""
+        index = level - self.first_head
+        return self.positions(self.lifts[index](self.heads[index](state)))
 
     def read_heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """hidden[i] (B, T, C) -> the flow's states from level `first_head` on, each (B, T, D), in the flow's units."""
@@ -172,27 +162,12 @@ class ReverseModel(nn.Module):
         return [reverse_pass.image][: self.first_head] + self.read_heads(reverse_pass.hidden)
 
 
-class Step(NamedTuple):
-    """A block's outcome, both (B, T, C)."""
-
-    read: Tensor  # what heads and losses see
-    passed_on: Tensor  # what the next block gets
-
-
-Take = Callable[[nn.Module, Tensor], Step]
-"""(block, state (B, T, C)) -> what becomes of it."""
-
-
 def _digest(network: nn.Module) -> Tensor:
     digest = blake2b(digest_size=DIGEST_SIZE)
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)
-
-
-def _same(state: Tensor) -> Step:
-    return Step(state, state)
 
 
 def _head(width: int, patch_dim: int) -> nn.Sequential:

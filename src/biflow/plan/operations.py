@@ -14,7 +14,6 @@ from biflow.plan.parts import (
     flow,
     flow_block,
     flow_layers,
-    guided_blocks,
     head,
     layer,
     linear,
@@ -95,7 +94,7 @@ def _flow_step(config: RunConfig, value: int) -> Step:
 
 def _features(model: ModelConfig, align: AlignConfig, value: int) -> tuple[Cost, Cost]:
     """Cost of `models/alignment_paths.py` on top of the flow's pass, with and without gradients."""
-    depths = {block: max(layers) for block, layers in by_block(align.places).items()}
+    depths = {block: max(layers) for block, layers in by_block(align.layers).items()}
     trained, without_grad, length = NOTHING, NOTHING, model.num_patches
     if align.strategy == "forward":
         return trained, without_grad
@@ -125,7 +124,7 @@ def _projections(model: ModelConfig, align: AlignConfig, value: int) -> Cost:
     features = feature_width(align)
     one = linear(width, hidden, saved=value * width) + linear(hidden, hidden, saved=2 * value * hidden)
     one += linear(hidden, features, saved=2 * value * hidden + 2 * FULL * features)
-    return len(align.places) * model.num_patches * one
+    return len(align.layers) * model.num_patches * one
 
 
 def feature_width(align: AlignConfig) -> int:
@@ -146,7 +145,7 @@ def _reverse_step(config: RunConfig, value: int, *, label_drop: float) -> Step:
     length, hidden = model.num_patches, FULL * reverse.width
     trained = reverse_pass(model, value) + reverse_levels(model) * head(model, value)
     forward, trained_in = NOTHING, reverse.guidance == "trained"
-    guided = guided_blocks(model) if trained_in else 0
+    guided = reverse_blocks(model) if trained_in else 0
     if trained_in:
         share = GUIDED_SHARE * (1 - label_drop) if model.num_classes else 0.0
         forward += (share * guided) * reverse_block(model)
@@ -165,7 +164,7 @@ def sampling(model: ModelConfig) -> dict[str, float]:
     if model.reverse is not None:
         after = score if model.reverse.denoising == "score" else 0.0
         one_pass = reverse_pass(model).forward + after
-        guidance = 0.0 if model.reverse.guidance == "trained" else guided_blocks(model) * reverse_block(model).forward
+        guidance = 0.0 if model.reverse.guidance == "trained" else reverse_blocks(model) * reverse_block(model).forward
         flops |= {"one pass": one_pass, "one pass, guided": one_pass + guidance}
     inverse, sweep = _patch_by_patch(model).forward, flow(model, tokens=model.num_patches - 1).forward
     return flops | {

@@ -149,11 +149,6 @@ def reverse_blocks(model: ModelConfig) -> int:
     return model.flow.blocks + (reverse_config(model).denoising == "learned")
 
 
-def guided_blocks(model: ModelConfig) -> int:
-    """Number of reverse blocks that guidance acts on."""
-    return reverse_blocks(model) if reverse_config(model).guide == "blocks" else 1
-
-
 def reverse_levels(model: ModelConfig) -> int:
     """Number of reverse levels with a head."""
     reverse = reverse_config(model)

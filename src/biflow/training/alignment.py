@@ -39,13 +39,13 @@ class Alignment(nn.Module):
     @property
     def forward_layers(self) -> tuple[LayerIndex, ...]:
         """The layers whose features the flow's own forward pass must return."""
-        return self.config.places if self.config.strategy == "forward" else ()
+        return self.config.layers if self.config.strategy == "forward" else ()
 
     def forward(self, flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, images: Tensor) -> Tensor:
         """Mean distance over layers and images, a scalar; images (B, P, H, W) as the encoder takes them."""
         target = resample(self.encoder(images), self.side)  # (B, T, F)
-        features = self.path(flow, trajectory, labels, self.config.places)
-        distances = [self.distance(self.projector(features[layer]), target).mean() for layer in self.config.places]
+        features = self.path(flow, trajectory, labels, self.config.layers)
+        distances = [self.distance(self.projector(features[layer]), target).mean() for layer in self.config.layers]
         return torch.stack(distances).mean()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from biflow.data.images import enlarge, make_grid, write_picture
 from biflow.data.randomness import normal_for
-from biflow.models.codec import Codec, make_codec
+from biflow.models.codec import Codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
@@ -24,8 +24,10 @@ COLUMNS, ROWS = 8, 4
 class Previews:
     """A hook that draws a grid of samples every few steps, always from the same noise, with the averaged weights."""
 
-    def __init__(self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker]) -> None:
-        self.folder, self.stage, self.trainer = folder, stage, trainer
+    def __init__(
+        self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker], codec: Codec
+    ) -> None:
+        self.folder, self.stage, self.trainer, self.codec = folder, stage, trainer, codec
         self.every, self.trackers = every, trackers
 
     def __call__(self, report: Report) -> None:
@@ -35,7 +37,7 @@ class Previews:
         flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
         if flow is None or not self.trainer.world.is_main:
             return
-        pixels = draw(flow, reverse, make_codec(flow.config.codec).to(self.trainer.world.device))
+        pixels = draw(flow, reverse, self.codec)
         grid = make_grid(pixels, columns=COLUMNS)
         self.folder.mkdir(exist_ok=True)
         write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))

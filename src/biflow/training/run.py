@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,21 +10,21 @@ import torch
 from rich.console import Console
 
 from biflow.checkpoint import save_model
-from biflow.config import RunConfig
+from biflow.config import RunConfig, WatchConfig
 from biflow.config.base import first_difference, parse_config, to_yaml
 from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
 from biflow.distributed import World, join_world
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
-from biflow.models.codec import make_codec
+from biflow.models.codec import Codec, make_codec
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.loggers import Tracker, open_trackers
 from biflow.training.loop import Hook, Trainer
 from biflow.training.previews import Previews, Validation
 from biflow.training.provenance import add_sitting, training_facts
 from biflow.training.signals import stop_on_signal
-from biflow.training.stages import Run, Trained, check_fits, training_batches
+from biflow.training.stages import Parts, Run, Trained, prepare, training_batches
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
@@ -44,18 +44,21 @@ def open_run(
     resume: bool,
     console: Console,
     held_out: ImageSource | None = None,
+    codec: Codec | None = None,
 ) -> Iterator[Run]:
     """A run in this folder, alone or with the other processes of a launcher.
 
     held_out: images that the loss is measured on now and then, if the config asks for it.  Within it Ctrl-C stops
     training between two steps, with its state saved.  An unconditional model sees the images without their classes.
+    codec: the model's, if it is already loaded.
     """
     if not config.model.num_classes:
         data = data.without_classes()
-    codec = make_codec(config.model.codec)
+    codec = codec or make_codec(config.model.codec)
+    built: list[Parts] = []
 
-    def prepare() -> None:
-        check_fits(config, data, codec)
+    def begin() -> None:
+        built.append(prepare(config, data, codec))
         check_batches(config, world)
         check_run_folder(folder, config, resume=resume)
         check_watch(config, held_out)
@@ -68,11 +71,12 @@ def open_run(
             console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     with join_world() as world, stop_on_signal() as should_stop:
-        world.on_main(prepare)
+        world.on_main(begin)
         trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
-            watcher = Watcher(folder, config, board, trackers)
-            run = Run(config, data, codec, world, folder / STATES_FOLDER, watcher.hooks, should_stop)
+            watcher = Watcher(folder, config.watch, board, trackers, codec)
+            parts = built[0] if built else prepare(config, data, codec)
+            run = Run(config, data, codec, world, folder / STATES_FOLDER, watcher.hooks, should_stop, parts)
             if held_out:
                 watcher.held_out = replace(run, data=held_out if data.class_names else held_out.without_classes())
             try:
@@ -93,13 +97,16 @@ def keep_model(run: Run, trained: Trained, folder: Path) -> None:
     save_model(trained.model, folder, facts)
 
 
+@dataclass
 class Watcher:
     """Makes the hooks of each stage: its log, its progress, and what else the config asks for."""
 
+    folder: Path
+    config: WatchConfig
+    board: ProgressBoard
+    trackers: Sequence[Tracker]
+    codec: Codec
     held_out: Run | None = None  # the run with images that it does not train on
-
-    def __init__(self, folder: Path, config: RunConfig, board: ProgressBoard, trackers: Sequence[Tracker]) -> None:
-        self.folder, self.config, self.board, self.trackers = folder, config.watch, board, trackers
 
     def hooks(self, stage: str, trainer: Trainer) -> Sequence[Hook]:
         """The hooks of one stage; a resumed one goes on with its log."""
@@ -107,7 +114,10 @@ class Watcher:
         hooks: list[Hook] = [history, self.board.stage(stage, trainer)]
         if self.config.preview_every:
             previews = self.folder / PREVIEWS_FOLDER
-            hooks.append(Previews(previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers))
+            grid = Previews(
+                previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers, codec=self.codec
+            )
+            hooks.append(grid)
         if self.config.validate_every and self.held_out:
             make_batch = training_batches(self.held_out, "validation", trainer.plain, trainer.config)
             batches = [partial(make_batch, step) for step in range(self.config.validate_batches)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import load_model
-from biflow.config import FitConfig, RunConfig
+from biflow.config import FitConfig, ModelConfig, RunConfig
 from biflow.config.base import first_difference
 from biflow.data.augment import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.datasets import ImageSet, Source, with_shifts
@@ -38,6 +38,15 @@ CALIBRATION_IMAGES = 4096
 CLASSIFIER_FIT = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
 
 
+class Parts(NamedTuple):
+    """All networks of a run: the model, and what its losses look through."""
+
+    model: Model
+    reverse_loss: ReverseLoss | None
+    alignment: Alignment | None
+    classifier: Classifier | None  # trained before the model, for distances and alignments that look through it
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run: what to train, on what, and where its state is kept."""
@@ -46,9 +55,10 @@ class Run:
     data: Source
     codec: Codec
     world: World
-    states: Path  # a folder; a state found in it is taken up
+    states: Path  # a folder; training resumes from the state in it
     listen: Callable[[str, Trainer], Sequence[Hook]]  # (stage, trainer) -> hooks
     should_stop: Callable[[], bool] = lambda: False
+    parts: Parts | None = None  # none if only a classifier is trained
 
 
 class Trained(NamedTuple):
@@ -58,8 +68,36 @@ class Trained(NamedTuple):
     seconds: dict[str, float]
 
 
-def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
-    """Raise unless the model is made for images and classes like those of the data, and all else it needs is there."""
+def prepare(config: RunConfig, data: Source, codec: Codec) -> Parts:
+    """Build all networks of a run, once, and check that they fit the data, each other and what is installed."""
+    check_data(config, data, codec)
+    model = new_model(wanted_model(config), data.class_names, seed=config.seed, codec=codec)
+    if config.flow_from:
+        model.flow.load_state_dict(load_flow(config, data).state_dict())
+    classifier = None
+    if needs_classifier(config):
+        with seeded_weights(config.seed):
+            classifier = Classifier(config.model.channels, config.model.num_classes)
+    loss = None
+    if config.fit_reverse and model.reverse:
+        loss = ReverseLoss(
+            config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
+        )
+    align, alignment = config.fit_flow.align, None
+    if align and config.stage != "reverse":
+        with seeded_weights(config.seed):
+            encoder = make_encoder(align, classifier=classifier)
+            alignment = Alignment(align, config.model, encoder, image_shape=data.image_shape)
+    return Parts(model, loss, alignment, classifier)
+
+
+def wanted_model(config: RunConfig) -> ModelConfig:
+    """The model that a run trains: without a reverse model if the flow is its only stage."""
+    return config.model.model_copy(update={"reverse": None}) if config.stage == "flow" else config.model
+
+
+def check_data(config: RunConfig, data: Source, codec: Codec) -> None:
+    """Raise unless the model is for images and classes like those of the data."""
     if isinstance(data, LatentSet):
         check_latents(config, data, codec)
     model = config.model
@@ -73,18 +111,11 @@ def check_fits(config: RunConfig, data: Source, codec: Codec) -> None:
             f"Expected {asked}, as in {what}; got {' and '.join(str(getattr(model, key)) for key in faults)}. "
             f"Set {' '.join(f'model.{key}={value}' for key, value in faults.items())}."
         )
-    if config.flow_from:
-        load_flow(config, data)
     if needs_classifier(config) and not model.num_classes:
         raise InputError(
             "Expected classes for the encoder or distance 'classifier', which is trained to tell them apart; this "
             "model is unconditional. Choose another."
         )
-    classifier = Classifier(model.channels, max(1, model.num_classes))
-    if config.stage != "flow":
-        make_reverse_loss(config, data, codec, classifier)
-    if config.stage != "reverse":
-        make_alignment(config, data, classifier)
 
 
 def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
@@ -127,24 +158,6 @@ def load_flow(config: RunConfig, data: Source) -> ForwardFlow:
     return source.flow
 
 
-def make_reverse_loss(config: RunConfig, data: Source, codec: Codec, classifier: Classifier | None) -> ReverseLoss:
-    """The loss of the reverse model, with the networks that its distances look through; raise unless they can."""
-    assert config.fit_reverse is not None
-    return ReverseLoss(
-        config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
-    )
-
-
-def make_alignment(config: RunConfig, data: Source, classifier: Classifier | None) -> Alignment | None:
-    """The alignment of the flow's features with the encoder that the config names, if it names one."""
-    align = config.fit_flow.align
-    if align is None:
-        return None
-    with seeded_weights(config.seed):
-        encoder = make_encoder(align, classifier=classifier)
-        return Alignment(align, config.model, encoder, image_shape=data.image_shape)
-
-
 def needs_classifier(config: RunConfig) -> bool:
     """Whether the alignment or a distance looks through the classifier that is trained for them."""
     align, fit_reverse = config.fit_flow.align, config.fit_reverse
@@ -155,27 +168,23 @@ def needs_classifier(config: RunConfig) -> bool:
 
 def train_model(run: Run) -> Trained:
     """All stages of a run, in eval mode at the end."""
-    config, stage = run.config.model, run.config.stage
-    if stage == "flow":
-        config = config.model_copy(update={"reverse": None})
-    model = new_model(config, run.data.class_names, seed=run.config.seed)
+    assert run.parts
+    config, (model, loss, alignment, classifier) = run.config, run.parts
     seconds: dict[str, float] = {}
-    classifier = fit_classifier(run, seconds) if needs_classifier(run.config) else None
-    loss = make_reverse_loss(run.config, run.data, run.codec, classifier) if model.reverse else None
-    alignment = make_alignment(run.config, run.data, classifier) if stage != "reverse" else None
+    if classifier:
+        seconds["classifier"] = fit_classifier(run, classifier)
     fit_flow = FitFlow(model.flow, alignment)
-    if stage in {"flow", "both"}:
-        seconds["flow"] = fit(run, "flow", fit_flow, run.config.fit_flow)
-    elif stage == "joint":
+    if config.stage in {"flow", "both"}:
+        seconds["flow"] = fit(run, "flow", fit_flow, config.fit_flow)
+    elif config.stage == "joint":
         assert model.reverse
         assert loss
-        seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, fit_flow, loss), run.config.fit_flow)
+        seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, fit_flow, loss), config.fit_flow)
     else:
-        model.flow.load_state_dict(load_flow(run.config, run.data).state_dict())
         model.flow.to(run.world.device).eval()
-    if config.flow.volume_preserving and stage != "reverse":  # the likeliest prior for what the flow makes of the data
+    if config.model.flow.volume_preserving and config.stage != "reverse":  # the most likely prior
         model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
-    if stage in {"both", "reverse"}:
+    if config.stage in {"both", "reverse"}:
         assert model.reverse
         assert loss
         seconds["reverse"] = fit_reverse(run, model.reverse, model.flow, loss)
@@ -184,16 +193,14 @@ def train_model(run: Run) -> Trained:
     return Trained(model, seconds)
 
 
-def fit_classifier(run: Run, seconds: dict[str, float]) -> Classifier:
-    """A small classifier of what the flow models of the run's images, for alignments and distances to look through."""
-    with seeded_weights(run.config.seed):
-        classifier = Classifier(run.config.model.channels, run.config.model.num_classes)
+def fit_classifier(run: Run, classifier: Classifier) -> float:
+    """Train the classifier that losses look through, and freeze it again; returns the seconds it took in all."""
     like = run.config.fit_flow if run.config.stage == "flow" else run.config.fit_reverse or run.config.fit_flow
     short = {key: getattr(like, key) for key in ("batch_size", "log_every", "save_every")}
-    short["steps"] = min(CLASSIFIER_FIT.steps, like.steps)
-    config = CLASSIFIER_FIT.model_copy(update=short)
-    seconds["classifier"] = fit(run, "classifier", FitClassifier(classifier), config)
-    return classifier
+    config = CLASSIFIER_FIT.model_copy(update={**short, "steps": min(CLASSIFIER_FIT.steps, like.steps)})
+    seconds = fit(run, "classifier", FitClassifier(classifier.requires_grad_(True)), config)
+    classifier.requires_grad_(False)
+    return seconds
 
 
 def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> float:
