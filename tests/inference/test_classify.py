@@ -12,7 +12,7 @@ def patches() -> torch.Tensor:
 
 
 def test_the_gradient_is_that_of_algorithm_1():
-    """Autograd through lambda itself, the logits of a mixture of the class vectors, times the number of classes."""
+    """Autograd through lambda itself, the logits of a mixture of class embeddings, times the number of classes."""
     flow, x = tiny_flow(), patches()
     shares_of = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
     mixed = [(shares_of.softmax(1) @ block.classes.weight[:3])[:, None] for block in flow.flow_blocks]
@@ -48,7 +48,7 @@ def test_bayes_tries_every_class():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_images_logits_do_not_depend_on_the_others_and_leave_the_model_as_it_is(method):
+def test_logits_do_not_depend_on_the_batch_and_leave_the_model_without_gradients(method):
     model, pixels = tiny_model(), tiny_images(6).images
     whole = classify_images(model, pixels, codec=PixelCodec(), method=method)
     assert whole.logits.shape == (6, 3)
@@ -58,16 +58,16 @@ def test_an_images_logits_do_not_depend_on_the_others_and_leave_the_model_as_it_
     assert all(parameter.grad is None for parameter in model.flow.parameters())
 
 
-def test_what_an_image_is_called_does_not_depend_on_its_place():
+def test_the_class_of_an_image_does_not_depend_on_its_position():
     model, pixels = tiny_model(), tiny_images(6).images
     forwards, backwards = (classify_images(model, each, codec=PixelCodec()).logits for each in (pixels, pixels.flip(0)))
     torch.testing.assert_close(backwards.flip(0), forwards, rtol=1e-4, atol=1e-5)
 
 
-def test_images_without_a_finite_likelihood_are_told_of():
+def test_nan_likelihoods_warn():
     model = tiny_model()
     model.flow.flow_blocks[0].project_out.bias.data[:] = torch.nan
-    with pytest.warns(UserWarning, match="4 of 4 images have no finite likelihood"):
+    with pytest.warns(UserWarning, match="4 of 4 images have a NaN or Inf likelihood"):
         classify_images(model, tiny_images(4).images, codec=PixelCodec())
 
 
