@@ -244,7 +244,7 @@ def test_at_strength_1_the_noise_is_drawn_from_the_prior_for_the_images_key_alon
     pipe.model.flow.prior_variance.copy_(scale**2)
     keys = content_keys(images)
     drawn = [normal_for(keys, (4, 4), "vary", 5, i) for i in range(2)]
-    wanted = torch.stack([pipe.pixels_from(noise * scale, torch.tensor(LABELS)) for noise in drawn], dim=1)
+    wanted = torch.stack([pipe.decode_pixels(noise * scale, torch.tensor(LABELS)) for noise in drawn], dim=1)
     assert torch.equal(pipe.vary(images, LABELS, strength=1, num=2, seed=5).pixels, wanted)
     fresh = [pipe._editor(seed=5).fresh(keys, "vary", i) for i in range(2)]
     torch.testing.assert_close(fresh, [noise * scale for noise in drawn])
@@ -310,19 +310,22 @@ BAD = {
     "masks of another number": (lambda p, x: p.inpaint(x, torch.ones(3, 4, 4) > 0), r"got shape \(3, 4, 4\)"),
     "mask of numbers": (lambda p, x: p.inpaint(x, torch.ones(4, 4)), "bool tensor.*; got a tensor of torch.float32"),
     "mask that is a path": (lambda p, x: p.inpaint(x, "mask.png"), "got a str"),
-    "no proposal": (lambda p, x: p.inpaint(x, LEFT, proposals=0), "number of proposals, 1 or more; got 0"),
-    "no round": (lambda p, x: p.inpaint(x, LEFT, rounds=0), "number of rounds"),
-    "unknown start": (lambda p, x: p.inpaint(x, LEFT, start="black"), "'draw' or 'grey'; got 'black'"),
+    "no proposal": (lambda p, x: p.inpaint(x, LEFT, proposals=0), "proposals to be a whole number, 1 or more; got 0"),
+    "no round": (lambda p, x: p.inpaint(x, LEFT, rounds=0), "rounds to be a whole number"),
+    "unknown start": (
+        lambda p, x: p.inpaint(x, LEFT, start="black"),
+        "Unknown start 'black'; choose one of draw, grey",
+    ),
     "too few labels": (lambda p, x: p.inpaint(x, LEFT, [1]), "one label for each of 5 images; got 1"),
     "unknown label": (lambda p, x: p.reclass(x, LABELS, [9] * 5), "labels from 0 to 2"),
     "too few targets": (lambda p, x: p.reclass(x, LABELS, [1]), "one label for each of 5 images; got 1"),
-    "one step": (lambda p, x: p.interpolate(x, x, steps=1), "2 or more steps"),
+    "one step": (lambda p, x: p.interpolate(x, x, steps=1), "steps to be a whole number, 2 or more"),
     "unequal ends": (lambda p, x: p.interpolate(x, x[:2]), "as many last images as first images; got 2 for 5"),
-    "strength too large": (lambda p, x: p.vary(x, strength=1.1), "strength from 0 .* to 1 .*; got 1.1"),
-    "strength below 0": (lambda p, x: p.vary(x, strength=-0.1), "strength from 0"),
-    "strength that is no number": (lambda p, x: p.vary(x, strength=float("nan")), "strength from 0"),
-    "no variation": (lambda p, x: p.vary(x, num=0), "number of variations"),
-    "half a seed": (lambda p, x: p.vary(x, seed=0.5), "whole number as seed"),
+    "strength too large": (lambda p, x: p.vary(x, strength=1.1), "strength to be a number from 0 to 1; got 1.1"),
+    "strength below 0": (lambda p, x: p.vary(x, strength=-0.1), "strength to be a number"),
+    "strength that is no number": (lambda p, x: p.vary(x, strength=float("nan")), "strength to be a number"),
+    "no variation": (lambda p, x: p.vary(x, num=0), "num to be a whole number"),
+    "half a seed": (lambda p, x: p.vary(x, seed=0.5), "seed to be a whole number"),
     "unknown method": (lambda p, x: p.vary(x, method="revers"), "did you mean reverse"),
     "images of another size": (lambda p, x: p.encode(x[..., :2]), r"got \(5, 1, 4, 2\)"),
     "noise of another shape": (lambda p, _: p.decode(torch.zeros(1, 3, 4), [0]), r"shape \(1, 4, 4\).*got \(1, 3, 4\)"),

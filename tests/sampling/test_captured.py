@@ -119,11 +119,12 @@ def test_a_compiled_pipeline_draws_in_inference_mode_and_after_it(method):
     assert torch.equal(compiled.sample_pixels([0, 1], method=method), inside)
 
 
-def test_a_compiled_pipeline_draws_in_few_sizes():
-    pipe, counts = Pipeline(tiny_model()), (100, 99, 64, 37, 5, 1)
-    assert [pipe._size_to_draw(count, 100) for count in counts] == list(counts)
-    pipe.compiled, pipe.device = True, torch.device("cuda")
-    assert [pipe._size_to_draw(count, 100) for count in counts] == [100, 100, 64, 64, 8, 1]
+def test_a_compiled_pipeline_draws_in_few_sizes(monkeypatch):
+    engine, counts = Pipeline(tiny_model()).engine, (100, 99, 64, 37, 5, 1)
+    assert [engine.size_to_draw(count, 100) for count in counts] == list(counts)
+    engine.compiled = True
+    monkeypatch.setattr(type(engine.model), "device", torch.device("cuda"))
+    assert [engine.size_to_draw(count, 100) for count in counts] == [100, 100, 64, 64, 8, 1]
 
 
 def test_the_most_recently_used_graphs_are_cached():
