@@ -19,7 +19,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def check(biflow):
-    """The same, of `data check`."""
+    """Runs `biflow data check`."""
     return lambda *arguments: biflow("data", "check", *arguments)
 
 
@@ -36,7 +36,7 @@ def test_images_are_counted_by_class_size_and_kind(images):
     assert (kinds["PNG I;16"], kinds["TIFF CMYK"], kinds["WEBP RGBA"]) == ("1", "1", "1")
 
 
-def test_a_test_set_has_a_column_of_its_own(tmp_path):
+def test_a_test_set_has_its_own_column(tmp_path):
     for place, name in enumerate(("train/a/1.png", "train/a/2.png", "val/a/1.png")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(8, 8, seed=place)).save(tmp_path / name)
