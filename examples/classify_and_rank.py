@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from biflow import Pipeline
-from biflow.data.images import read_pictures
+from biflow.data.pictures import read_pictures
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from biflow.data.decode import read_image
-from biflow.data.images import read_pictures, write_images
+from biflow.data.images import write_images
+from biflow.data.pictures import read_pictures
 from biflow.errors import InputError
 
 

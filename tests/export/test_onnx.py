@@ -155,7 +155,7 @@ def test_less_precision_is_of_such_weights_and_within_its_tolerance(
         weights[each.data_type] += math.prod(each.dims)
     less = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
     assert weights[less] > weights[onnx.TensorProto.FLOAT]
-    check = export.compare(
+    check = export.verify(
         export.read_onnx(out), Pipeline.from_pretrained(folder), images=True, tolerance=export.TOLERANCES[precision]
     )
     assert export.TOLERANCES["float32"] < check.largest <= check.tolerance
@@ -176,7 +176,7 @@ def test_a_file_that_is_wrong_for_one_class_alone_is_found(six, wrong):
     def run(noise, labels, guidance):
         return sampler(noise, torch.where(labels == wrong, (wrong + 1) % 7, labels), guidance)
 
-    found = export.compare(run, pipe, images=True, tolerance=export.TOLERANCES["float32"])
+    found = export.verify(run, pipe, images=True, tolerance=export.TOLERANCES["float32"])
     assert found.largest > found.tolerance
 
 

@@ -128,7 +128,7 @@ def test_a_preview_is_what_would_be_uploaded_and_nothing_is(biflow, hub, made, t
     assert not hub.exists()
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "license: cc0-1.0" in card
-    assert "| Frechet distance (judge) | 8.69 |" in card
+    assert "| Fréchet distance, reference classifier | 8.69 |" in card
     assert biflow("push", tmp_path / "model", "me/tiny", *facts)[0] == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()
@@ -161,17 +161,16 @@ def test_a_card_has_the_runs_own_numbers():
     assert facts["license"] == "cc0-1.0"
     metrics = {each["name"]: each["value"] for each in facts["model-index"][0]["results"][0]["metrics"]}
     assert metrics == {
-        "Frechet distance, judge": 8.69,
-        "kernel distance, judge": 1.0,
-        "precision, judge": 0.9,
-        "recall, judge": 0.7,
-        "read as their class, judge": 0.994,
+        "Fréchet distance, reference classifier": 8.69,
+        "precision, reference classifier": 0.9,
+        "recall, reference classifier": 0.7,
+        "classification accuracy, reference classifier": 0.994,
     }
     assert "(samples.png)" in text
     assert "Pipeline.from_pretrained('me/tiny')" in text
     assert "6 steps of 4, 12 s; loss -0.25" in text
     assert "3 classes: a, b, c" in text
-    assert "| Frechet distance (judge) | 8.69 |" in text
+    assert "| Fréchet distance, reference classifier | 8.69 |" in text
     assert "5,000 samples, method reverse, guidance 0.25" in text
 
 

@@ -86,22 +86,6 @@ def at_size(image: Image.Image, size: int, channels: int, *, crop: str = "adm") 
     return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
 
 
-def what_is_done(image: Image.Image, size: int, channels: int) -> str:
-    """What `at_size` does to an image that is not of the model's kind, in words; nothing if it is.
-
-    >>> what_is_done(Image.new("RGB", (640, 480)), 64, 1)
-    'made grey, scaled from 640x480 so that its shorter side is 64, its central 64x64 cut out'
-    """
-    done = []
-    if image.mode == "RGB" and channels == 1:
-        done.append("made grey")
-    if image.size != (size, size):
-        done.append(f"scaled from {image.width}x{image.height} so that its shorter side is {size}")
-    if image.width != image.height:
-        done.append(f"its central {size}x{size} cut out")
-    return ", ".join(done)
-
-
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
     """As ADM (arXiv 2105.05233) prepares ImageNet: halved by averaging while twice too long, then one bicubic step."""
     while min(image.size) >= 2 * size:

@@ -1,4 +1,4 @@
-"""Images on disk: reading a folder of them; writing the ADM sample file, a grid, a folder of PNGs."""
+"""Images on disk and in memory: the ADM sample file, a grid, a folder of PNGs; PIL images and tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
 from biflow.errors import InputError
 from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
 
@@ -100,43 +99,6 @@ def to_pixels(images: Images) -> Tensor:
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
-class Pictures(NamedTuple):
-    """Images read from disk at one size, with where each came from, and the files that could not be read."""
-
-    pixels: Tensor  # uint8 (N, P, H, W)
-    names: list[str]
-    rejected: dict[str, str]  # file -> reason
-
-
-def read_pictures(path: Path, size: int, channels: int) -> Pictures:
-    """All images of a folder (and the folders in it), of one file, or of an ADM sample file, at a model's size."""
-    if channels not in {1, 3}:
-        raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
-    try:
-        path.stat()
-    except OSError as error:
-        raise InputError(
-            f"Expected a folder of images or an image file; cannot read {path} ({error.strerror})."
-        ) from None
-    if path.suffix == ".npz" and path.is_file():
-        return _read_npz(path, size, channels)
-    folder, files = path.parent, [path]
-    if path.is_dir():
-        folder, files = path, sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    images, names, rejected = [], [], {}
-    for file in files:
-        name = str(file.relative_to(folder))
-        try:
-            images.append(read_image(file, size, channels))
-            names.append(name)
-        except Exception as error:  # Pillow's decoders raise a dozen types
-            rejected[name] = reason_of(error)
-    if not images:
-        found = f"none of {len(files)} can be read" if files else "there is none"
-        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {path}; {found}.")
-    return Pictures(torch.stack(images), names, rejected)
-
-
 class Samples(NamedTuple):
     """Images that were drawn, and the labels they were drawn with, if the file says."""
 
@@ -160,14 +122,3 @@ def read_samples(path: Path) -> Samples:
     if labels is not None and labels.shape != pixels.shape[:1]:
         raise InputError(f"Expected a label for each of {len(pixels)} images in {path}; got {tuple(labels.shape)}.")
     return Samples(pixels.permute(0, 3, 1, 2).contiguous(), labels)
-
-
-def _read_npz(path: Path, size: int, channels: int) -> Pictures:
-    pixels = read_samples(path).pixels
-    if tuple(pixels.shape[1:]) != (channels, size, size):
-        raise InputError(
-            f"Expected uint8 images of shape (N, {size}, {size}, {channels}) in {path}, as the model's; "
-            f"got {tuple(pixels.permute(0, 2, 3, 1).shape)}."
-        )
-    names = [f"{path.name}[{i}]" for i in range(len(pixels))]
-    return Pictures(pixels, names, {})

@@ -84,11 +84,11 @@ def lay_ground(names: Sequence[str], files: Sequence[Path], reals: Reals, site: 
     kept at the site.  "judge" alone is one that is trained here, on the training images.
     """
     if files and len(files) != len(names):
-        raise InputError(f"Expected one --reference for each of {len(names)} --features; got {len(files)}.")
+        raise InputError(f"Expected one of references for each of {len(names)} --features; got {len(files)}.")
     if len(reals.images) < LEAST_IMAGES:
         raise InputError(
             f"Expected {LEAST_IMAGES} images or more in the {reals.split} split of {reals.name!r}; it has "
-            f"{len(reals.images)}. Give another --split or --data."
+            f"{len(reals.images)}. Set another split, or give other --data."
         )
     nets = [_open_net(name, reals, site) for name in names]
     grounds = {}

@@ -75,6 +75,12 @@ def measure_part(
     return part
 
 
+def measure_reference(net: FeatureNet, data: ImageSource, *, batch_size: int) -> Reference:
+    """The statistics of all images, by this process alone."""
+    part = measure_part(net, data, rank=0, size=1, batch_size=batch_size, progress=lambda _: None)
+    return join_parts([part], {"network": net.name, "images": len(data)})
+
+
 def join_parts(parts: Sequence[Part], facts: Mapping[str, Any]) -> Reference:
     """The statistics of all images, from what the processes have seen of them."""
     whole = reduce(Part.merge, parts)
@@ -180,7 +186,7 @@ def check_facts(reference: Reference, wanted: Mapping[str, Any], path: Path) -> 
         if found != wanted[key]:
             raise InputError(
                 f"Expected statistics with {key} = {_short(wanted[key])}; those in {path} were made with "
-                f"{_short(found)}. Give other statistics with --reference, or remove the file to have them made anew."
+                f"{_short(found)}. Set other references, or remove the file to have them made anew."
             )
 
 

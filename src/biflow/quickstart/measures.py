@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from biflow.data.datasets import ImageSet
-from biflow.evaluation.metrics import Gaussian, calibration_error, frechet_distance
+from biflow.evaluation.compare import METRICS, compare
+from biflow.evaluation.metrics import calibration_error
 from biflow.evaluation.neighbours import nearest_distances, nearest_distances_within
+from biflow.evaluation.reference import measure_reference
+from biflow.evaluation.samples import features_of
 from biflow.features.judge import Judge
+from biflow.features.metric_networks import JudgeFeatures
 from biflow.inference.classify import METHODS, classify_images
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import PixelCodec
@@ -17,7 +21,7 @@ from biflow.models.patches import patchify, unpatchify
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 
-CODEC = PixelCodec()  # of what judges see
+BATCH_SIZE = 500
 
 
 @torch.no_grad()
@@ -94,27 +98,17 @@ def _noisy_patches(model: Model, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 class SampleJudge:
-    """Scores sets of images with a judge, against reference images, of whose features it keeps a Gaussian."""
+    """Metrics of samples by a reference classifier, against real images."""
 
-    def __init__(self, judge: Judge, reference: ImageSet) -> None:
-        self.judge = judge
-        self.reference = reference
-        self.reference_gaussian = Gaussian.fit(self._features(reference.images))
+    def __init__(self, judge: Judge, real: ImageSet) -> None:
+        self.net, self.real = JudgeFeatures(judge), real
+        self.reference = measure_reference(self.net, real, batch_size=BATCH_SIZE)
 
-    @torch.no_grad()
     def __call__(self, pixels: Tensor, labels: Tensor) -> dict[str, float]:
-        """uint8 (N, P, H, W) and labels (N,) -> accuracy, Frechet distance, and the signs of copying."""
-        features = self._features(pixels)
-        read = self.judge.readout(features).argmax(dim=1).cpu()
-        return {
-            "class_accuracy": (read == labels).double().mean().item(),
-            "frechet_distance": frechet_distance(Gaussian.fit(features), self.reference_gaussian),
-            **measure_copying(pixels, self.reference),
-        }
-
-    @torch.no_grad()
-    def _features(self, pixels: Tensor) -> Tensor:
-        return self.judge.features(CODEC.encode(pixels).to(self.judge.readout.weight.device))
+        """uint8 (N, P, H, W) and labels (N,) -> what `biflow evaluate` measures, and signs of copying."""
+        found = compare("judge", features_of(self.net, pixels, batch_size=BATCH_SIZE), self.reference, labels)
+        metrics = {metric.key: found[metric.key] for metric in METRICS if found[metric.key] is not None}
+        return {**metrics, **measure_copying(pixels, self.real)}
 
 
 def measure_copying(pixels: Tensor, train: ImageSet) -> dict[str, float]:

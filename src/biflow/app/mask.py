@@ -1,0 +1,41 @@
+"""The part of an image that a person paints over, or names, to redraw it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from biflow.errors import choose
+
+COVERED = 64  # of 255: how far a pixel is painted over before it counts
+
+HALVES: Mapping[str, tuple[int, float]] = {  # axis, and where along it the half begins
+    "upper half": (0, 0.0),
+    "lower half": (0, 0.5),
+    "left half": (1, 0.0),
+    "right half": (1, 0.5),
+}
+PAINTED, EVERYTHING = "what I paint", "everything"
+
+
+def mask_of(part: str, layers: Sequence[np.ndarray], side: int) -> Tensor:
+    """What to redraw, bool (side, side): a part by its name, or where layers, RGBA, are painted on.
+
+    >>> mask_of("left half", [], 2)
+    tensor([[ True, False],
+            [ True, False]])
+    """
+    if part == EVERYTHING:
+        return torch.ones(side, side, dtype=torch.bool)
+    if part != PAINTED:
+        axis, start = choose(HALVES, part, "part")
+        positions = torch.arange(side).expand(side, side)
+        half = (positions >= side // 2) == (start > 0)
+        return half if axis else half.T
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    for layer in layers:
+        cover = Image.fromarray(layer[..., 3]).resize((side, side), Image.Resampling.BOX)
+        mask |= torch.from_numpy(np.array(cover)) >= COVERED
+    return mask
