@@ -60,14 +60,14 @@ def shapes(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def describe_faults(expected: Shapes, found: Shapes) -> str:
+def describe_faults(expected: Shapes, actual: Shapes) -> str:
     """Describe the first missing, unexpected or wrongly shaped tensors; empty if all match."""
-    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    faults += [f"{name} is not expected" for name in found.keys() - expected.keys()]
+    faults = [f"{name} is missing" for name in expected.keys() - actual.keys()]
+    faults += [f"{name} is not expected" for name in actual.keys() - expected.keys()]
     faults += [
-        f"{name} has shape {found[name]}, not {shape}"
+        f"{name} has shape {actual[name]}, not {shape}"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in actual and actual[name] != shape
     ]
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return ", ".join(sorted(faults)[:3]) + more

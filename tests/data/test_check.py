@@ -64,7 +64,7 @@ def test_the_command_reports_writes_and_leaves_the_folder_alone(check, images, t
     outputs = ["--out", tmp_path / "new" / "sheet.png", "--rejected", tmp_path / "new" / "rejected.txt"]
     code, out, err = check(images, "--size", 12, *outputs)
     assert (code, err) == (0, "")
-    assert "20 images in 2 classes; 5 cannot be read" in out
+    assert "20 images in 2 classes; 5 unreadable" in out
     assert "[dog]" in out
     assert all(f"Cannot read [dog]/{name}: " in out for name in BROKEN)
     assert f"--set data=folder:{images} --set model.num_classes=2" in out
@@ -89,7 +89,7 @@ def test_a_folder_of_broken_images_is_reported_too(check, tmp_path):
     code, out, _ = check(tmp_path)
     assert code == 0
     assert out.count("Cannot read") == 10
-    assert "2 more that cannot be read" in out
+    assert "2 more unreadable files" in out
     code, _, err = check(tmp_path, "--out", tmp_path.parent / "sheet.png")
     assert code == 2
     assert "none can be read" in err

@@ -175,7 +175,7 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     whole, write = Encoder._write_shard, Encoder.write
     monkeypatch.setattr(Encoder, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert biflow(*encode) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert biflow("data", "check", cache) == 2
     assert "Run biflow data encode to its end" in capsys.readouterr().err
     monkeypatch.setattr(Encoder, "write", write)  # nothing was encoded yet, so that the settings may change
@@ -194,7 +194,7 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     assert biflow(*encode) == 0
     assert "--set model.channels=4 --set model.image_size=4 --set model.num_classes=2" in capsys.readouterr().out
     assert biflow("data", "check", cache) == 0
-    assert "Every shard is as it was written" in capsys.readouterr().out
+    assert "All shards are intact" in capsys.readouterr().out
     assert biflow(*encode) == 2
     assert "is whole" in capsys.readouterr().err
     settings = [f"data=latents:{cache}", "model.image_size=4", "model.channels=4", "model.num_classes=2"]

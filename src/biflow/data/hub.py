@@ -75,7 +75,7 @@ class HubImages:
         return torch.stack([decode(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
 
     def without_classes(self) -> "HubImages":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        """The same images without classes: every label is 0."""
         return replace(self, labels=torch.zeros_like(self.labels), class_names=())
 
     def take(self, mask: Tensor) -> "HubImages":
@@ -136,7 +136,7 @@ class HubStream:
         return torch.stack(images), torch.tensor(labels)
 
     def without_classes(self) -> "HubStream":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        """The same images without classes: every label is 0."""
         return replace(self, columns=self.columns._replace(label=None), class_names=())
 
     def _shard(self, shard: int) -> HubData:

@@ -65,7 +65,7 @@ class LatentSet:
         return torch.stack(moments)
 
     def without_classes(self) -> "LatentSet":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        """The same images without classes: every label is 0."""
         images = LatentSet(self.folder, self.manifest, self.shards[0]["split"] if self.shards else "train")
         images.labels, images.class_names = torch.zeros_like(self.labels), ()
         return images

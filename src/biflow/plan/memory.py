@@ -79,7 +79,7 @@ def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, r
 
 
 def _image_bytes(step: Step, *, recompute: bool) -> float:
-    return step.held + step.trained.saved - (step.trained.recomputed if recompute else 0)
+    return step.buffers + step.trained.saved - (step.trained.recomputed if recompute else 0)
 
 
 def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: bool) -> float:

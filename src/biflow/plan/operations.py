@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
     trained: Cost  # with gradients
     forward: Cost  # without gradients
-    held: float  # bytes on top of the saved tensors: the batch, the flow's states, hidden states
+    buffers: float  # bytes besides the saved tensors: the batch, the flow's states, hidden states
     left_out: tuple[str, ...]  # networks not counted
 
     @property
@@ -58,23 +58,23 @@ def training_step(config: RunConfig, stage: str) -> Step:
     model = config.model
     value = bytes_per_value(stage_fits(config)[stage])
     values = model.num_patches * model.patch_dim
-    held = 2 * FULL * values  # clean and noisy images
+    buffers = 2 * FULL * values  # clean and noisy images
     codec = () if model.codec == "pixels" else ("codec",)
     if stage == "reverse":
         states = FULL * (model.flow.blocks + 1) * values
         inverse = _reverse_step(config, value, label_drop=stage_fits(config)[stage].label_drop)
         return Step(
-            inverse.trained, inverse.forward + flow(model), held + states + inverse.held, codec + inverse.left_out
+            inverse.trained, inverse.forward + flow(model), buffers + states + inverse.buffers, codec + inverse.left_out
         )
     likelihood = _flow_step(config, value)
-    step = Step(likelihood.trained, likelihood.forward, held + FULL * values, codec + likelihood.left_out)
+    step = Step(likelihood.trained, likelihood.forward, buffers + FULL * values, codec + likelihood.left_out)
     if stage == "flow":
         return step
     inverse = _reverse_step(config, value, label_drop=config.fit_flow.label_drop)
     return Step(
         step.trained + inverse.trained,
         step.forward + inverse.forward,
-        step.held + inverse.held,
+        step.buffers + inverse.buffers,
         step.left_out + inverse.left_out,
     )
 
@@ -152,9 +152,9 @@ def _reverse_step(config: RunConfig, value: int, *, label_drop: float) -> Step:
         embedding = linear(32, reverse.width, no_grad_input=True) + linear(reverse.width, reverse.width)
         trained += embedding
     unguided = reverse_blocks(model) - guided
-    held = hidden * (guided * length + unguided * (length + reverse.class_tokens))  # block outputs
+    buffers = hidden * (guided * length + unguided * (length + reverse.class_tokens))  # block outputs
     kinds = {each.kind for each in config.fit_reverse.distances} if config.fit_reverse else set()
-    return Step(trained, forward, held, tuple(sorted(f"network of {kind}" for kind in kinds - {"mse", "l1"})))
+    return Step(trained, forward, buffers, tuple(sorted(f"network of {kind}" for kind in kinds - {"mse", "l1"})))
 
 
 def sampling(model: ModelConfig) -> dict[str, float]:
