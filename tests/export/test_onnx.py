@@ -148,7 +148,7 @@ def test_less_precision_is_of_such_weights_and_within_its_tolerance(
     out = tmp_path / "less.onnx"
     code, said, _ = biflow("export", folder, "--out", out, "--precision", precision)
     assert code == 0
-    assert f"{precision}, noise of 4 x 4, gives image" in said
+    assert f"{precision}, noise of 4 x 4, output image" in said
     assert f"{127.5 * export.TOLERANCES[precision]:.2g}" in said  # the difference allowed, in grey levels
     weights = dict.fromkeys(onnx.TensorProto.DataType.values(), 0)
     for each in onnx.load(out).graph.initializer:
@@ -202,7 +202,7 @@ def test_latents_leave_as_they_are_or_as_images(biflow, autoencoder, tmp_path):
     path = tmp_path / "x.pt2"
     code, said, _ = biflow("export", folder, "--out", path, "--to", "torch", "--codec")
     assert code == 0
-    assert "gives image" in said
+    assert "output image" in said
     card = {"biflow.json": ""}
     with path.open("rb") as file:
         torch.export.load(file, extra_files=card)
