@@ -217,7 +217,7 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1), "b": Payload()}, "needs more, which is refused"),
+        ({"a": torch.zeros(1), "b": Payload()}, "other objects, which are refused"),
         ({"a": torch.zeros(1), "b": 3}, "names and tensors"),
         ([torch.zeros(1)], "names and tensors"),
         ({}, "names and tensors"),
