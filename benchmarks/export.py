@@ -22,7 +22,7 @@ from biflow.data.randomness import normal_for
 from biflow.export.onnx import Sampler, export_model, make_sampler, read_onnx, read_torch
 from biflow.features.judge import load_judge
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge
+from biflow.quickstart.measures import SampleScorer
 from biflow.training.provenance import describe_machine
 
 BATCHES, TURNS = (1, 16, 256), 15
@@ -72,7 +72,7 @@ def judge_samples(samplers: dict[str, Sampler], pipe: Pipeline, run: Path) -> di
     """What the judge says of the samples of every way, of the same noise."""
     if not (run / "judge").is_dir():
         return {}
-    judge = SampleJudge(load_judge(run / "judge"), load_data("digits").train)
+    judge = SampleScorer(load_judge(run / "judge"), load_data("digits").train)
     given = inputs(pipe, JUDGED)
     found = {}
     for name, sampler in samplers.items():

@@ -24,10 +24,17 @@ from biflow.distributed import World, join_world
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS, compare
 from biflow.evaluation.cost import measure_cost
-from biflow.evaluation.real_images import Compared, Reals, Site, lay_ground
-from biflow.evaluation.reference import spread_places
+from biflow.evaluation.real_images import EvaluationContext, NetworkReference, RealImages, open_references
+from biflow.evaluation.reference import evenly_spaced
 from biflow.evaluation.report import cost_rows, quality_rows, render_evaluation
-from biflow.evaluation.samples import Filling, SampleFolder, SampleSettings, features_of, make_labels, take_up
+from biflow.evaluation.samples import (
+    DrawnShard,
+    SampleFolder,
+    SampleSettings,
+    features_of,
+    make_labels,
+    resume_or_start,
+)
 from biflow.features.metric_networks import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.hub.repository import find_model
@@ -76,7 +83,7 @@ class Request:
     npz: Path | None = None
 
 
-class Samples(NamedTuple):
+class EvaluatedSamples(NamedTuple):
     """Images, what the networks make of them, and how many had to be drawn again."""
 
     pixels: Tensor  # uint8 (N, P, H, W)
@@ -101,10 +108,10 @@ def evaluate(request: Request, out: Path, console: Console) -> Numbers | None:
     measure = evaluate_samples if request.model.suffix == ".npz" else evaluate_model
     with join_world() as world:
         world.on_main(lambda: begin(out))
-        return measure(request, Site(out, world, console, request.batch_size))
+        return measure(request, EvaluationContext(out, world, console, request.batch_size))
 
 
-def evaluate_samples(request: Request, site: Site) -> Numbers | None:
+def evaluate_samples(request: Request, site: EvaluationContext) -> Numbers | None:
     """Compare images that were drawn before, here or elsewhere, with real ones."""
     if request.sweep or request.npz:
         raise InputError(
@@ -126,18 +133,18 @@ def evaluate_samples(request: Request, site: Site) -> Numbers | None:
             f"Expected labels from 0 to {classes - 1} in {request.model}, as of {reals.name!r}; got "
             f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples are to be like."
         )
-    grounds = lay_ground(request.features, request.references, reals, site)
+    grounds = open_references(request.features, request.references, reals, site)
     if not site.world.is_main:
         return None
     features = {
         name: features_of(ground.net, pixels, batch_size=request.batch_size) for name, ground in grounds.items()
     }
-    samples = Samples(pixels, labels, features)
+    samples = EvaluatedSamples(pixels, labels, features)
     result = describe(reals, grounds, samples, site.world) | {"samples": {"file": str(request.model), "num": num}}
     return write_result(site.out, result, samples)
 
 
-def evaluate_model(request: Request, site: Site) -> Numbers | None:
+def evaluate_model(request: Request, site: EvaluationContext) -> Numbers | None:
     """Draw images from a model, compare them with real ones, and measure what the model can do besides."""
     start = time.perf_counter()
     pipe = Pipeline.from_pretrained(request.model).to(site.world.device)
@@ -147,7 +154,7 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
     reals = open_reals(request, pipe.model.image_shape)
     check_classes(pipe, reals)
     check_reading(pipe, request)
-    grounds = lay_ground(request.features, request.references, reals, site)
+    grounds = open_references(request.features, request.references, reals, site)
     drawing = Drawing(request, pipe, grounds, site)
     tried = drawing.sweep(guidance)
     if tried:
@@ -183,7 +190,9 @@ def evaluate_model(request: Request, site: Site) -> Numbers | None:
 class Drawing:
     """How images are drawn from a model and looked at by the networks, by all processes together."""
 
-    def __init__(self, request: Request, pipe: Pipeline, grounds: Mapping[str, Compared], site: Site) -> None:
+    def __init__(
+        self, request: Request, pipe: Pipeline, grounds: Mapping[str, NetworkReference], site: EvaluationContext
+    ) -> None:
         self.request, self.pipe, self.grounds = request, pipe, grounds
         self.site, self.world = site, site.world
         self.weights = hashlib.sha256((find_model(request.model) / WEIGHTS_FILE).read_bytes()).hexdigest()
@@ -203,7 +212,7 @@ class Drawing:
             tried.append({"guidance": strength, **found})
         return tried
 
-    def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> Samples:
+    def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
         """The first `num` images with this guidance; those that are in the folder are not drawn again."""
         request, config = self.request, self.pipe.config
         settings = SampleSettings(
@@ -214,10 +223,10 @@ class Drawing:
             seed=seed,
             redraw=request.redraw,
         )
-        self.world.on_main(lambda: take_up(folder, settings))
+        self.world.on_main(lambda: resume_or_start(folder, settings))
         labels = make_labels(request.labels, num, config.num_classes, seed)
 
-        def draw(start: int, labels: Tensor) -> Filling:
+        def draw(start: int, labels: Tensor) -> DrawnShard:
             drawn = self.pipe.draw(
                 labels,
                 guidance=guidance,
@@ -233,10 +242,10 @@ class Drawing:
                     f"Expected images of finite numbers; {drawn.left} of images {start} to {start + len(labels) - 1} "
                     f"are not. To go on, {again}choose another --method or --guidance."
                 )
-            return Filling(drawn.pixels, drawn.broken)
+            return DrawnShard(drawn.pixels, drawn.broken)
 
         shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
-        shown, own = self.world.is_main, sum(len(shard.numbers) for shard in shards.own)
+        shown, own = self.world.is_main, sum(len(shard.indices) for shard in shards.own)
         share = f" (a share of {self.world.size})" * (self.world.size > 1)
         with counting(self.site.console, f"drawing at guidance {guidance}{share}", own, shown=shown) as progress:
             shards.draw(labels, draw, progress)
@@ -247,10 +256,10 @@ class Drawing:
                 shards.measure(net, places[name], batch_size=request.batch_size, progress=progress)
         self.world.wait()
         features = {name: shards.features(place) for name, place in places.items()}
-        return Samples(shards.pixels(), shards.labels(), features, shards.redrawn())
+        return EvaluatedSamples(shards.pixels(), shards.labels(), features, shards.redrawn())
 
 
-def open_reals(request: Request, image_shape: tuple[int, int, int]) -> Reals:
+def open_reals(request: Request, image_shape: tuple[int, int, int]) -> RealImages:
     """The real images, at the size of those that are compared with them."""
     data = open_images(request.data, image_shape, request.reading)
     if data.train.image_shape != image_shape:
@@ -258,10 +267,10 @@ def open_reals(request: Request, image_shape: tuple[int, int, int]) -> Reals:
             f"Expected real images of the shape {image_shape} (channels, height, width), as those that are compared; "
             f"those of {request.data!r} are of {data.train.image_shape}. Give data of the same kind."
         )
-    return Reals(request.data, data, request.split, request.reading)
+    return RealImages(request.data, data, request.split, request.reading)
 
 
-def check_classes(pipe: Pipeline, reals: Reals) -> None:
+def check_classes(pipe: Pipeline, reals: RealImages) -> None:
     """Raise unless there are real images of every class that the model draws."""
     classes, names = pipe.config.num_classes, reals.images.class_names
     if not classes:
@@ -303,7 +312,7 @@ def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
     """Bits per dimension of images that training never saw, and how often one gradient tells their class."""
     if not len(test):
         return None
-    places = spread_places(len(test), TEST_IMAGES)
+    places = evenly_spaced(len(test), TEST_IMAGES)
     pixels, labels = test.read(places), test.labels[places]
     found: Numbers = {"images": len(places), "bits_per_dim": None, "bits_per_dim_of_noisy_data": None}
     conditional = bool(pipe.config.num_classes)
@@ -318,7 +327,9 @@ def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
     return found
 
 
-def describe(reals: Reals, grounds: Mapping[str, Compared], samples: Samples, world: World) -> Numbers:
+def describe(
+    reals: RealImages, grounds: Mapping[str, NetworkReference], samples: EvaluatedSamples, world: World
+) -> Numbers:
     """What is said of all samples, wherever they come from."""
     return {
         "biflow": __version__,
@@ -340,7 +351,7 @@ def describe(reals: Reals, grounds: Mapping[str, Compared], samples: Samples, wo
     }
 
 
-def write_result(out: Path, result: Numbers, samples: Samples) -> Numbers:
+def write_result(out: Path, result: Numbers, samples: EvaluatedSamples) -> Numbers:
     """The numbers, and the page that shows them; returns them as they were written."""
     result = finite(result)
     result["tables"] = {"quality": quality_rows(result), "cost": cost_rows(result)}
