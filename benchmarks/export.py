@@ -23,7 +23,7 @@ from biflow.data.randomness import normal_for
 from biflow.export.onnx import SampleFunction, export_model, make_sampler, read_onnx, read_torch
 from biflow.features.judge import load_judge
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge
+from biflow.quickstart.measures import SampleScorer
 from biflow.training.provenance import describe_machine
 
 BATCHES, ROUNDS = (1, 16, 256), 15
@@ -73,7 +73,7 @@ def judge_samples(samplers: dict[str, SampleFunction], pipe: Pipeline, run: Path
     """Sample quality of every format from the same noise, by the reference classifier."""
     if not (run / "judge").is_dir():
         return {}
-    judge = SampleJudge(load_judge(run / "judge"), load_data("digits").train)
+    judge = SampleScorer(load_judge(run / "judge"), load_data("digits").train)
     given = inputs(pipe, JUDGED)
     found = {}
     for name, sampler in samplers.items():
