@@ -192,14 +192,14 @@ def test_metrics_agree_with_torchmetrics():
     own = Own()
     x, y = features(60, 6, 0).float(), (features(60, 6, 1) * 1.5 + 0.3).float()
 
-    def told(metric):
+    def computed(metric):
         metric.update(y[:, :, None, None], real=True)
         metric.update(x[:, :, None, None], real=False)
         return metric.compute()
 
-    frechet = told(fid.FrechetInceptionDistance(feature=own, input_img_size=(6, 1, 1)))
+    frechet = computed(fid.FrechetInceptionDistance(feature=own, input_img_size=(6, 1, 1)))
     assert distance(x, y) == pytest.approx(float(frechet), rel=1e-4)
-    kernel, _ = told(kid.KernelInceptionDistance(feature=own, subsets=1, subset_size=60))
+    kernel, _ = computed(kid.KernelInceptionDistance(feature=own, subsets=1, subset_size=60))
     assert kernel_distance(x, y, subsets=1).mean == pytest.approx(float(kernel), rel=1e-4)
     score = inception.InceptionScore(feature=own, splits=1)
     score.update(x[:, :, None, None])

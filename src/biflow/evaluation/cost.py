@@ -1,7 +1,8 @@
 """The cost of sampling: time, network calls, operations, parameters."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -64,11 +65,7 @@ def _milliseconds(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_si
     def whole_call(_: int) -> Tensor:
         return pipe.sample_pixels(labels, guidance=guidance, method=sampler, batch_size=batch_size)
 
-    calls: dict[str, Callable[[int], object]] = {
-        "networks": networks,
-        "with_codec": with_codec,
-        "whole_call": whole_call,
-    }
+    calls = {"networks": networks, "with_codec": with_codec, "whole_call": whole_call}
     return milliseconds_per_image(calls, batch_size, REPEATS)
 
 
@@ -98,11 +95,7 @@ def milliseconds_per_image(
             start = time.perf_counter()
             sampler(batch_size)
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * _median(times) / batch_size for name, times in seconds.items()}
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return {name: 1000 * median_high(times) / batch_size for name, times in seconds.items()}
 
 
 def count_parameters(module: torch.nn.Module) -> int:
