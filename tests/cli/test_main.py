@@ -269,7 +269,7 @@ BAD = {
     "checkpoint that is none": (["import", "tarflow", "{notes}", "--noise-std", 1, "--out", "{tmp}/x"], "cannot read"),
     "checkpoint of open size": (
         ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{tmp}/x"],
-        "Expected the image size: 8",
+        "Expected image size 8",
     ),
     "import into a full folder": (
         ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{model}"],
