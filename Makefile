@@ -31,11 +31,12 @@ smoke: $(VENV)/.quickstart  ## The quickstart at a tiny size.
 	rm -rf runs/smoke
 	$(BIN)/biflow quickstart --smoke --out runs/smoke
 
-results: $(VENV)/.quickstart  ## Write the pages that gather docs/results: tables.md, figures.html.
+results: $(VENV)/.quickstart  ## Render the measurements of docs/results: tables.md, figures.html.
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/python benchmarks/report.py
 
-docs: $(VENV)/.docs  ## Build the pages of docs/ into site/, strictly.
+docs: $(VENV)/.docs $(VENV)/.quickstart  ## Build the documentation in site/.
+	$(BIN)/python benchmarks/report.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove the environment and the caches, not the runs.

@@ -1,19 +1,20 @@
-"""How long a training batch takes to make, with all that is random in it, while the device would wait or work.
+"""Time the preparation of a training batch, including all of its randomness.
 
     python benchmarks/batches.py
 
-512 images of 32x32 in memory, mirrored, with noise, dropped labels and strengths of guidance, as for a reverse model;
-on as many threads as PyTorch has.  Beside it the noise alone, and NumPy's generators one image after another, as
-batches were made before.  Writes docs/results/speed/batches.{md,json}.
+512 images of 32x32 from memory, with random flips, noise, label dropout and guidance strengths, as for a reverse
+model, on PyTorch's default number of threads.  For comparison: the noise alone, and the noise from one NumPy generator
+per image, the previous implementation.  Writes docs/results/speed/batches.{md,json}.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import report, seconds
+from machine import page, save, seconds
 
 from biflow.cli.process import keep_freed_memory
 from biflow.config import ModelConfig, ReadingConfig, ReverseConfig, ReverseFitConfig, RunConfig
@@ -24,19 +25,30 @@ from biflow.models.codec import PixelCodec
 from biflow.models.model import new_model
 from biflow.training.objectives import FitReverse
 from biflow.training.provenance import describe_machine
-from biflow.training.stages import Run, make_reverse_loss, training_batches
+from biflow.training.reverse_loss import ReverseLoss
+from biflow.training.stages import Run, training_batches
 
 SIDE, BATCH, IMAGES, TURNS = 32, 512, 4096, 20
 
 
-def one_after_another() -> None:
-    """The noise of a batch by a generator of its own for each image."""
+def noise_per_image() -> None:
+    """The noise of a batch from one generator per image."""
     shape = (3, SIDE, SIDE)
     np.stack([stream("noise", 0, index).standard_normal(shape, np.float32) for index in range(BATCH)])
 
 
+def render(numbers: Mapping[str, Any]) -> str:
+    """The page."""
+    text = (
+        "Written by `python benchmarks/batches.py`: milliseconds to prepare a training batch of "
+        f"{numbers['batch_size']} images of {numbers['side']}x{numbers['side']}."
+    )
+    rows = [[name, f"{time:.1f}"] for name, time in numbers["ms"].items()]
+    return page("Training batches", text, ["", "ms"], rows, machine=numbers["machine"])
+
+
 def main() -> None:
-    """Time them in turns and write the table."""
+    """Time all variants, interleaved, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
     arguments = parser.parse_args()
@@ -51,19 +63,21 @@ def main() -> None:
     run = Run(run_config, data, PixelCodec(), World(0, 1, device), Path("unused"), lambda *_: [])
     model = new_model(config, data.class_names)
     assert model.reverse
-    objective = FitReverse(model.reverse, model.flow, make_reverse_loss(run_config, data, run.codec, None))
+    objective = FitReverse(
+        model.reverse, model.flow, ReverseLoss(fit, config, codec=run.codec, image_shape=data.image_shape)
+    )
     make_batch = training_batches(run, "reverse", objective, fit)
-    ways = {
-        "a whole batch": lambda: make_batch(3),
-        "its noise": lambda: normal_for(range(BATCH), (3, SIDE, SIDE), "noise", 0),
-        "its noise, image by image": one_after_another,
+    variants = {
+        "full batch": lambda: make_batch(3),
+        "noise only": lambda: normal_for(range(BATCH), (3, SIDE, SIDE), "noise", 0),
+        "noise only, one generator per image": noise_per_image,
     }
     found: dict[str, float] = {}
     for _ in range(TURNS):
-        for name, way in ways.items():
-            found[name] = min(found.get(name, float("inf")), 1e3 * seconds(way, device, 1))
+        for name, variant in variants.items():
+            found[name] = min(found.get(name, float("inf")), 1e3 * seconds(variant, device, 1))
     numbers: dict[str, Any] = {"machine": describe_machine(device), "batch_size": BATCH, "side": SIDE, "ms": found}
-    report(arguments.out / "batches", ["", "ms"], [[name, f"{time:.1f}"] for name, time in found.items()], numbers)
+    save(arguments.out / "batches", render(numbers), numbers)
 
 
 if __name__ == "__main__":

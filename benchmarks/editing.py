@@ -1,9 +1,9 @@
-"""What edits by way of noise are worth, on the test digits, read by a judge that the model never saw.
+"""Quality of editing in noise space on the test digits, by a reference classifier that the model never saw.
 
     python benchmarks/editing.py runs/quickstart/model
 
-Writes docs/results/editing.{md,json,png}.  The judge is trained on the training images, once, into --judge.  Every
-number is the mean over three seeds of all noise, with its standard deviation.
+The classifier is trained once on the training images and kept in --judge.  All numbers are mean and standard deviation
+over three seeds of the noise.  Writes docs/results/editing.{md,json,png}.
 """
 
 import argparse
@@ -30,24 +30,24 @@ from biflow.pipeline import Pipeline
 from biflow.training.provenance import describe_machine
 
 SEEDS = (0, 1, 2)
-STRENGTHS = tuple(place / 10 for place in range(11))
+STRENGTHS = tuple(tenth / 10 for tenth in range(11))
 STEPS = 9
 HALVES = {"left": (0, 0, 4, 8), "right": (4, 0, 8, 8), "top": (0, 0, 8, 4), "bottom": (0, 4, 8, 8)}
 EXACT = {"method": "sequential"}
 INPAINTINGS: dict[str, dict[str, Any]] = {
-    "one pass, 2 rounds from a draw": {},
+    "one pass, 2 rounds, start=draw (default)": {},
     "1 round": {"rounds": 1},
     "4 rounds": {"rounds": 4},
-    "1 round from grey": {"rounds": 1, "start": "grey"},
-    "2 rounds from grey": {"start": "grey"},
-    "4 rounds from grey": {"start": "grey", "rounds": 4},
-    "without the label": {"labels": None},
+    "1 round, start=grey": {"rounds": 1, "start": "grey"},
+    "2 rounds, start=grey": {"start": "grey"},
+    "4 rounds, start=grey": {"start": "grey", "rounds": 4},
+    "no label": {"labels": None},
     "guidance 0.5": {"guidance": 0.5},
     "exact inverse": EXACT,
-    "exact inverse, 1 round from grey": {**EXACT, "rounds": 1, "start": "grey"},
+    "exact inverse, 1 round, start=grey": {**EXACT, "rounds": 1, "start": "grey"},
     "exact inverse, guidance 0.5": {**EXACT, "guidance": 0.5},
 }
-WAYS_BACK: dict[str, dict[str, Any]] = {
+SAMPLERS: dict[str, dict[str, Any]] = {
     "one pass": {},
     "one pass, guidance 0.5": {"guidance": 0.5},
     "one pass, guidance 1": {"guidance": 1.0},
@@ -57,26 +57,26 @@ WAYS_BACK: dict[str, dict[str, Any]] = {
 Row = dict[str, list[float]]
 
 
-class Ground(NamedTuple):
-    """What every measurement needs."""
+class Setup(NamedTuple):
+    """Shared by all measurements."""
 
     pipe: Pipeline
     judge: Judge
     test: ImageSet
 
-    def read(self, pixels: Tensor) -> Tensor:
-        """The classes that the judge reads in images (..., P, H, W): (...)."""
+    def classify(self, pixels: Tensor) -> Tensor:
+        """The classes that the reference classifier predicts for images (..., P, H, W): (...)."""
         logits = self.judge(pixels.flatten(0, -4).float() / 127.5 - 1)
         return logits.argmax(dim=1).view(pixels.shape[:-3])
 
-    def share(self, pixels: Tensor, labels: Tensor) -> float:
-        """Percent of images (N, ..., P, H, W) that are read as their labels (N,)."""
-        read = self.read(pixels)
-        return 100 * (read == labels.view(-1, *[1] * (read.ndim - 1))).float().mean().item()
+    def accuracy(self, pixels: Tensor, labels: Tensor) -> float:
+        """Percentage of images (N, ..., P, H, W) that are classified as their labels (N,)."""
+        found = self.classify(pixels)
+        return 100 * (found == labels.view(-1, *[1] * (found.ndim - 1))).float().mean().item()
 
 
 def distance(a: Tensor, b: Tensor, where: Tensor | None = None) -> float:
-    """Mean absolute difference in grey levels of 255, of the pixels of a mask (N, 1, H, W) if there is one."""
+    """Mean absolute difference in grey levels (0 to 255), within a mask (N, 1, H, W) if given."""
     apart = (a.float() - b.float()).abs()
     return (apart if where is None else apart[where.expand_as(apart)]).mean().item()
 
@@ -89,10 +89,10 @@ def box_mask(box: Sequence[int]) -> Tensor:
 
 
 def random_boxes(count: int) -> Tensor:
-    """A box of 3 to 5 pixels a side for each image, anywhere: (N, H, W)."""
+    """A randomly placed box of 3 to 5 pixels a side for each image: (N, H, W)."""
     masks = []
-    for place in range(count):
-        draw = stream("boxes", place)
+    for index in range(count):
+        draw = stream("boxes", index)
         width, height = draw.integers(3, 6, 2)
         left, top = draw.integers(0, 9 - width), draw.integers(0, 9 - height)
         masks.append(box_mask((left, top, left + width, top + height)))
@@ -100,92 +100,97 @@ def random_boxes(count: int) -> Tensor:
 
 
 def masks_for(count: int) -> dict[str, Tensor]:
-    """The masks, each (N, H, W)."""
+    """The masks by name, each (N, H, W)."""
     halves = {name: box_mask(box).expand(count, 8, 8) for name, box in HALVES.items()}
     return {**halves, "boxes": random_boxes(count)}
 
 
 def over_seeds(measure: Callable[[int], dict[str, float]]) -> Row:
-    """What is measured, by name, with a value for each seed."""
+    """The measured values by name, one for each seed."""
     found = [measure(seed) for seed in SEEDS]
     return {name: [each[name] for each in found] for name in found[0]}
 
 
-def measure_proposals(ground: Ground, masks: Tensor, seed: int) -> dict[str, float]:
-    """Four proposals for one kind of mask."""
-    images, labels, known = ground.test.images, ground.test.labels, ~masks[:, None]
-    bare = ground.pipe.inpaint(images, masks, labels, paste=False, seed=seed).pixels
-    made = ground.pipe.inpaint(images, masks, labels, seed=seed).pixels
+def measure_proposals(setup: Setup, masks: Tensor, seed: int) -> dict[str, float]:
+    """Inpainting with four proposals, for one kind of mask."""
+    images, labels, known = setup.test.images, setup.test.labels, ~masks[:, None]
+    bare = setup.pipe.inpaint(images, masks, labels, paste=False, seed=seed).pixels
+    made = setup.pipe.inpaint(images, masks, labels, seed=seed).pixels
     return {
-        "known pixels off, not pasted": distance(bare, images[:, None].expand_as(bare), known[:, None]),
-        "known pixels off, pasted": distance(made, images[:, None].expand_as(made), known[:, None]),
-        "right, not pasted": ground.share(bare, labels),
-        "right, pasted": ground.share(made, labels),
-        "right, likeliest": ground.share(made[:, 0], labels),
-        "right, least likely": ground.share(made[:, -1], labels),
-        "redrawn pixels off": distance(made, images[:, None].expand_as(made), ~known[:, None]),
-        "redrawn pixels off, likeliest": distance(made[:, 0], images, ~known),
+        "error on known pixels, not pasted": distance(bare, images[:, None].expand_as(bare), known[:, None]),
+        "error on known pixels, pasted": distance(made, images[:, None].expand_as(made), known[:, None]),
+        "accuracy, not pasted": setup.accuracy(bare, labels),
+        "accuracy, pasted": setup.accuracy(made, labels),
+        "accuracy, most likely proposal": setup.accuracy(made[:, 0], labels),
+        "accuracy, least likely proposal": setup.accuracy(made[:, -1], labels),
+        "change of resampled pixels": distance(made, images[:, None].expand_as(made), ~known[:, None]),
+        "change of resampled pixels, most likely proposal": distance(made[:, 0], images, ~known),
     }
 
 
-def measure_inpainting(ground: Ground, way: dict[str, Any], seed: int) -> dict[str, float]:
-    """One proposal, over all masks."""
-    images, labels, rows = ground.test.images, ground.test.labels, []
-    options = {"labels": labels, "proposals": 1, "seed": seed, **way}
+def measure_inpainting(setup: Setup, options: dict[str, Any], seed: int) -> dict[str, float]:
+    """Inpainting with one proposal, averaged over all masks."""
+    images, labels, rows = setup.test.images, setup.test.labels, []
+    settings = {"labels": labels, "proposals": 1, "seed": seed, **options}
     for masks in masks_for(len(images)).values():
-        bare = ground.pipe.inpaint(images, masks, paste=False, **options).pixels[:, 0]
+        bare = setup.pipe.inpaint(images, masks, paste=False, **settings).pixels[:, 0]
         made = torch.where(masks[:, None], bare, images)
-        nats = ground.pipe.log_prob(made, labels, noise="training", seed=seed).nats.mean().item()
-        rows.append([distance(bare, images, ~masks[:, None]), ground.share(made, labels), nats])
-    names = ("known pixels off, not pasted", "right, pasted", "nats, pasted")
+        nats = setup.pipe.log_prob(made, labels, noise="training", seed=seed).nats.mean().item()
+        rows.append([distance(bare, images, ~masks[:, None]), setup.accuracy(made, labels), nats])
+    names = ("error on known pixels, not pasted", "accuracy, pasted", "log-likelihood (nats), pasted")
     return dict(zip(names, torch.tensor(rows).mean(dim=0).tolist(), strict=True))
 
 
-def measure_reclass(ground: Ground, way: dict[str, Any], seed: int) -> dict[str, float]:
-    """Every image as the nine other classes; samples of these classes from other noise for comparison."""
-    images, labels, rows = ground.test.images, ground.test.labels, []
+def measure_reclass(setup: Setup, options: dict[str, Any], seed: int) -> dict[str, float]:
+    """Every image changed to each of the nine other classes, and new samples of these classes for comparison."""
+    images, labels, rows = setup.test.images, setup.test.labels, []
     for step in range(1, 10):
         targets = (labels + step) % 10
-        made = to_pixels(ground.pipe.reclass(images, labels, targets, seed=seed, **way))
-        other = ground.pipe.sample_pixels(targets, seed=10 * seed + step, **way)
-        shares = [ground.share(made, targets), ground.share(made, labels)]
+        made = to_pixels(setup.pipe.reclass(images, labels, targets, seed=seed, **options))
+        other = setup.pipe.sample_pixels(targets, seed=10 * seed + step, **options)
+        shares = [setup.accuracy(made, targets), setup.accuracy(made, labels)]
         rows.append([*shares, distance(made, images), distance(other, images)])
-    names = ("read as the target", "as the source", "from the source", "a sample from the source")
+    names = (
+        "classified as target",
+        "classified as source",
+        "distance from source",
+        "distance of a new sample from source",
+    )
     return dict(zip(names, torch.tensor(rows).mean(dim=0).tolist(), strict=True))
 
 
-def measure_interpolation(ground: Ground, way: dict[str, Any] | None, seed: int) -> dict[str, float]:
-    """Seven images between each test image and another; without a way, mixtures of the pixels."""
-    images, labels = ground.test.images, ground.test.labels
+def measure_interpolation(setup: Setup, options: dict[str, Any] | None, seed: int) -> dict[str, float]:
+    """Seven images between each test image and another; blends of their pixels if there are no options."""
+    images, labels = setup.test.images, setup.test.labels
     order = permutation(len(images), "pairs", seed)
     last, last_labels = images[order], labels[order]
-    if way is None:
-        shares = torch.linspace(0, 1, STEPS).view(1, -1, 1, 1, 1)
-        made = ((1 - shares) * images[:, None] + shares * last[:, None]).round().to(torch.uint8)
+    if options is None:
+        weights = torch.linspace(0, 1, STEPS).view(1, -1, 1, 1, 1)
+        made = ((1 - weights) * images[:, None] + weights * last[:, None]).round().to(torch.uint8)
     else:
         pair = (labels, last_labels)
-        made = ground.pipe.interpolate(images, last, labels=pair, steps=STEPS, seed=seed, **way).pixels
-    read = ground.read(made[:, 1:-1])
-    either = (read == labels[:, None]) | (read == last_labels[:, None])
+        made = setup.pipe.interpolate(images, last, labels=pair, steps=STEPS, seed=seed, **options).pixels
+    found = setup.classify(made[:, 1:-1])
+    either = (found == labels[:, None]) | (found == last_labels[:, None])
     moves = (made[:, 1:].float() - made[:, :-1].float()).abs().mean(dim=(0, 2, 3, 4))
     return {
-        "in between, read as either end": 100 * either.float().mean().item(),
-        "one of them in the middle": 100 * either[:, STEPS // 2 - 1].float().mean().item(),
-        "a step": moves.mean().item(),
-        "the longest step": moves.max().item(),
+        "intermediate images classified as either end": 100 * either.float().mean().item(),
+        "middle image classified as either end": 100 * either[:, STEPS // 2 - 1].float().mean().item(),
+        "mean step": moves.mean().item(),
+        "largest step": moves.max().item(),
         "end to end": distance(made[:, 0], made[:, -1]),
     }
 
 
-def measure_variations(ground: Ground, way: dict[str, Any], strength: float, seed: int) -> dict[str, float]:
+def measure_variations(setup: Setup, options: dict[str, Any], strength: float, seed: int) -> dict[str, float]:
     """One variation of every image."""
-    images, labels = ground.test.images, ground.test.labels
-    made = ground.pipe.vary(images, labels, strength=strength, num=1, seed=seed, **way).pixels[:, 0]
-    return {"right": ground.share(made, labels), "from the image": distance(made, images)}
+    images, labels = setup.test.images, setup.test.labels
+    made = setup.pipe.vary(images, labels, strength=strength, num=1, seed=seed, **options).pixels[:, 0]
+    return {"accuracy": setup.accuracy(made, labels), "distance from the image": distance(made, images)}
 
 
 def milliseconds(pipe: Pipeline, test: ImageSet) -> dict[str, dict[str, float]]:
-    """Each edit of one image, by each way back."""
+    """Milliseconds of each edit of one image, by sampler."""
     images, labels, mask = test.images[:1], test.labels[:1], box_mask(HALVES["bottom"])
     found = {}
     for name, method in (("one pass", "reverse"), ("exact inverse", "sequential"), ("GS-Jacobi", "gs-jacobi")):
@@ -202,35 +207,35 @@ def milliseconds(pipe: Pipeline, test: ImageSet) -> dict[str, dict[str, float]]:
 
 
 def markdown(rows: dict[str, Row], digits: int = 1) -> str:
-    """A table with a line for each name."""
+    """A table with one row for each name."""
     heads = list(next(iter(rows.values())))
     lines = [["", *heads], ["---"] * (len(heads) + 1)]
     lines += [[name, *(summary(values, digits) for values in row.values())] for name, row in rows.items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(ground: Ground, path: Path) -> None:
+def draw(setup: Setup, path: Path) -> None:
     """Two rows of each edit, of the first test images."""
-    pipe, images, labels = ground.pipe, ground.test.images, ground.test.labels
+    pipe, images, labels = setup.pipe, setup.test.images, setup.test.labels
     rows = []
-    for place, half in ((0, "bottom"), (1, "left")):
-        image, label, mask = images[place : place + 1], labels[place : place + 1], box_mask(HALVES[half])
+    for index, half in ((0, "bottom"), (1, "left")):
+        image, label, mask = images[index : index + 1], labels[index : index + 1], box_mask(HALVES[half])
         made = pipe.inpaint(image, mask, label, proposals=6)
         tiles = [Tile(each, f"{nats:.1f} nats") for each, nats in zip(made.pixels[0], made.nats[0], strict=True)]
         rows.append([Tile(image[0], f"a {label.item()}"), Tile(painted(image[0], mask[None]), "to redraw"), *tiles])
-    for place in (2, 3):
-        image, label = images[place : place + 1], labels[place : place + 1]
+    for index in (2, 3):
+        image, label = images[index : index + 1], labels[index : index + 1]
         targets = [other for other in range(10) if other != label][:7]
         made = to_pixels(pipe.reclass(image.expand(7, -1, -1, -1), label.expand(7), targets))
         tiles = [Tile(each, f"as {target}") for each, target in zip(made, targets, strict=True)]
         rows.append([Tile(image[0], f"a {label.item()}"), *tiles])
-    for place in (4, 6):
-        ends, names = images[place : place + 2], labels[place : place + 2].tolist()
+    for index in (4, 6):
+        ends, names = images[index : index + 2], labels[index : index + 2].tolist()
         made = pipe.interpolate(ends[:1], ends[1:], labels=([names[0]], [names[1]]), steps=6).pixels[0]
         tiles = [Tile(each, f"{20 * step}% as {names[step > 2]}") for step, each in enumerate(made)]
         rows.append([Tile(ends[0], f"a {names[0]}"), *tiles, Tile(ends[1], f"a {names[1]}")])
-    for place in (8, 9):
-        image, label = images[place : place + 1], labels[place : place + 1]
+    for index in (8, 9):
+        image, label = images[index : index + 1], labels[index : index + 1]
         tiles = [
             Tile(pipe.vary(image, label, strength=strength, num=1).pixels[0, 0], f"strength {strength:g}")
             for strength in (0, 0.1, 0.3, 0.5, 0.7, 0.9, 1)
@@ -239,37 +244,37 @@ def draw(ground: Ground, path: Path) -> None:
     save_sheet(path, rows)
 
 
-def measure_all(ground: Ground) -> dict[str, Any]:
+def measure_all(setup: Setup) -> dict[str, Any]:
     """Every table."""
-    kinds = masks_for(len(ground.test)).items()
+    kinds = masks_for(len(setup.test)).items()
     both = {"one pass": {}, "exact inverse": EXACT}
     found: dict[str, Any] = {
-        "inpaint": {name: over_seeds(lambda seed, m=m: measure_proposals(ground, m, seed)) for name, m in kinds},
-        "inpaint_ways": {
-            name: over_seeds(lambda seed, way=way: measure_inpainting(ground, way, seed))
-            for name, way in INPAINTINGS.items()
+        "inpaint": {name: over_seeds(lambda seed, m=m: measure_proposals(setup, m, seed)) for name, m in kinds},
+        "inpaint_settings": {
+            name: over_seeds(lambda seed, o=options: measure_inpainting(setup, o, seed))
+            for name, options in INPAINTINGS.items()
         },
         "reclass": {
-            name: over_seeds(lambda seed, way=way: measure_reclass(ground, way, seed))
-            for name, way in WAYS_BACK.items()
+            name: over_seeds(lambda seed, o=options: measure_reclass(setup, o, seed))
+            for name, options in SAMPLERS.items()
         },
         "interpolate": {
-            name: over_seeds(lambda seed, way=way: measure_interpolation(ground, way, seed))
-            for name, way in {**WAYS_BACK, "mixed pixels": None}.items()
+            name: over_seeds(lambda seed, o=options: measure_interpolation(setup, o, seed))
+            for name, options in {**SAMPLERS, "pixel blend": None}.items()
         },
         "vary": {
             name: {
-                f"{strength:g}": over_seeds(lambda seed, way=way, s=strength: measure_variations(ground, way, s, seed))
+                f"{strength:g}": over_seeds(lambda seed, o=options, s=strength: measure_variations(setup, o, s, seed))
                 for strength in STRENGTHS
             }
-            for name, way in both.items()
+            for name, options in both.items()
         },
-        "milliseconds": milliseconds(ground.pipe, ground.test),
+        "milliseconds": milliseconds(setup.pipe, setup.test),
     }
     return found
 
 
-def page(found: dict[str, Any]) -> str:
+def render(found: dict[str, Any]) -> str:
     """All tables, as Markdown."""
     vary = {
         strength: {f"{name}: {what}": found["vary"][name][strength][what] for name in found["vary"] for what in row}
@@ -277,22 +282,24 @@ def page(found: dict[str, Any]) -> str:
     }
     times = {name: {edit: [ms] for edit, ms in row.items()} for name, row in found["milliseconds"].items()}
     return (
-        "# Edits by way of noise, on the 360 test digits\n\n"
-        '`python benchmarks/editing.py MODEL`; mean and standard deviation over three seeds of all noise. "Right" is '
-        f"the percentage that a judge reads as their class; of the images themselves it is {found['right']:.1f}. "
-        'Distances ("off", "from", "step") are mean absolute differences in grey levels of 255.\n\n'
+        "# Editing\n\n"
+        "Written by `python benchmarks/editing.py MODEL`: edits of the 360 test digits, mean and standard deviation "
+        "over three seeds of the noise. Accuracy is the percentage of images that a reference classifier assigns to "
+        f"the label; on the unedited images it is {found['accuracy']:.1f}%. Errors, changes, distances and steps are "
+        "mean absolute differences in grey levels (0 to 255).\n\n"
         f"## Inpainting: four proposals, one pass\n\n{markdown(found['inpaint'])}\n"
-        f"## Inpainting: ways, one proposal, mean of the five kinds of mask\n\n{markdown(found['inpaint_ways'])}\n"
+        "## Inpainting: settings\n\nOne proposal, averaged over the five kinds of mask.\n\n"
+        f"{markdown(found['inpaint_settings'])}\n"
         f"## Change of class, to each of the nine others\n\n{markdown(found['reclass'])}\n"
-        f"## Interpolation, seven images between two\n\n{markdown(found['interpolate'])}\n"
+        f"## Interpolation: seven images between two\n\n{markdown(found['interpolate'])}\n"
         f"## Variations, by strength\n\n{markdown(vary)}\n"
-        f"## Milliseconds for one image\n\n{found['machine']['threads']} thread(s); other work shared the machine.\n\n"
+        f"## Milliseconds per edit of one image\n\n{found['machine']['threads']} thread(s) on a shared machine.\n\n"
         f"{markdown(times)}"
     )
 
 
 def main() -> None:
-    """Measure everything, and write the tables and the picture."""
+    """Measure everything, and write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", default=Path("runs/quickstart/model"))
     parser.add_argument("--judge", type=Path, default=Path("runs/editing/judge"))
@@ -301,13 +308,16 @@ def main() -> None:
     data = load_data("digits")
     if not arguments.judge.exists():
         train_judge(arguments.judge, data.train, World(0, 1, torch.device("cpu")), Console())
-    ground = Ground(Pipeline.from_pretrained(arguments.model), load_judge(arguments.judge), data.test)
-    draw(ground, arguments.out / "editing.png")
-    found = {"machine": describe_machine(ground.pipe.device), "right": ground.share(data.test.images, data.test.labels)}
-    found |= measure_all(ground)
+    setup = Setup(Pipeline.from_pretrained(arguments.model), load_judge(arguments.judge), data.test)
+    draw(setup, arguments.out / "editing.png")
+    found = {
+        "machine": describe_machine(setup.pipe.device),
+        "accuracy": setup.accuracy(data.test.images, data.test.labels),
+    }
+    found |= measure_all(setup)
     write_text(arguments.out / "editing.json", json.dumps(found, indent=1) + "\n")
-    write_text(arguments.out / "editing.md", page(found))
-    print(page(found))
+    write_text(arguments.out / "editing.md", render(found))
+    print(render(found))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a training run survives: kills at any moment, termination, a full disk, damaged checkpoints.
+"""Fault tolerance of training: kills at random moments, termination, a full disk, corrupted checkpoints.
 
     python benchmarks/faults.py              # about five minutes; writes docs/results/faults.{md,json}
 
-Every fault is real: processes that train are killed with SIGKILL, half of them while they write a checkpoint, and go on
-until their run is done; its weights are then compared, bit for bit, with those of a run that nothing disturbed.
+The faults are real.  Training processes are killed with SIGKILL, half of them while writing a checkpoint, and resumed
+until the run completes; its weights are then compared bit for bit with those of an uninterrupted run.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from biflow.training.run import CONFIG_FILE, open_run
 from biflow.training.stages import train_model
 
 SETTINGS = ("fit_flow.steps=1200", "fit_reverse.steps=1200", "fit_flow.save_every=20", "fit_reverse.save_every=20")
-FORK = multiprocessing.get_context("fork")  # children that have imported everything already
+FORK = multiprocessing.get_context("fork")  # children do not import everything again
 
 
 def config() -> RunConfig:
-    """The recipe of the digits, both stages, with frequent checkpoints."""
+    """The digits' recipe, both stages, with frequent checkpoints."""
     return load_recipe("biflow_digits", SETTINGS)
 
 
 def train(folder: Path, limit: int | None = None) -> None:
-    """A sitting of a run, as `biflow train` has it; no file may grow beyond the limit."""
+    """Train or resume a run as `biflow train` does; limit: maximum file size in bytes."""
     torch.set_num_threads(1)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -53,41 +53,41 @@ def train(folder: Path, limit: int | None = None) -> None:
         save_model(train_model(run).model, folder / "model")
 
 
-def sitting(work: Callable[..., None], *arguments: Any) -> Any:
-    """A process that trains."""
+def session(work: Callable[..., None], *arguments: Any) -> Any:
+    """Start a process that trains."""
     process = FORK.Process(target=work, args=arguments)
     process.start()
     return process
 
 
 def saving(folder: Path, pid: int) -> bool:
-    """Whether this process is writing a checkpoint, or was when it died."""
+    """Whether this process is writing a checkpoint, or was when it was killed."""
     return any(folder.glob(f"states/*/.step_*.{pid}.*"))
 
 
-def kill_and_go_on(folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Kill a run so many times, then let it finish."""
+def kill_and_resume(folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
+    """Kill and resume a run this many times, then let it finish."""
     done = in_a_save = 0
     start = time.perf_counter()
     while done < kills:
-        process = sitting(train, folder)
+        process = session(train, folder)
         time.sleep(draw.uniform(0.05, 1.2))
         while done % 2 and process.is_alive() and not saving(folder, process.pid):
             time.sleep(0.0005)
         if not process.is_alive():
-            raise RuntimeError("the run was done before all kills; raise the steps in SETTINGS")
+            raise RuntimeError("The run finished before all kills; increase the steps in SETTINGS.")
         time.sleep(draw.uniform(0, 0.004) if done % 2 else 0)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         in_a_save += saving(folder, process.pid)
         done += 1
-    last = sitting(train, folder)
+    last = session(train, folder)
     last.join()
     return {"kills": done, "in_a_save": in_a_save, "seconds": time.perf_counter() - start, "exit_code": last.exitcode}
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same model, bit for bit."""
+    """Whether two runs ended with bit-identical weights."""
     a, b = load_model(one / "model"), load_model(other / "model")
     assert a.reverse
     assert b.reverse
@@ -96,7 +96,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def terminate(folder: Path, draw: random.Random) -> dict[str, float]:
-    """Send SIGTERM to the command line's training, and see how soon and how it ends."""
+    """Send SIGTERM to `biflow train`: seconds until it ends, exit code, and whether it saved."""
     command = [sys.executable, "-m", "biflow", "train", "biflow_digits", "--out", str(folder)]
     for setting in SETTINGS:
         command += ["--set", setting]
@@ -106,13 +106,13 @@ def terminate(folder: Path, draw: random.Random) -> dict[str, float]:
     time.sleep(draw.uniform(0, 2))
     start = time.perf_counter()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate()
-    return {"seconds": time.perf_counter() - start, "exit_code": process.returncode, "saved": float("saved" in said)}
+    _, output = process.communicate()
+    return {"seconds": time.perf_counter() - start, "exit_code": process.returncode, "saved": float("saved" in output)}
 
 
-def fill_disk(folder: Path, unbroken: Path) -> dict[str, Any]:
-    """Let a file-size limit, smaller than a checkpoint, fail every save half way; then go on without it."""
-    stopped = sitting(train, folder)
+def fill_disk(folder: Path, uninterrupted: Path) -> dict[str, Any]:
+    """Make every save fail half way by a file-size limit, then resume without the limit."""
+    stopped = session(train, folder)
     while len(list(folder.glob("states/flow/step_*"))) < 2:
         time.sleep(0.01)
     os.kill(stopped.pid, signal.SIGTERM)
@@ -127,17 +127,17 @@ def fill_disk(folder: Path, unbroken: Path) -> dict[str, Any]:
         except InputError as error:
             writer.send(str(error))
 
-    process = sitting(limited)
+    process = session(limited)
     process.join()
-    said = reader.recv() if reader.poll() else ""
+    error = reader.recv() if reader.poll() else ""
     kept = sorted(path.name for path in folder.glob("states/flow/step_*")) == before
-    last = sitting(train, folder)
+    last = session(train, folder)
     last.join()
-    return {"said": said, "older_kept": kept, "same_weights_after": same_weights(folder, unbroken)}
+    return {"error": error, "older_kept": kept, "same_weights_after": same_weights(folder, uninterrupted)}
 
 
 def damage(folder: Path, times: int, draw: random.Random) -> dict[str, int]:
-    """Flip a bit, or cut a file, of a checkpoint so many times; how often reading it notices."""
+    """Corrupt a checkpoint this many times by a flipped bit and by truncation; how often loading detects it."""
     found, _ = checkpoints.newest(folder)
     assert found
     noticed = {"flips": 0, "cuts": 0}
@@ -166,35 +166,37 @@ def render(found: dict[str, Any]) -> str:
         [
             "# Faults",
             "",
-            "Written by `python benchmarks/faults.py`: the flow and the reverse model of `biflow_digits`, 1,200 steps",
-            "each and a checkpoint every 20, one thread.",
+            "Written by `python benchmarks/faults.py`: flow and reverse model of `biflow_digits`, 1,200 steps each, a",
+            "checkpoint every 20 steps, one thread.",
             "",
-            "| fault | what came of it |",
+            "| fault | outcome |",
             "|---|---|",
-            f"| {kills['kills']} kills (SIGKILL) at random moments, {kills['in_a_save']} of them while a checkpoint "
-            "was written; resumed each time | weights of the unbroken run, bit for bit: "
+            f"| {kills['kills']} kills (SIGKILL) at random moments, {kills['in_a_save']} of them during a checkpoint "
+            "save; resumed each time | weights bit-identical to an uninterrupted run: "
             f"**{yes(kills['same_weights'])}** |",
-            f"| SIGTERM, {len(found['terminations'])} times | saved and ended within {slowest:.1f} s, exit code "
+            f"| SIGTERM, {len(found['terminations'])} times | saved and exited within {slowest:.1f} s, exit code "
             f"{', '.join(map(str, codes))} |",
-            f"| no room for a checkpoint: a limit on file sizes fails every save half way | older checkpoints intact: "
-            f"**{yes(full['older_kept'])}**; resumed with room, weights of the unbroken run: "
+            f"| full disk, simulated by a file-size limit that fails every save half way | older checkpoints intact: "
+            f"**{yes(full['older_kept'])}**; resumed without the limit, weights bit-identical: "
             f"**{yes(full['same_weights_after'])}** |",
-            f"| a flipped bit in a checkpoint, {damaged['times']} times | detected {damaged['flips']} times |",
-            f"| a checkpoint's file cut, {damaged['times']} times | detected {damaged['cuts']} times |",
+            f"| flipped bit in a checkpoint, {damaged['times']} times | detected {damaged['flips']} times |",
+            f"| truncated checkpoint file, {damaged['times']} times | detected {damaged['cuts']} times |",
             "",
-            f"Without room, training goes on and warns; where it must stop, it says: *{full['said']}*",
+            "With a full disk, training warns and continues; a failed save at the end or on SIGTERM is an error:",
+            "",
+            f"> {full['error']}",
             "",
         ]
     )
 
 
 def yes(truth: bool) -> str:
-    """A truth in a table."""
+    """A boolean for the table."""
     return "yes" if truth else "no"
 
 
 def main() -> None:
-    """Let everything happen, and write what came of it."""
+    """Inject every fault and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--flips", type=int, default=200)
@@ -204,17 +206,17 @@ def main() -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     draw, runs = random.Random(0), arguments.runs.resolve()
-    sitting(train, runs / "unbroken").join()
-    kills = kill_and_go_on(runs / "killed", arguments.kills, draw)
-    kills["same_weights"] = same_weights(runs / "killed", runs / "unbroken")
-    found = {
+    session(train, runs / "uninterrupted").join()
+    kills = kill_and_resume(runs / "killed", arguments.kills, draw)
+    kills["same_weights"] = same_weights(runs / "killed", runs / "uninterrupted")
+    found: dict[str, Any] = {
         "machine": describe_machine(torch.device("cpu")),
         "kills": kills,
         "terminations": [terminate(runs / f"terminated_{n}", draw) for n in range(5)],
-        "full_disk": fill_disk(runs / "full", runs / "unbroken"),
-        "damage": damage(runs / "unbroken" / "states" / "flow", arguments.flips, draw),
+        "full_disk": fill_disk(runs / "full", runs / "uninterrupted"),
+        "damage": damage(runs / "uninterrupted" / "states" / "flow", arguments.flips, draw),
     }
-    found["full_disk"]["said"] = found["full_disk"]["said"].replace(f"{runs}/", "")
+    found["full_disk"]["error"] = found["full_disk"]["error"].replace(f"{runs}/", "")
     page = render(found)
     write_text(arguments.out / "faults.json", json.dumps(found, indent=1) + "\n")
     write_text(arguments.out / "faults.md", page)

@@ -1,21 +1,21 @@
-"""Everything worth doing on a GPU, in at most nine minutes: one JSON file, written again after every section.
+"""All GPU measurements in at most nine minutes; the JSON file is rewritten after every measurement.
 
     python benchmarks/gpu.py --out docs/results/speed/gpu.json
-    python benchmarks/gpu.py --device cpu --out runs/gpu.json                   # a dry run, everything tiny
-    python benchmarks/gpu.py --tarflow ~/ml-tarflow --cifar ~/cifar10           # beside ml-tarflow; with real images
+    python benchmarks/gpu.py --device cpu --out runs/gpu.json                   # a dry run at tiny sizes
+    python benchmarks/gpu.py --tarflow ~/ml-tarflow --cifar ~/cifar10           # with ml-tarflow, and real images
 
-Runs from a source tree as well as installed.  Each section has a time limit of its own and cannot spoil the others:
+Runs from a source tree or installed.  Each section has its own time limit, and a failure does not affect the others:
 
-- machine      what it is, and its rate at large matrix products
-- commands     every command that touches the device, on a model of a few steps
-- training     images a second, share of the matrix rate and of the time that the device waits, at three shapes
-- one pass     milliseconds an image of BiFlow-B/2: by autocast, with bfloat16 weights, captured, compiled and captured
-- exact        the guided sequential inverse, 6 blocks of 4 layers, T = 256: by autocast, in bfloat16, captured; Jacobi
-- tarflow      ml-tarflow's training step and ours in turns, if the folder of its transformer_flow.py is given
-- tests        those marked `gpu`
-- cifar        a short training on the images of a folder, if one is given
+- machine      the hardware, and its throughput at large matrix products
+- commands     every command that uses the device, on a model trained for a few steps
+- training     images per second, share of the matmul throughput, and idle time of the device, at three shapes
+- one pass     milliseconds per image of BiFlow-B/2: autocast, bfloat16 weights, CUDA graphs, compiled with CUDA graphs
+- exact        guided sequential inverse and Jacobi, 6 blocks of 4 layers, T = 256: autocast, bfloat16, CUDA graphs
+- tarflow      ml-tarflow's training step, if the folder of its transformer_flow.py is given
+- tests        the tests marked `gpu`
+- cifar        a short training run on a folder of images, if one is given
 
---only takes names of sections.  Random weights and images but for the last.
+Select sections with --only.  Weights and images are random except in the last section.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from machine import matmul_rate, rated_rate, seconds  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from biflow.cli import main as cli  # noqa: E402
-from biflow.config import (  # noqa: E402  # noqa: E402
+from biflow.config import (  # noqa: E402
     FitConfig,
     FlowConfig,
     FlowFitConfig,
@@ -61,16 +61,18 @@ from biflow.models.codec import PixelCodec  # noqa: E402
 from biflow.models.model import Model, new_model  # noqa: E402
 from biflow.pipeline import Pipeline  # noqa: E402
 from biflow.plan.operations import training_step  # noqa: E402
+from biflow.sampling.options import SamplingSettings  # noqa: E402
 from biflow.sampling.samplers import SAMPLERS  # noqa: E402
 from biflow.training.batches import on_device  # noqa: E402
 from biflow.training.loop import Trainer  # noqa: E402
 from biflow.training.objectives import FitFlow, FitReverse  # noqa: E402
 from biflow.training.provenance import describe_machine  # noqa: E402
-from biflow.training.stages import Run, make_reverse_loss, training_batches  # noqa: E402
+from biflow.training.reverse_loss import ReverseLoss  # noqa: E402
+from biflow.training.stages import Run, training_batches  # noqa: E402
 
 Numbers = dict[str, Any]
-TOTAL = 540.0  # seconds for everything
-LIMITS = {  # seconds a section
+TOTAL = 540.0  # seconds
+LIMITS = {  # seconds per section
     "machine": 30,
     "commands": 110,
     "training": 150,
@@ -82,16 +84,16 @@ LIMITS = {  # seconds a section
 }
 
 
-class Ran(Exception):
-    """A section's time is over."""
+class OutOfTime(Exception):
+    """A section has reached its time limit."""
 
 
 @contextlib.contextmanager
 def limited(limit: float) -> Iterator[None]:
-    """Raise `Ran` within it after so many seconds."""
+    """Raise `OutOfTime` in the block after this many seconds."""
 
     def stop(*_: object) -> None:
-        raise Ran
+        raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, limit)
@@ -103,7 +105,7 @@ def limited(limit: float) -> Iterator[None]:
 
 
 class Bench:
-    """The device, the sizes that suit it, and what was found so far."""
+    """The device, sizes to match, and the results so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device: torch.device = arguments.device
@@ -114,17 +116,17 @@ class Bench:
         self.found: Numbers = {}
 
     def keep(self, section: str, name: str, numbers: object) -> None:
-        """Note numbers, print them, and write the file again."""
+        """Record numbers, print them, and rewrite the file."""
         self.found.setdefault(section, {})[name] = numbers
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.out, json.dumps(self.found, indent=1) + "\n")
         print(f"  {name}: {json.dumps(numbers)}", flush=True)
 
     def attempt(self, section: str, name: str, measure: Callable[[], object]) -> None:
-        """Note what it gives, or why it gives nothing; free the device's memory."""
+        """Record a measurement or why it failed, then free the device's memory."""
         try:
             self.keep(section, name, measure())
-        except Ran:
+        except OutOfTime:
             self.keep(section, name, "out of time")
             raise
         except Exception as error:
@@ -136,7 +138,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def image_model(self, *, side: int, patch: int, classes: int, blocks: int, layers: int, width: int) -> ModelConfig:
-        """A model of RGB images with a reverse model of the same width; a few values wide in a dry run."""
+        """A model of RGB images with a reverse model of the same width; tiny in a dry run."""
         if self.small:
             side, blocks, layers, width = 8, 2, 1, 16
         head = min(64, width // 2)
@@ -154,17 +156,17 @@ class Bench:
 
 
 def measure_machine(bench: Bench) -> None:
-    """Names, and the rates of large matrix products."""
+    """The hardware, and its throughput at large matrix products."""
     kinds = [torch.float32] if bench.small else [torch.bfloat16, torch.float32]
     for key, value in describe_machine(bench.device).items():
         bench.keep("machine", key, value)
     for kind in kinds:
-        bench.attempt("machine", f"matmul {kind}", lambda kind=kind: matmul_rate(bench.device, kind) / 1e12)
+        bench.attempt("machine", f"matmul {kind}, TFLOP/s", lambda kind=kind: matmul_rate(bench.device, kind) / 1e12)
     bench.keep("machine", "rated TFLOP/s", (rated_rate(bench.device) or 0) / 1e12)
 
 
 def run_commands(bench: Bench) -> None:
-    """Every command that touches the device: its exit code and seconds, and what it said if it failed."""
+    """Every command that uses the device: exit code, seconds, and the last line of output if it failed."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         draw = np.random.default_rng(0)
@@ -196,21 +198,21 @@ def run_commands(bench: Bench) -> None:
 
 
 def run_command(words: list[object]) -> Numbers:
-    """A command in this process: its exit code and seconds, and the last that it said if it failed."""
-    said, start = io.StringIO(), time.perf_counter()
+    """Run a command in this process: exit code, seconds, and the last line of output if it failed."""
+    output, start = io.StringIO(), time.perf_counter()
     sys.argv = ["biflow", *map(str, words)]
     code: object = 0
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             cli.main()
         except SystemExit as stop:
             code = stop.code or 0
-    fault = said.getvalue().strip().splitlines()[-1:] if code else []
-    return {"code": code, "seconds": round(time.perf_counter() - start, 1), "fault": fault}
+    error = output.getvalue().strip().splitlines()[-1:] if code else []
+    return {"code": code, "seconds": round(time.perf_counter() - start, 1), "error": error}
 
 
 def measure_training(bench: Bench) -> None:
-    """Images a second with batches made as in training, and the share of the time that the device waits."""
+    """Images per second with batches prepared as in training, and the idle time of the device."""
     cifar = bench.image_model(side=32, patch=2, classes=10, blocks=6, layers=4, width=256)
     large = load_recipe("tarflow_imagenet64_p4").model.model_copy(update={"codec": "pixels"})
     large = bench.image_model(side=64, patch=4, classes=1000, blocks=8, layers=8, width=1024) if bench.small else large
@@ -227,10 +229,10 @@ def measure_training(bench: Bench) -> None:
 
 
 def train(bench: Bench, model_config: ModelConfig, stage: str, *, batch_size: int, compiled: bool) -> Numbers:
-    """Throughput of one shape."""
+    """Training throughput of one shape."""
     steps, warm = (2, 1) if bench.small else (16, 4)
     batch_size = 4 if bench.small else batch_size
-    settings = {"steps": warm + steps + 8, "batch_size": batch_size, "compile": compiled}
+    settings: Numbers = {"steps": warm + steps + 8, "batch_size": batch_size, "compile": compiled}
     settings["precision"] = "float32" if bench.small else "bfloat16"
     run_config = RunConfig(
         model=model_config, fit_flow=FlowFitConfig(**settings), fit_reverse=ReverseFitConfig(**settings)
@@ -247,7 +249,7 @@ def train(bench: Bench, model_config: ModelConfig, stage: str, *, batch_size: in
         assert model.reverse
         assert run_config.fit_reverse
         model.flow.to(bench.device)
-        loss = make_reverse_loss(run_config, data, run.codec, None)
+        loss = ReverseLoss(run_config.fit_reverse, run_config.model, codec=run.codec, image_shape=data.image_shape)
         objective, fit = FitReverse(model.reverse, model.flow, loss), run_config.fit_reverse
     trainer = Trainer(objective, fit, world)
     batches = on_device(training_batches(run, stage, objective, fit), range(fit.steps), bench.device)
@@ -270,21 +272,21 @@ def train(bench: Bench, model_config: ModelConfig, stage: str, *, batch_size: in
     rate = training_step(run_config, stage).operations * batch_size / taken
     idle = idle_share(step, bench.device)
     batches.close()  # type: ignore[attr-defined]
-    matmul = bench.found.get("machine", {}).get("matmul torch.bfloat16")
+    matmul = bench.found.get("machine", {}).get("matmul torch.bfloat16, TFLOP/s")
     return {
         "parameters": count_parameters(objective.model),
-        "ms a step": 1e3 * taken,
-        "images a second": batch_size / taken,
+        "ms per step": 1e3 * taken,
+        "images per second": batch_size / taken,
         "TFLOP/s": rate / 1e12,
         "share of matmul": rate / 1e12 / matmul if isinstance(matmul, float) else None,
-        "share of the time that the device waits": idle,
+        "idle share of the device": idle,
         "seconds of the first step": first,
-        "GiB at the peak": torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None,
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None,
     }
 
 
 def idle_share(step: Callable[[], None], device: torch.device, steps: int = 4) -> float | None:
-    """The share of some steps' time in which no kernel runs, by the profiler; its own cost counts as waiting."""
+    """Share of the time of several steps in which no kernel runs, by the profiler; its overhead counts as idle."""
     if device.type != "cuda":
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -306,13 +308,13 @@ def idle_share(step: Callable[[], None], device: torch.device, steps: int = 4) -
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def as_model(config: ModelConfig) -> Model:
-    """Networks with random weights, whose every block does something."""
+    """A model with random weights in which no block is the identity."""
     model = new_model(config, tuple(str(label) for label in range(config.num_classes)))
     for network in filter(None, (model.flow, model.reverse)):
         network.eval().requires_grad_(False)
@@ -323,17 +325,15 @@ def as_model(config: ModelConfig) -> Model:
 
 
 def drawing(pipe: Pipeline, method: str, batch: int, guidance: float) -> Callable[[], object]:
-    """A call that draws latents of a batch from noise that is there."""
-    settings = {"method": method, "guidance": guidance}
+    """A function that samples a batch of latents from fixed noise."""
+    settings = SamplingSettings.of({"method": method, "guidance": guidance})
     z = torch.randn(batch, *pipe.config.noise_shape, device=pipe.device)
     labels = torch.arange(batch, device=pipe.device) % max(1, pipe.config.num_classes)
-    from biflow.sampling.options import SamplingSettings
-
-    return lambda: pipe._latents(z, labels, SamplingSettings.of(settings))
+    return lambda: pipe.engine.latents(z, labels, settings)
 
 
 def autocast(draw: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same call with float32 weights that are cast at every use."""
+    """The same call under bfloat16 autocast, with float32 weights."""
 
     def call() -> object:
         with torch.autocast(device.type, torch.bfloat16):
@@ -343,10 +343,10 @@ def autocast(draw: Callable[[], object], device: torch.device) -> Callable[[], o
 
 
 def measure_one_pass(bench: Bench) -> None:
-    """One pass of BiFlow-B/2, without the codec."""
+    """One-pass sampling with BiFlow-B/2, without the codec."""
     config = load_recipe("biflow_b2").model.model_copy(update={"codec": "pixels"})
     config = bench.image_model(side=8, patch=2, classes=10, blocks=2, layers=1, width=16) if bench.small else config
-    for kind in ("autocast", "bfloat16 weights", "captured", "compiled and captured"):
+    for kind in ("autocast", "bfloat16 weights", "CUDA graphs", "compiled, CUDA graphs"):
         pipe = Pipeline(as_model(config)).to(bench.device)
         if kind == "bfloat16 weights":
             pipe.to(dtype=torch.bfloat16)
@@ -359,29 +359,29 @@ def measure_one_pass(bench: Bench) -> None:
 
 
 def timed(bench: Bench, draw: Callable[[], object], batch: int) -> Numbers:
-    """Milliseconds an image, and the seconds of the first call."""
+    """Milliseconds per image, and the seconds of the first call."""
     start = time.perf_counter()
     draw()
     wait(bench.device)
     first = time.perf_counter() - start
     times = [1e3 * seconds(draw, bench.device, 1) / batch for _ in range(2 if bench.small else 10)]
-    return {"ms an image": min(times), "median": statistics.median(times), "seconds of the first call": first}
+    return {"ms per image": min(times), "median": statistics.median(times), "seconds of the first call": first}
 
 
 def measure_exact(bench: Bench) -> None:
     """The exact inverse with guidance and its score step, T = 256."""
     config = bench.image_model(side=32, patch=2, classes=10, blocks=6, layers=4, width=256)
-    for kind in ("captured", "captured, float32", "bfloat16 weights", "autocast"):
+    for kind in ("CUDA graphs", "CUDA graphs, float32", "bfloat16 weights", "autocast"):
         pipe = Pipeline(as_model(config)).to(bench.device)
         if kind != "autocast":
             pipe.to(dtype=torch.float32 if "float32" in kind else torch.bfloat16)
-        if "captured" in kind:
+        if "graphs" in kind:
             pipe.compile(pipe.dtype)
         for method in ("sequential", "jacobi"):
-            for batch in (1,) if "captured" not in kind else (1, 16, 128):
+            for batch in (1,) if "graphs" not in kind else (1, 16, 128):
                 draw = drawing(pipe, method, batch, 1.0)
                 draw = autocast(draw, bench.device) if kind == "autocast" else draw
-                repeats = 1 if "captured" not in kind else 2
+                repeats = 1 if "graphs" not in kind else 2
                 bench.attempt(
                     "exact",
                     f"{method}, {kind}, batch {batch}",
@@ -390,9 +390,9 @@ def measure_exact(bench: Bench) -> None:
 
 
 def measure_tarflow(bench: Bench) -> None:
-    """ml-tarflow's training step and ours in turns, on the same images, at 0.82 B."""
+    """ml-tarflow's training step at 0.82 B parameters; ours is in the training section."""
     if bench.tarflow_folder is None:
-        bench.keep("tarflow", "not measured", "give --tarflow")
+        bench.keep("tarflow", "not measured", "needs --tarflow")
         return
     sys.path.insert(0, str(bench.tarflow_folder))
     import transformer_flow as theirs
@@ -431,15 +431,15 @@ def run_tests(bench: Bench) -> None:
 
 
 def train_on_images(bench: Bench) -> None:
-    """A short run of the recipe for small photographs, through the command line."""
+    """A short training run of the CIFAR-10 recipe, through the command line."""
     if bench.cifar_folder is None:
-        bench.keep("cifar", "not measured", "give --cifar")
+        bench.keep("cifar", "not measured", "needs --cifar")
         return
     from biflow.config import recipe_names
 
     recipe = next((name for name in recipe_names() if "cifar" in name), None)
     if recipe is None:
-        bench.keep("cifar", "not measured", "there is no recipe for it")
+        bench.keep("cifar", "not measured", "no recipe with cifar in its name")
         return
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "biflow", "train", recipe, "--out", scratch + "/run"]
@@ -466,13 +466,13 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def main() -> None:
-    """Run the sections, each within its limit and what is left of the whole."""
+    """Run the sections, each within its own limit and the total."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed/gpu.json"))
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--tarflow", type=Path, help="the folder of ml-tarflow's transformer_flow.py")
-    parser.add_argument("--cifar", type=Path, help="a folder of images to train on")
+    parser.add_argument("--tarflow", type=Path, help="folder of ml-tarflow's transformer_flow.py")
+    parser.add_argument("--cifar", type=Path, help="folder of images to train on")
     arguments = parser.parse_args()
     bench, begin = Bench(arguments), time.perf_counter()
     for name in arguments.only:
@@ -485,7 +485,7 @@ def main() -> None:
         try:
             with limited(limit):
                 SECTIONS[name](bench)
-        except Ran:
+        except OutOfTime:
             pass
         bench.keep(name, "seconds", round(time.perf_counter() - begin - spent, 1))
     print(f"[{time.perf_counter() - begin:4.0f} s] wrote {bench.out}", flush=True)

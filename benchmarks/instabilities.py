@@ -1,9 +1,9 @@
-"""What goes wrong with a sound model when it is asked for too much: the tables of docs/instabilities.md.
+"""Failure modes of a healthy model: the tables of docs/instabilities.md.
 
     python benchmarks/instabilities.py runs/mine/model
 
-Guidance that is too strong for the exact inverse, a tolerance that is too loose, and images in another range than the
-flow's.  Prints three tables; takes seconds.
+Too much guidance for the exact inverse, a tolerance that is too loose, and images in the wrong value range.  Prints
+three tables; takes seconds.
 """
 
 import argparse
@@ -20,8 +20,8 @@ TOLERANCES = (1.0, 0.1, 1e-2, 1e-3, 1e-4, 0.0)
 
 
 def guidance_rows(pipe: Pipeline) -> list[list[str]]:
-    """What the exact inverse gives at growing strengths of guidance, before the score step."""
-    rows = [["w", "largest value", "pixels at black or white"]]
+    """The exact inverse at increasing guidance strengths, before the score step."""
+    rows = [["w", "largest value", "saturated pixels (black or white)"]]
     labels = torch.arange(IMAGES) % pipe.config.num_classes
     for strength in STRENGTHS:
         drawn = Sequential(denoise=0)(pipe.model, pipe.noise(range(IMAGES), 0), labels, Guidance(float(strength)))
@@ -32,7 +32,7 @@ def guidance_rows(pipe: Pipeline) -> list[list[str]]:
 
 
 def tolerance_rows(pipe: Pipeline) -> list[list[str]]:
-    """What the fixed point gives at shrinking tolerances, beside the inverse patch by patch."""
+    """Jacobi at decreasing tolerances against the sequential inverse."""
     rows = [["tolerance", "network calls", "largest error"]]
     z, labels = pipe.noise(range(IMAGES), 0), torch.arange(IMAGES) % pipe.config.num_classes
     exact = Sequential(denoise=0)(pipe.model, z, labels, Guidance())
@@ -45,8 +45,8 @@ def tolerance_rows(pipe: Pipeline) -> list[list[str]]:
 
 @torch.no_grad()
 def range_rows(pipe: Pipeline) -> list[list[str]]:
-    """What the flow says of test images that were scaled in another way than its codec does."""
-    rows = [["values in", "nats per dimension", "size of the noise"]]
+    """The likelihood of test images whose value range differs from that of the codec."""
+    rows = [["value range", "nats per dimension", "RMS of the noise"]]
     clean = pipe.model.codec.encode(load_data("digits").test.images[:IMAGES])
     labels = torch.full((IMAGES,), pipe.config.null_label)
     for name, images in {"-1 to 1": clean, "0 to 1": (clean + 1) / 2, "0 to 255": (clean + 1) * 127.5}.items():

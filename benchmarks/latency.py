@@ -1,21 +1,21 @@
-"""Milliseconds an image of every way of sampling, at the sizes of a recipe, with random weights.
+"""Milliseconds per image of every sampler at the sizes of a recipe, with random weights.
 
-    python benchmarks/latency.py                                       # the digits' model, here
+    python benchmarks/latency.py                                       # the digits' model on the CPU
     python benchmarks/latency.py --recipe biflow_b2 --device cuda --batch 128 --compile
 
-From noise to what the flow models, without a codec; the fastest of fifteen turns.  One pass: without guidance, with
-guidance that was trained in (the strength is one more input), and by two passes.  The exact inverse patch by patch, and
-its score step; Jacobi's rounds depend on what a flow has learned, so benchmarks/inverse.py measures them.  On a GPU in
-bfloat16 autocast.  Writes docs/results/speed/latency_RECIPE.{md,json}.
+Noise to patches, without the codec; the fastest of fifteen rounds.  One pass is timed without guidance, with trained
+guidance (the strength is an extra input) and with two-pass guidance; the exact inverse patch by patch, with and without
+guidance, and its score step alone.  Jacobi's cost depends on the trained weights: see benchmarks/inverse.py.  Uses
+bfloat16 autocast on a GPU.  Writes docs/results/speed/latency_RECIPE.{md,json}.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import report, seconds
+from machine import page, save, seconds
 
 from biflow.config import ModelConfig, load_recipe
 from biflow.data.randomness import normal_for
@@ -29,11 +29,11 @@ from biflow.sampling.sequential import invert_sequentially
 from biflow.training.provenance import describe_machine
 
 GUIDANCE = 1.0
-TURNS = 15
+ROUNDS = 15
 
 
 def reverse_model(config: ModelConfig, guidance: str, device: torch.device, *, compiled: bool) -> ReverseModel:
-    """The reverse model of a config, with another kind of guidance."""
+    """The reverse model of a config, with this kind of guidance."""
     assert config.reverse is not None
     changed = config.model_copy(update={"reverse": config.reverse.model_copy(update={"guidance": guidance})})
     model = ReverseModel(changed).to(device).eval().requires_grad_(False)
@@ -45,7 +45,7 @@ def reverse_model(config: ModelConfig, guidance: str, device: torch.device, *, c
 def samplers(
     config: ModelConfig, batch: int, device: torch.device, *, compiled: bool
 ) -> dict[str, Callable[[], object]]:
-    """Every way of sampling, ready to be called."""
+    """Every sampler by name, as a function without arguments."""
     trained, two_passes = (reverse_model(config, kind, device, compiled=compiled) for kind in ("trained", "two_passes"))
     flow = new_model(config, ()).flow.to(device).eval().requires_grad_(False)
     z = normal_for(range(batch), (config.num_patches, config.patch_dim), "latency").to(device)
@@ -53,12 +53,25 @@ def samplers(
     guidance = Guidance(GUIDANCE)
     return {
         "one pass": lambda: two_passes(z, labels),
-        "one pass, guidance trained in": lambda: trained(z, labels, GUIDANCE),
-        "two passes of guidance": lambda: two_passes(z, labels, GUIDANCE),
+        "one pass, trained guidance": lambda: trained(z, labels, GUIDANCE),
+        "two-pass guidance": lambda: two_passes(z, labels, GUIDANCE),
         "exact inverse": lambda: invert_sequentially(flow, z, labels),
         "exact inverse, guided": lambda: invert_sequentially(flow, z, labels, guidance=guidance),
-        "its score step alone": lambda: score_denoise(flow, z, labels),
+        "score step alone": lambda: score_denoise(flow, z, labels),
     }
+
+
+def render(numbers: Mapping[str, Any]) -> str:
+    """The page."""
+    times = numbers["milliseconds_per_image_by_batch_size"]
+    text = (
+        f"Written by `python benchmarks/latency.py --recipe {numbers['recipe']}`: from noise to patches with random "
+        f"weights in {numbers['precision']}{', the reverse model compiled' * numbers['compiled']}. Guided samplers use "
+        f"w = {GUIDANCE:g}; the exact inverse is sequential, without its score step."
+    )
+    head = ["", *(f"ms per image, batch {size}" for size in next(iter(times.values())))]
+    rows = [[name, *(f"{time:.3f}" for time in each.values())] for name, each in times.items()]
+    return page("Latency of every sampler", text, head, rows, machine=numbers["machine"])
 
 
 def main() -> None:
@@ -67,24 +80,24 @@ def main() -> None:
     parser.add_argument("--recipe", default="biflow_digits")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 256])
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--compile", action="store_true", help="torch.compile for the layers of the reverse model")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers of the reverse model with torch.compile"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
     arguments = parser.parse_args()
     config, device = load_recipe(arguments.recipe).model, arguments.device
-    assert config.reverse is not None, "a recipe with a reverse model"
+    assert config.reverse is not None, "Expected a recipe with a reverse model."
     found: dict[str, dict[str, float]] = {}
     for batch in arguments.batch:
-        ways = samplers(config, batch, device, compiled=arguments.compile)
+        timed = samplers(config, batch, device, compiled=arguments.compile)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            for turn in range(TURNS):  # they take turns, so that a slow moment of the machine strikes all
-                for name, sampler in ways.items():
+            for turn in range(ROUNDS):  # interleaved, so that a slow moment of the machine affects all samplers
+                for name, sampler in timed.items():
                     if turn and device.type == "cuda" and "exact" in name:
-                        continue  # minutes, and far from the others
+                        continue  # takes minutes; once is enough
                     time = 1e3 * seconds(sampler, device, 1) / batch
                     times = found.setdefault(name, {})
                     times[str(batch)] = min(time, times.get(str(batch), time))
-    head = ["", *(f"ms an image, batch {batch}" for batch in arguments.batch)]
-    rows = [[name, *(f"{time:.3f}" for time in times.values())] for name, times in found.items()]
     numbers: dict[str, Any] = {
         "machine": describe_machine(device),
         "recipe": arguments.recipe,
@@ -93,7 +106,7 @@ def main() -> None:
         "compiled": arguments.compile,
         "milliseconds_per_image_by_batch_size": found,
     }
-    report(arguments.out / f"latency_{arguments.recipe}", head, rows, numbers)
+    save(arguments.out / f"latency_{arguments.recipe}", render(numbers), numbers)
 
 
 if __name__ == "__main__":

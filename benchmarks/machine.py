@@ -1,9 +1,10 @@
-"""What the benchmarks share: the machine's description, its speed at matrix products, timing, tables and JSON."""
+"""Shared by the benchmarks: timing, matmul throughput, and writing of pages and JSON."""
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from biflow.files import write_text
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """The fastest of some calls, after one that is not timed."""
+    """Seconds of the fastest of several calls, after one warm-up call."""
     times = []
     for i in range(repeats + 1):
         _wait(device)
@@ -30,7 +31,7 @@ def _wait(device: torch.device) -> None:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, sizes: Sequence[int] = (1024, 2048)) -> float:
-    """The most floating-point operations a second of square matrix products, of these sizes."""
+    """Peak throughput of square matrix products of these sizes, in FLOP/s."""
     sizes = (8192,) if device.type == "cuda" else sizes
     rates = []
     for size in sizes:
@@ -39,20 +40,32 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, sizes: Sequence[int] =
     return max(rates)
 
 
-RATED = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 FLOP/s, of the makers' data sheets
+RATED = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16 FLOP/s, from the vendor's data sheets
 
 
 def rated_rate(device: torch.device) -> float | None:
-    """The peak that a GPU's maker states for bfloat16; None where it is not known."""
+    """The GPU's rated bfloat16 peak in FLOP/s, or None if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((rate for model, rate in RATED.items() if model in name), None)
 
 
-def report(path: Path, head: list[str], rows: list[list[str]], numbers: dict[str, Any]) -> None:
-    """Print a table, and write it and its numbers to this path, with .md and .json put to its end."""
-    lines = [head, ["---"] * len(head), *rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def page(
+    title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, machine: Mapping[str, Any]
+) -> str:
+    """A Markdown page: a heading, a paragraph, a table, and the machine."""
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    return f"# {title}\n\n{fill(text, 120, break_on_hyphens=False)}\n\n{table}\n\n{described(machine)}.\n"
+
+
+def described(machine: Mapping[str, Any]) -> str:
+    """A machine on one line."""
+    threads = f", {machine['threads']} thread{'s' * (machine['threads'] > 1)}" if machine.get("threads") else ""
+    return f"{machine['device']}{threads}, {machine['system']}, torch {machine['torch']}"
+
+
+def save(path: Path, text: str, numbers: dict[str, Any]) -> None:
+    """Print a page; write it to PATH.md and its numbers to PATH.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path.with_name(f"{path.name}.md"), table)
+    write_text(path.with_name(f"{path.name}.md"), text)
     write_text(path.with_name(f"{path.name}.json"), json.dumps(numbers, indent=1) + "\n")
-    print(table)
+    print(text)

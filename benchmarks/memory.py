@@ -1,22 +1,23 @@
-"""The memory that a training step takes at its peak, beside what `biflow plan` estimates.
+"""Measure the peak memory of a training step and compare it with the estimate of `biflow plan`.
 
     python benchmarks/memory.py                  # a CPU
     python benchmarks/memory.py --device cuda
 
-A trainer is made and takes two steps, in a process of its own for every row.  On a CPU, PyTorch's profiler reports
-every tensor that is allocated and freed, and the bytes that are allocated then: the peak is the largest of these, exact
-to the byte, where the size of the process would also count libraries, freed memory that is kept, and fragments.  On a
-GPU, it is torch.cuda.max_memory_allocated.  Writes docs/results/plan.{md,json}, or plan_cuda.
+Each row runs two training steps in a separate process.  On a CPU, the peak is computed from the allocations that
+PyTorch's profiler records, exact to the byte; the process size would also count libraries, cached memory and
+fragmentation.  On a GPU, it is torch.cuda.max_memory_allocated.  Writes docs/results/plan.{md,json} on a CPU,
+plan_cuda.{md,json} on a GPU.
 """
 
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import report
+from machine import page, save
 from torch.profiler import ProfilerActivity, profile
 
 from biflow.config import FlowConfig, FlowFitConfig, ModelConfig, ReverseConfig, ReverseFitConfig, RunConfig
@@ -36,9 +37,9 @@ from biflow.training.provenance import describe_machine
 from biflow.training.reverse_loss import ReverseLoss
 
 BATCH = 64
-STEPS = 2  # the second finds the gradients of the first, and all that the optimiser remembers
+STEPS = 2  # gradients and optimizer state exist from the second step on
 MODERN = {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 8 / 3, "positions": "rotary", "qk_norm": True}
-REPA = {"encoder": "classifier", "places": [[3, 2], [4, 2]]}
+REPA = {"encoder": "classifier", "layers": [[3, 2], [4, 2]]}
 ROWS: dict[str, dict[str, Any]] = {
     "flow, width 128": {},
     "flow, width 256": {"width": 256},
@@ -46,8 +47,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "flow, width 128, bfloat16": {"precision": "bfloat16"},
     "flow, RMS, SwiGLU, rotary": {"parts": MODERN},
     "flow, RMS, SwiGLU, rotary, bfloat16": {"parts": MODERN, "precision": "bfloat16"},
-    "flow, aligned on its way back": {"align": {**REPA, "strategy": "reverse"}},
-    "flow, aligned with detached inputs": {"align": {**REPA, "strategy": "detach"}},
+    "flow, aligned by reverse": {"align": {**REPA, "strategy": "reverse"}},
+    "flow, aligned by detach": {"align": {**REPA, "strategy": "detach"}},
     "reverse model": {"stage": "reverse"},
     "reverse model, trained guidance": {"stage": "reverse", "reverse": {"guidance": "trained"}},
     "reverse model, trained guidance, bfloat16": {
@@ -93,7 +94,7 @@ def run_config(
 
 
 def make_objective(config: RunConfig) -> Objective:
-    """What the stage of a config minimises."""
+    """The training objective of a config's stage."""
     model, align = config.model, config.fit_flow.align
     shape = (model.channels, model.image_size, model.image_size)
     flow, alignment = ForwardFlow(model), None
@@ -110,7 +111,7 @@ def make_objective(config: RunConfig) -> Objective:
 
 
 def train(config: RunConfig, device: torch.device) -> None:
-    """A trainer's first steps."""
+    """Run the first training steps."""
     fit, model = config.fit_flow, config.model
     objective = make_objective(config)
     trainer = Trainer(objective, fit, World(0, 1, device))
@@ -122,7 +123,7 @@ def train(config: RunConfig, device: torch.device) -> None:
 
 
 def measure(config: RunConfig, device: torch.device) -> int:
-    """The most bytes that are allocated at once."""
+    """Peak allocated bytes."""
     torch.manual_seed(0)
     if device.type == "cuda":
         train(config, device)
@@ -138,7 +139,7 @@ def measure(config: RunConfig, device: torch.device) -> int:
 
 
 def compare(name: str, device: str) -> dict[str, Any]:
-    """One row, measured by this script in a process of its own."""
+    """One row, measured by this script in a separate process."""
     config = run_config(**ROWS[name])
     command = [sys.executable, __file__, "--device", device, "--row", name]
     measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -153,11 +154,27 @@ def compare(name: str, device: str) -> dict[str, Any]:
     }
 
 
+def render(numbers: Mapping[str, Any]) -> str:
+    """The page."""
+    text = (
+        "Written by `python benchmarks/memory.py`: peak memory of a training step on 16x16 RGB images (64 patches), "
+        "measured, and as `biflow plan` estimates it. The fixed part of the estimate does not depend on the batch size."
+    )
+    head = ["", "batch", "measured, MiB", "estimated, MiB", "fixed part, MiB", "estimated / measured"]
+    rows = [
+        [each["name"], str(each["batch_size"])]
+        + [f"{each[key] / 2**20:.1f}" for key in ("measured", "estimated", "estimated_without_images")]
+        + [f"{each['estimated'] / each['measured']:.3f}"]
+        for each in numbers["rows"]
+    ]
+    return page("Memory of a training step", text, head, rows, machine=numbers["machine"])
+
+
 def main() -> None:
     """Measure every row and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--row", help="print the bytes of this row, and no more")
+    parser.add_argument("--row", help="only measure this row, and print its bytes")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -165,15 +182,8 @@ def main() -> None:
         print(measure(run_config(**ROWS[arguments.row]), device))
         return
     found = [compare(name, arguments.device) for name in ROWS]
-    head = ["", "batch", "measured, MiB", "estimated, MiB", "of them without images", "estimated / measured"]
-    rows = [
-        [each["name"], str(each["batch_size"])]
-        + [f"{each[key] / 2**20:.1f}" for key in ("measured", "estimated", "estimated_without_images")]
-        + [f"{each['estimated'] / each['measured']:.3f}"]
-        for each in found
-    ]
     numbers = {"machine": describe_machine(device), "rows": found}
-    report(arguments.out / ("plan_cuda" if device.type == "cuda" else "plan"), head, rows, numbers)
+    save(arguments.out / ("plan_cuda" if device.type == "cuda" else "plan"), render(numbers), numbers)
 
 
 if __name__ == "__main__":

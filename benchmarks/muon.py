@@ -1,9 +1,11 @@
-"""What a step of Muon takes for the matrices of the digits' flow: PyTorch's own, and ours that batches them.
+"""Time one Muon step on the matrices of the digits' flow: torch.optim.Muon against biflow's batched version.
 
     python benchmarks/muon.py
 
-Prints milliseconds a step, the fastest of some, on one thread of this machine's processor.
+Prints milliseconds per step, the fastest of several, on one CPU thread.
 """
+
+import argparse
 
 import torch
 from machine import seconds
@@ -15,15 +17,16 @@ from biflow.training.optim import make_muon
 
 
 def main() -> None:
-    """Time both."""
+    """Time both optimizers."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     flow, device = ForwardFlow(load_recipe("biflow_digits").model), torch.device("cpu")
     matrices = layer_matrices(flow)
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)
-    ways = {"torch.optim.Muon": torch.optim.Muon(matrices), "biflow": make_muon(flow, matrices, FlowFitConfig())}
-    for name, optimizer in ways.items():
-        print(f"{name}: {1e3 * seconds(optimizer.step, device):.0f} ms a step")
+    optimizers = {"torch.optim.Muon": torch.optim.Muon(matrices), "biflow": make_muon(flow, matrices, FlowFitConfig())}
+    for name, optimizer in optimizers.items():
+        print(f"{name}: {1e3 * seconds(optimizer.step, device):.0f} ms per step")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What alignment with an encoder gives and costs (FlowBack, arXiv 2511.22345), at a size that two CPU cores train.
+"""Gains and cost of alignment with an encoder (FlowBack, arXiv 2511.22345), scaled down to two CPU cores.
 
     python benchmarks/repa.py --data digits --seeds 3        # under an hour and a half
-    python benchmarks/repa.py --seeds 1 --steps 60 --every 20 --samples 100 --runs runs/try --out runs/try   # a trial
+    python benchmarks/repa.py --seeds 1 --steps 60 --every 20 --samples 100 --runs runs/try --out runs/try   # a test
 
-Flows without alignment and with each strategy, at equal steps and from the same weights; on the way and at the end the
-accuracy by one gradient and the Frechet distance of the exact inverse's samples.  Then a reverse model for the plain
-flow and for the one aligned by `reverse`.  Beside it linear probes of every layer, the gradient of `reverse` against
-that of the exact inverse, and the speed of every strategy.  Stopped, the command goes on where it was.  Writes
-repa.{md,json,png} to docs/results.
+Trains flows without alignment and with each strategy, for the same steps from the same initial weights, and measures
+single-gradient classification accuracy and the Fréchet distance of exact-inverse samples during and after training.
+Then trains a reverse model for the plain flow and for the one aligned by `reverse`.  Also: linear probes of every
+layer, the gradient of `reverse` against that of the exact inverse, and the training speed of every strategy.  An
+interrupted command resumes.  Writes docs/results/repa.{md,json,png}.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 import yaml
 from rich.console import Console
 from runs import trained, trained_judge
-from seeds import judge, summary
+from seeds import decide, summary
 
 from biflow.checkpoint import load_model
 from biflow.config import AlignConfig, FlowConfig, ModelConfig, RunConfig, load_recipe
@@ -44,7 +44,7 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.model import Model, new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge, measure_flow
+from biflow.quickstart.measures import SampleScorer, measure_flow
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.loop import Hook, Report, Trainer
@@ -54,22 +54,22 @@ from biflow.training.provenance import describe_machine
 RECIPES = {"digits": "biflow_digits"}
 STRATEGIES = ("none", "forward", "detach", "reverse")
 TIMED = (*STRATEGIES, "reverse_literal", "reverse_sequential")
-PLACES = "[[3, 2], [4, 2]]"  # the last two blocks of four, the last layer of two
+LAYERS = "[[3, 2], [4, 2]]"  # the last two blocks of four, the last layer of two
 STEPS, SAMPLES, EVERY = 2000, 2000, 200
-ON_THE_WAY = 500  # samples
+CURVE_SAMPLES = 500  # per measurement during training
 PAPER_SPEED = {"none": 2.11, "forward": 2.11, "detach": 1.93, "reverse": 1.87}  # it/s (table 5; forward is plain there)
-PAPER_SPEED["reverse_literal"] = PAPER_SPEED["reverse"]  # which of the two was timed is not known
-TURNS = 8  # of timing
-DRAWS = (4, 16)  # of noise on each image that is classified, beside one
+PAPER_SPEED["reverse_literal"] = PAPER_SPEED["reverse"]  # the paper does not say which of the two it timed
+ROUNDS = 8  # of timing
+DRAWS = (4, 16)  # noise draws per classified image, besides one
 SWEEPS = (1, 2, 4, 8, 16)
-STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5)  # of guidance, for the learned inverse
+STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5)  # guidance of the learned inverse
 SEED = 0
 
-Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # strategy -> one a seed
+Scores = Mapping[str, Sequence[Mapping[str, Any]]]  # strategy -> one per seed
 
 
 class Work(NamedTuple):
-    """What all jobs share."""
+    """Shared by all jobs."""
 
     data: str
     steps: int
@@ -79,17 +79,17 @@ class Work(NamedTuple):
 
 
 def settings(work: Work, seed: int, overrides: Sequence[str]) -> RunConfig:
-    """The recipe's own settings, but for the steps, the seed and what a row changes."""
+    """The recipe with the benchmark's steps and seed, and the overrides of a row."""
     shared = [f"seed={seed}", f"fit_flow.steps={work.steps}", f"fit_reverse.steps={work.steps}"]
     return load_recipe(RECIPES[work.data], [*shared, *overrides])
 
 
 def train_flow(work: Work, job: tuple[int, str]) -> Path:
-    """A flow with one strategy of alignment, for one seed; measured on the way."""
+    """Train a flow with one alignment strategy for one seed, with measurements during training."""
     seed, strategy = job
     overrides = ["stage=flow", "model.reverse=null"]
     if strategy != "none":
-        overrides.append(f"fit_flow.align={{strategy: {strategy}, places: {PLACES}}}")
+        overrides.append(f"fit_flow.align={{strategy: {strategy}, layers: {LAYERS}}}")
     folder = work.runs / f"seed_{seed}" / strategy
     watch = partial(follow, work, folder / "curve.jsonl")
     config, data = settings(work, seed, overrides), load_data(work.data).train
@@ -97,12 +97,12 @@ def train_flow(work: Work, job: tuple[int, str]) -> Path:
 
 
 def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hook]:
-    """A hook that measures the averaged flow every few steps, and keeps what it finds in a file."""
+    """A hook that measures the averaged flow every few steps and saves the curve to a file."""
     if stage != "flow":
         return []
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     lines = [line for line in lines if line["step"] <= trainer.step]
-    score = scorer(work, ON_THE_WAY)
+    score = scorer(work, CURVE_SAMPLES)
 
     def hook(report: Report) -> None:
         if report.step % work.every:
@@ -116,14 +116,14 @@ def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hoo
 
 
 def scorer(work: Work, samples: int) -> Callable[[ForwardFlow], dict[str, float]]:
-    """A function that measures a flow: accuracy by one gradient, and the samples of its exact inverse."""
+    """A function that measures a flow: single-gradient accuracy, and samples of its exact inverse."""
     data = load_data(work.data)
-    measure = SampleJudge(judge_of(work), data.train)
+    measure = SampleScorer(judge_of(work), data.train)
 
     def score(flow: ForwardFlow) -> dict[str, float]:
         model = Model(flow.config, data.test.class_names, flow, None)
         pipe, labels = Pipeline(model), torch.arange(samples) % flow.config.num_classes
-        found = classify_images(model, data.test.images, codec=pipe.model.codec)
+        found = classify_images(model, data.test.images)
         drawn = pipe.sample_pixels(labels, method="sequential", seed=SEED)
         return {
             "accuracy": (found.labels == data.test.labels).double().mean().item(),
@@ -143,15 +143,15 @@ def score_flow(work: Work, job: tuple[int, str]) -> None:
         return
     data, model = load_data(work.data), load_model(folder)
     scores: dict[str, Any] = {**scorer(work, work.samples)(model.flow), **measure_flow(model, data.test)}
-    ways: dict[str, dict[str, Any]] = {
+    methods: dict[str, dict[str, Any]] = {
         **{f"accuracy_of_{draws}": {"draws": draws} for draws in DRAWS},
         "accuracy_by_steps": {"method": "steps"},
         "accuracy_by_bayes": {"method": "bayes"},
     }
-    for name, way in ways.items():
-        found = classify_images(model, data.test.images, codec=Pipeline(model).codec, **way)
+    for name, options in methods.items():
+        found = classify_images(model, data.test.images, **options)
         scores[name] = (found.labels == data.test.labels).double().mean().item()
-    probes = probe(model, data.train, data.test, codec=Pipeline(model).codec)
+    probes = probe(model, data.train, data.test)
     scores["probes"] = {f"{block}, {layer}": accuracy for (block, layer), accuracy in probes.items()}
     write_text(path, json.dumps({"of": of, "scores": scores}) + "\n")
 
@@ -167,7 +167,7 @@ def score_reverse(work: Work, job: tuple[int, str]) -> None:
     if path.exists() and json.loads(path.read_text())["of"] == of:
         return
     pipe = Pipeline.from_pretrained(folder)
-    labels, measure = torch.arange(work.samples) % pipe.config.num_classes, SampleJudge(judge_of(work), data)
+    labels, measure = torch.arange(work.samples) % pipe.config.num_classes, SampleScorer(judge_of(work), data)
     found = [measure(pipe.sample_pixels(labels, guidance=w, seed=SEED), labels) for w in STRENGTHS]
     best = min(found, key=lambda each: each["frechet_distance"])
     scores = {**found[0], **{f"best_{key}": value for key, value in best.items()}}
@@ -175,27 +175,27 @@ def score_reverse(work: Work, job: tuple[int, str]) -> None:
 
 
 def judge_of(work: Work) -> Judge:
-    """The judge of all rows and seeds, trained before the jobs start."""
+    """The reference classifier of all rows and seeds, trained before the jobs start."""
     return trained_judge(settings(work, 0, []), load_data(work.data).train, work.runs / "judge")
 
 
 def share_to_reach(curve: Sequence[Mapping[str, float]], key: str, target: float, *, low: bool) -> float | None:
-    """The share of its steps after which a curve is as good as a target, as far as it is measured; none for never."""
+    """Fraction of the training steps at which a curve first reaches a target, or None if it never does."""
     good = [line["step"] for line in curve if (line[key] <= target if low else line[key] >= target)]
     return good[0] / curve[-1]["step"] if good else None
 
 
 def agreement(work: Work, model_folder: Path) -> dict[str, float]:
-    """Cosine of the gradient that `reverse` gives a trained flow with that of its exact inverse, by sweeps; float64."""
+    """Cosine between the gradients of `reverse` and of the exact inverse on a trained flow, by sweeps; in float64."""
     model, data = load_model(model_folder), load_data(work.data)
     flow = model.flow.double().requires_grad_()
-    images = Pipeline(model).codec.encode(data.test.images[:64]).double()
+    images = model.codec.encode(data.test.images[:64]).double()
     noisy = add_noise(images, range(64), model.config.noise_std, "agreement")
     patches, labels = patchify(noisy, model.config.patch_size), data.test.labels[:64]
     shape = tuple(data.test.images.shape[1:])
 
     def gradient(strategy: str, sweeps: int = 1) -> torch.Tensor:
-        fields = {"strategy": strategy, "places": yaml.safe_load(PLACES), "sweeps": sweeps}
+        fields = {"strategy": strategy, "layers": yaml.safe_load(LAYERS), "sweeps": sweeps}
         align = AlignConfig.model_validate(fields)
         with seeded_weights(SEED):
             encoder = make_encoder(align, classifier=Classifier(shape[0], model.config.num_classes))
@@ -205,13 +205,12 @@ def agreement(work: Work, model_folder: Path) -> dict[str, float]:
         return torch.cat([p.grad.flatten() for p in flow.parameters() if p.grad is not None])
 
     exact = gradient("reverse_sequential")
-    ways = {f"reverse, {sweeps} sweep{'s' * (sweeps > 1)}": ("reverse", sweeps) for sweeps in SWEEPS}
-    found = {name: gradient(*way) for name, way in ways.items()}
+    found = {f"reverse, {sweeps} sweep{'s' * (sweeps > 1)}": gradient("reverse", sweeps) for sweeps in SWEEPS}
     return {name: torch.cosine_similarity(each, exact, dim=0).item() for name, each in found.items()}
 
 
-def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int, int]]) -> dict[str, float]:
-    """Steps a second of every strategy over those of a plain step, the fastest of some turns; 64 patches, batch 16."""
+def throughput(blocks: int, layers: int, width: int, aligned: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Speed of a training step with every strategy relative to no alignment; 64 patches, batch 16, fastest of 8."""
     flow_config = FlowConfig(blocks=blocks, layers=layers, width=width, head_width=32)
     config = ModelConfig(image_size=16, channels=1, patch_size=2, num_classes=10, noise_std=0.1, flow=flow_config)
     images = torch.randn(16, 1, 16, 16)
@@ -222,15 +221,15 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
         flow = new_model(config, ()).flow
         alignment = None
         if strategy != "none":
-            align = AlignConfig(strategy=strategy, places=places)
+            align = AlignConfig(strategy=strategy, layers=aligned)
             encoder = make_encoder(align, classifier=Classifier(1, 10))
             alignment = Alignment(align, config, encoder, image_shape=(1, 16, 16))
         trainers[strategy] = Trainer(FitFlow(flow, alignment), fit, world)
         trainers[strategy]._take_step(batch)
     best = dict.fromkeys(TIMED, float("inf"))
-    for turn in range(TURNS):
+    for turn in range(ROUNDS):
         for strategy, trainer in trainers.items():
-            if turn and strategy == "reverse_sequential":  # once is enough to see how slow it is
+            if turn and strategy == "reverse_sequential":  # slow; once is enough
                 continue
             start = time.perf_counter()
             trainer._take_step(batch)
@@ -239,7 +238,7 @@ def throughput(blocks: int, layers: int, width: int, places: Sequence[tuple[int,
 
 
 def claims(scores: Scores, reach: Scores, inverses: Scores) -> dict[str, str]:
-    """The paper's claims, and ours, by a short name, each with what the seeds say."""
+    """The paper's claims and ours by a short name, each with its verdict."""
 
     def gains(better: str, worse: str, key: str, *, sign: int = 1, of: Scores = scores) -> list[float]:
         return [sign * (a[key] - b[key]) for a, b in zip(of[better], of[worse], strict=True)]
@@ -247,27 +246,27 @@ def claims(scores: Scores, reach: Scores, inverses: Scores) -> dict[str, str]:
     points = {"reverse": "aligned by reverse", "forward": "aligned by forward", "detach": "aligned by detach"}
     lines = {}
     for strategy, text in points.items():
-        found = judge([100 * gain for gain in gains(strategy, "none", "accuracy")])
-        line = f"- A flow {text} classifies better by one gradient: **{found.outcome}** (by {found} points)"
+        found = decide([100 * gain for gain in gains(strategy, "none", "accuracy")])
+        line = f"- A flow {text} has higher single-gradient accuracy: **{found.outcome}** (by {found} points)"
         lines[f"accuracy {strategy}"] = line
     drawn = f"accuracy_of_{DRAWS[-1]}"
     for strategy, text in points.items():
-        found = judge([100 * gain for gain in gains(strategy, "none", drawn)])
-        line = f"- The same with {DRAWS[-1]} draws, {text}: **{found.outcome}** (by {found} points)"
+        found = decide([100 * gain for gain in gains(strategy, "none", drawn)])
+        line = f"- The same with {DRAWS[-1]} noise draws, {text}: **{found.outcome}** (by {found} points)"
         lines[f"{drawn} {strategy}"] = line
     for strategy, text in points.items():
-        found = judge(gains(strategy, "none", "frechet_distance", sign=-1))
+        found = decide(gains(strategy, "none", "frechet_distance", sign=-1))
         lines[f"FD {strategy}"] = f"- Samples of a flow {text} are better: **{found.outcome}** (FD lower by {found})"
     for other in ("forward", "detach"):
-        found = judge(gains("reverse", other, "frechet_distance", sign=-1))
+        found = decide(gains("reverse", other, "frechet_distance", sign=-1))
         line = f"- Reverse gives better samples than {other}: **{found.outcome}** (FD lower by {found})"
         lines[f"FD reverse over {other}"] = line
-    faster = judge([1 - (each["frechet_distance"] or 1) for each in reach["reverse"]])  # never saves nothing
+    faster = decide([1 - (each["frechet_distance"] or 1) for each in reach["reverse"]])  # None counts as no saving
     lines["reach"] = (
-        f"- Reverse reaches the plain flow's last FD in fewer steps (the paper's 3.3 times): **{faster.outcome}** "
-        f"(a share of {faster} of the steps saved)"
+        f"- Reverse reaches the plain flow's final FD in fewer steps (3.3 times fewer in the paper): "
+        f"**{faster.outcome}** (fraction of the steps saved: {faster})"
     )
-    found = judge(gains("reverse", "none", "frechet_distance", sign=-1, of=inverses))
+    found = decide(gains("reverse", "none", "frechet_distance", sign=-1, of=inverses))
     text = f"- The learned inverse of an aligned flow is better: **{found.outcome}** (FD lower by {found})"
     return {**lines, "inverse": text}
 
@@ -276,15 +275,15 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
     """The page."""
     scores, reach, inverses = found["scores"], found["reach"], found["inverses"]
     columns = {
-        "accuracy": ("accuracy, one gradient", 100),
-        **{f"accuracy_of_{draws}": (f"{draws} draws of noise", 100) for draws in DRAWS},
-        "accuracy_by_steps": ("ten gradients", 100),
-        "accuracy_by_bayes": ("every class", 100),
+        "accuracy": ("accuracy: gradient", 100),
+        **{f"accuracy_of_{draws}": (f"gradient, {draws} draws", 100) for draws in DRAWS},
+        "accuracy_by_steps": ("steps", 100),
+        "accuracy_by_bayes": ("bayes", 100),
         "calibration_error": ("calibration error", 100),
         "frechet_distance": ("FD, exact inverse", 1),
         "test_bits_per_dim_of_noisy_data": ("bits/dim", 1),
     }
-    head = ["alignment", *(name for name, _ in columns.values()), "steps to plain's accuracy", "to plain's FD"]
+    head = ["alignment", *(name for name, _ in columns.values()), "steps to plain accuracy", "steps to plain FD"]
     rows = []
     for strategy in STRATEGIES:
         cells = [strategy]
@@ -309,43 +308,55 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
         [
             "# Alignment with an encoder",
             "",
-            f"Written by `python benchmarks/repa.py --data {work.data} --seeds {seeds}`: {work.steps:,} steps for",
-            f"every flow, aligned at [block, layer] `{PLACES}` with a small classifier of the images, weight 0.1.",
-            f"Mean and standard deviation over {seeds} seeds. FD of {work.samples:,} samples without guidance, in the",
-            "features of a judge that is another network. The last two columns: the share of the steps after which a",
-            "flow is as good as the plain flow is at the end of its training, of each seed, by",
-            f"{ON_THE_WAY} samples every {work.every} steps.",
+            f"Written by `python benchmarks/repa.py --data {work.data} --seeds {seeds}`: flows trained for",
+            f"{work.steps:,} steps, aligned at [block, layer] `{LAYERS}` with a small image classifier as the encoder,",
+            f"weight 0.1. Mean and standard deviation over {seeds} seeds.",
+            "",
+            "- **accuracy**: classification of the test images by one gradient of the likelihood, by its mean over",
+            "  several noise draws, by ten gradient steps (`steps`), and by evaluating every class (`bayes`).",
+            f"- **FD**: Fréchet distance of {work.samples:,} samples without guidance, in the features of a reference",
+            "  classifier, which is not the encoder; lower is better.",
+            "- **steps to plain accuracy, steps to plain FD**: fraction of the training steps after which a flow is as",
+            f"  good as the plain flow at the end of training, one value per seed; {CURVE_SAMPLES} samples every",
+            f"  {work.every} steps.",
             "",
             *table(head, rows),
             "",
-            "![Curves](repa.png)",
+            "![Accuracy and Fréchet distance over the training steps](repa.png)",
             "",
             "## The learned inverse of an aligned flow",
             "",
-            *table(["flow", "FD, one pass", "read as their class", "FD, best guidance"], inverse_rows),
+            "A reverse model trained for the plain flow and for the flow aligned by `reverse`; class accuracy is the",
+            "share of samples that the reference classifier assigns to their label.",
             "",
-            "## Steps a second, of a plain flow's",
+            *table(["flow", "FD, one pass", "class accuracy", "FD, best guidance"], inverse_rows),
+            "",
+            "## Training speed",
+            "",
+            "Steps per second relative to training without alignment.",
             "",
             *table(["alignment", *found["throughput"], "paper (table 5)"], speed_rows),
             "",
             "## Linear probes",
             "",
-            "A logistic regression on the mean over patches of every [block, layer]'s features, block 1 at the data,",
-            "of images with the training noise and no label, fitted on the training images; right on this share of",
-            "the test images. The last row is what the flow itself says by one gradient, nothing fitted.",
+            "Test accuracy of a logistic regression on the hidden states of every [block, layer], averaged over",
+            "patches; block 1 is the one at the data. The flow reads the images with training noise and without a",
+            "label; the probe is fitted on the training images. The last row is the flow's own single-gradient",
+            "classification, for which nothing is fitted.",
             "",
             *probe_table(scores),
             "",
             "## The gradient of `reverse` and that of the exact inverse",
             "",
-            "Of the alignment at the same places with a fresh projector, on a trained plain flow, in float64.",
+            "Cosine between the gradients of the alignment term, at the same layers with a newly initialized",
+            "projector, on a trained plain flow in float64.",
             "",
             *table(["", "cosine"], [[name, f"{value:.4f}"] for name, value in found["agreement"].items()]),
             "",
             "## Claims",
             "",
-            "Holds, or does not: zero lies outside the 95% interval (Student's t over seeds) of the difference within",
-            "each seed, for each claim by itself.",
+            "A claim **holds** (or **does not hold**) if zero lies outside the 95% interval (Student's t) of the",
+            "difference paired by seed; intervals are not corrected for multiple claims.",
             "",
             *claims(scores, reach, inverses).values(),
             "",
@@ -354,14 +365,14 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
 
 
 def probe_table(scores: Scores) -> list[str]:
-    """Accuracy of the probes of every place, by strategy."""
+    """Accuracy of the probes of every [block, layer], by strategy."""
     rows = []
-    for place in scores["none"][0]["probes"]:
-        found = [[100 * each["probes"][place] for each in scores[strategy]] for strategy in STRATEGIES]
-        rows.append([f"[{place}]", *(f"{summary(values, 1)}%" for values in found)])
+    for layer in scores["none"][0]["probes"]:
+        found = [[100 * each["probes"][layer] for each in scores[strategy]] for strategy in STRATEGIES]
+        rows.append([f"[{layer}]", *(f"{summary(values, 1)}%" for values in found)])
     gradient = [[100 * each["accuracy"] for each in scores[strategy]] for strategy in STRATEGIES]
     rows.append(["one gradient", *(f"{summary(values, 1)}%" for values in gradient)])
-    return table(["place", *STRATEGIES], rows)
+    return table(["[block, layer]", *STRATEGIES], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -369,11 +380,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
-PANELS = {"accuracy": "accuracy by one gradient", "frechet_distance": "Frechet distance, exact inverse"}
+PANELS = {"accuracy": "single-gradient accuracy", "frechet_distance": "Fréchet distance, exact inverse"}
 
 
 def draw(path: Path, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> None:
-    """Accuracy and Frechet distance over the steps, the mean of the seeds and each of them."""
+    """Accuracy and Fréchet distance over the training steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.4), layout="constrained")
@@ -387,7 +398,7 @@ def draw(path: Path, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]
 
 
 def draw_curves(axes: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str) -> None:
-    """One measure over the steps: for every strategy the mean of the seeds, and the band that they fill."""
+    """One metric over the training steps: for every strategy, the mean and the range over seeds."""
     for colour, (strategy, seeds) in zip(COLOURS, curves.items(), strict=False):
         steps = [line["step"] for line in seeds[0]]
         values = torch.tensor([[line[key] for line in seed] for seed in seeds])
@@ -396,7 +407,7 @@ def draw_curves(axes: Any, curves: Mapping[str, Sequence[Sequence[Mapping[str, f
 
 
 def gather(work: Work, seeds: Sequence[int]) -> dict[str, Any]:
-    """Everything that was measured, from its files."""
+    """All measurements, read from their files."""
 
     def read(folder: str) -> list[Any]:
         texts = [(work.runs / f"seed_{seed}" / folder / "scores.json").read_text() for seed in seeds]
@@ -430,7 +441,7 @@ def gather(work: Work, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def one_thread() -> None:
-    """Jobs run beside each other, one core each."""
+    """Jobs run in parallel, one core each."""
     torch.set_num_threads(1)
 
 
@@ -440,9 +451,9 @@ def main() -> None:
     parser.add_argument("--data", choices=RECIPES, default="digits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--every", type=int, default=EVERY, help="steps between two measurements")
+    parser.add_argument("--every", type=int, default=EVERY, help="steps between measurements")
     parser.add_argument("--samples", type=int, default=SAMPLES)
-    parser.add_argument("--jobs", type=int, default=2, help="trainings beside each other, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel training runs, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/repa"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()

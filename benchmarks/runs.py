@@ -1,4 +1,4 @@
-"""Trainings that benchmarks share: taken up where they were stopped, and never taken for others."""
+"""Training runs that benchmarks share: resumed if interrupted, and reused only with the same settings."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ Listen = Callable[[str, Trainer], Sequence[Hook]]
 def trained(
     config: RunConfig, data: ImageSet, folder: Path, *, console: Console, watch: Listen = lambda *_: []
 ) -> Path:
-    """The model folder of a run, trained now, or further, unless it was before with the same settings.
+    """The model folder of a run: reused if it is complete, otherwise trained or resumed.
 
-    watch: more hooks for (stage, trainer).
+    watch: returns additional hooks for (stage, trainer).
     """
     recorded, model = folder / CONFIG_FILE, folder / MODEL_FOLDER
     if model.exists():
         if parse_config(RunConfig, recorded.read_text(encoding="utf-8"), origin=str(recorded)) != config:
             raise InputError(
-                f"Expected a run of other settings in {folder}. Delete it, or choose another folder of runs."
+                f"Expected the same settings as the run in {folder}. Delete that run, or choose another --runs folder."
             )
         return model
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def trained(
 
 
 def trained_judge(config: RunConfig, data: ImageSet, folder: Path) -> Judge:
-    """The judge of a run's images, from its saved state if it was trained before."""
+    """The reference classifier of a run's data, loaded if it has been trained before."""
     resume = (folder / CONFIG_FILE).exists()
     with open_run(config, data, folder, resume=resume, console=Console(quiet=True)) as run:
         return fit_judge(run, CLASSIFIER_FIT)[0]

@@ -1,8 +1,8 @@
-"""The tables of BiFlow and FlowBack: every row with its numbers, its command, and what was measured at our size.
+"""The tables of BiFlow and FlowBack: the published numbers, our small-scale results, and the full-size commands.
 
     python benchmarks/tables.py
 
-Reads benchmarks/paper_tables.yaml and the JSON in docs/results, trains nothing, and writes docs/results/tables.md.
+Renders docs/results/tables.md from benchmarks/paper_tables.yaml and the JSON in docs/results; trains nothing.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import ablations
 import repa
 import yaml
-from seeds import judge, summary
+from seeds import decide, summary
 
 from biflow.config.base import Config, check_config
 from biflow.files import write_text
@@ -36,7 +36,7 @@ LINKS = {
 
 
 class Row(Config):
-    """One row of a paper's table; `paper_tables.yaml` says what the keys mean."""
+    """One row of a paper's table; the keys are documented in `paper_tables.yaml`."""
 
     name: str
     numbers: tuple[str, ...] = ()
@@ -75,12 +75,12 @@ class Tables(Config):
 
 
 def read_tables(path: Path = PAPER_TABLES) -> Tables:
-    """The papers' tables; every value is text, so numbers stay as they are printed."""
+    """Read the papers' tables; every value is a string, so numbers stay as printed."""
     return check_config(Tables, yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), origin=str(path))
 
 
 def commands(tables: Tables, section: Section, row: Row) -> list[str]:
-    """What makes a row at full size: its training, then its evaluation."""
+    """The full-size commands of a row: training, then evaluation."""
     if not row.train:
         return []
     train = tables.filled(row.train)
@@ -91,12 +91,12 @@ def commands(tables: Tables, section: Section, row: Row) -> list[str]:
     lines = [f"{tables.launch} {train}"]
     if sample:
         swept = "--sweep" in sample
-        place = f"{'sweep' if swept else 'evaluation'}_{section.num}"
+        folder = f"{'sweep' if swept else 'evaluation'}_{section.num}"
         if swept:
-            sample += f" --sweep-num {min(int(section.num), SWEEP_NUM)}"
+            sample += f" --set sweep_num={min(int(section.num), SWEEP_NUM)}"
         lines.append(
             f"biflow evaluate {out}/{MODEL_FOLDER} --data {row.data or section.data} --num {section.num} {sample} "
-            f"--features inception --out {out}/{place}"
+            f"--features inception --out {out}/{folder}"
         )
     return lines
 
@@ -105,7 +105,7 @@ SWEEP_NUM = 10_000
 
 
 class Results(NamedTuple):
-    """What was measured, as its files hold it."""
+    """The contents of the JSON files that the tables quote."""
 
     ablations: Mapping[str, Any]
     repa: Mapping[str, Any]
@@ -114,7 +114,7 @@ class Results(NamedTuple):
 
 
 def read_results(folder: Path) -> Results:
-    """The measurements that the tables quote."""
+    """Read the measurements that the tables quote."""
     names = ("ablations", "repa", "quickstart/report", "speed/latency_biflow_digits")
     return Results(*(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names))
 
@@ -123,12 +123,12 @@ Cells = Callable[[Results, str], list[str]]
 
 
 def ablation_scores(results: Results) -> ablations.Scores:
-    """Scores of every seed by table and row."""
+    """Scores of every seed, by table and row."""
     return {(each["table"], each["row"]): each["seeds"] for each in results.ablations["rows"]}
 
 
 def ablation_cells(results: Results, key: str) -> list[str]:
-    """Frechet distance and judged accuracy of a row `Table/row`."""
+    """Fréchet distance and class accuracy of the row `Table/row`."""
     table, row = key.split("/")
     found = ablation_scores(results)[table, row]
     accuracies = [100 * each["class_accuracy"] for each in found]
@@ -136,55 +136,55 @@ def ablation_cells(results: Results, key: str) -> list[str]:
 
 
 def repa_cells(results: Results, strategy: str) -> list[str]:
-    """Frechet distance of the exact inverse, and accuracy by one gradient, of a strategy of alignment."""
+    """Fréchet distance of the exact inverse and single-gradient accuracy of an alignment strategy."""
     found = results.repa["scores"][strategy]
     accuracies = [100 * each["accuracy"] for each in found]
     return [summary([each["frechet_distance"] for each in found]), f"{summary(accuracies, 1)}%"]
 
 
-def on_the_way(results: Results, key: str) -> list[Mapping[str, float]]:
-    """What every seed had after a share of its steps, of `strategy share`."""
+def during_training(results: Results, key: str) -> list[Mapping[str, float]]:
+    """The measurements of every seed after a fraction of its steps, given `strategy fraction`."""
     strategy, share = key.split()
     seeds = results.repa["curves"][strategy]
     return [next(line for line in seed if line["step"] >= float(share) * seed[-1]["step"]) for seed in seeds]
 
 
 def curve_cells(results: Results, key: str) -> list[str]:
-    """The same measures after a share of the steps."""
-    found = on_the_way(results, key)
+    """The metrics of `repa_cells` after a fraction of the steps."""
+    found = during_training(results, key)
     accuracies = [100 * each["accuracy"] for each in found]
     return [summary([each["frechet_distance"] for each in found]), f"{summary(accuracies, 1)}%"]
 
 
 def quickstart_cells(results: Results, sampler: str) -> list[str]:
-    """Of the quickstart, one seed, with the best strength."""
+    """Fréchet distance and class accuracy of the quickstart at the best guidance strength; one seed."""
     found = results.quickstart["samples"][sampler]
     return [f"{found['frechet_distance']:.2f}", f"{found['class_accuracy']:.1%}"]
 
 
-def speed_cells(results: Results, way: str) -> list[str]:
-    """Milliseconds an image by batch size."""
-    return [f"{time:.3g} ms" for time in latencies(results)[way].values()]
+def speed_cells(results: Results, sampler: str) -> list[str]:
+    """Milliseconds per image by batch size."""
+    return [f"{time:.3g} ms" for time in latencies(results)[sampler].values()]
 
 
 def latencies(results: Results) -> Mapping[str, Mapping[str, float]]:
-    """Way of sampling -> batch size -> milliseconds an image."""
+    """Sampler -> batch size -> milliseconds per image."""
     return results.latency["milliseconds_per_image_by_batch_size"]
 
 
 def throughput_cells(results: Results, strategy: str) -> list[str]:
-    """Steps a second over those of a plain flow, by the flow's shape."""
+    """Training speed relative to no alignment, by the shape of the flow."""
     return [f"{shares[strategy]:.2f}" for shares in results.repa["throughput"].values()]
 
 
 def reach_cells(results: Results, strategy: str) -> list[str]:
-    """The share of the steps after which each seed has the plain flow's last Frechet distance."""
+    """Fraction of the steps after which each seed reaches the plain flow's final Fréchet distance."""
     shares = [each["frechet_distance"] for each in results.repa["reach"][strategy]]
     return [", ".join("never" if share is None else f"{share:.2f}" for share in shares)]
 
 
-SCORED = ("digits: FD", "digits: read as their class")
-FLOW_SCORED = ("digits: FD, exact inverse", "digits: accuracy, one gradient")
+SCORED = ("digits: FD", "digits: class accuracy")
+FLOW_SCORED = ("digits: FD, exact inverse", "digits: single-gradient accuracy")
 OURS: Mapping[str, tuple[Callable[[Results], Sequence[str]], Cells]] = {
     "": (lambda _: ["digits"], lambda *_: []),
     "ablations": (lambda _: SCORED, ablation_cells),
@@ -192,16 +192,16 @@ OURS: Mapping[str, tuple[Callable[[Results], Sequence[str]], Cells]] = {
     "curve": (lambda _: FLOW_SCORED, curve_cells),
     "quickstart": (lambda _: [f"{head}, one seed" for head in SCORED], quickstart_cells),
     "speed": (
-        lambda results: [f"digits' sizes: batch {size}" for size in next(iter(latencies(results).values()))],
+        lambda results: [f"digits: batch {size}" for size in next(iter(latencies(results).values()))],
         speed_cells,
     ),
     "throughput": (lambda results: list(results.repa["throughput"]), throughput_cells),
-    "reach": (lambda _: ["digits: share of the steps"], reach_cells),
+    "reach": (lambda _: ["digits: fraction of the steps"], reach_cells),
 }
 
 
 def verdicts(results: Results, claim: str) -> list[str]:
-    """What the seeds say of a claim, or of all those of a table; lines of Markdown."""
+    """The verdict on a claim, or on all claims of a table, as lines of Markdown."""
     source, _, name = claim.partition("/")
     if claim in CLAIMS:
         return [CLAIMS[claim](results)]
@@ -212,55 +212,55 @@ def verdicts(results: Results, claim: str) -> list[str]:
 
 
 def earlier_is_better(results: Results, key: str, *, factor: int, unit: str) -> str:
-    """Whether the aligned flow is better after the paper's first share of the steps than the plain one at the end."""
-    pairs = zip(on_the_way(results, "reverse 0.4"), on_the_way(results, "none 1.0"), strict=True)
-    found = judge([factor * (ours[key] - plain[key]) for ours, plain in pairs])
+    """Whether the aligned flow after 40% of the steps beats the plain one at the end."""
+    pairs = zip(during_training(results, "reverse 0.4"), during_training(results, "none 1.0"), strict=True)
+    found = decide([factor * (ours[key] - plain[key]) for ours, plain in pairs])
     return (
-        f"- After 40% of the steps the aligned flow is better than the plain one at its end: **{found.outcome}** "
-        f"({unit} {found})"
+        f"- After 40% of the steps, the aligned flow beats the plain flow at the end of training: "
+        f"**{found.outcome}** ({unit} {found})"
     )
 
 
 def best_guided(results: Results) -> str:
-    """One pass against the exact inverse, each with its best guidance: one seed, so nothing can be told."""
+    """One pass against the exact inverse, each at its best guidance; one seed, so never significant."""
     exact, reverse = (results.quickstart["samples"][name]["frechet_distance"] for name in ("exact", "reverse"))
-    found = judge([exact - reverse])
+    found = decide([exact - reverse])
     return (
-        f"- One pass beats the exact inverse, each with its best guidance: **{found.outcome}** (one seed; FD lower by "
+        f"- One pass beats the exact inverse, each at its best guidance: **{found.outcome}** (one seed; FD lower by "
         f"{found.mean:.2f})"
     )
 
 
 def unguided(results: Results) -> str:
-    """One pass against the exact inverse without guidance, of the plain flows of the alignment's benchmark."""
+    """One pass against the exact inverse without guidance, for the plain flows of the alignment benchmark."""
     pairs = zip(results.repa["inverses"]["none"], results.repa["scores"]["none"], strict=True)
-    found = judge([exact["frechet_distance"] - reverse["frechet_distance"] for reverse, exact in pairs])
+    found = decide([exact["frechet_distance"] - reverse["frechet_distance"] for reverse, exact in pairs])
     return (
-        f"- Hidden alignment beats the exact inverse of the bounded flows of [another benchmark](repa.md): "
+        f"- Hidden alignment beats the exact inverse for the bounded flows of the [alignment benchmark](repa.md): "
         f"**{found.outcome}** (FD lower by {found})"
     )
 
 
 def one_pass_is_faster(results: Results) -> str:
-    """Guided one pass against the guided exact inverse, wherever both were timed."""
+    """Guided one-pass sampling against the guided exact inverse, wherever both were timed."""
     times = results.quickstart["speed"]["milliseconds_per_image_by_batch_size"]
     ratios = {f"quickstart, batch {size}": time["ratio_guided"] for size, time in times.items()}
-    exact, reverse = (latencies(results)[name] for name in ("exact inverse, guided", "one pass, guidance trained in"))
+    exact, reverse = (latencies(results)[name] for name in ("exact inverse, guided", "one pass, trained guidance"))
     ratios |= {f"random weights, batch {size}": exact[size] / reverse[size] for size in exact}
     outcome = ordered([ratio > 1 for ratio in ratios.values()])
-    told = ", ".join(f"{ratio:.1f} times ({name})" for name, ratio in ratios.items())
-    return f"- One pass is faster than the exact inverse, wherever both were timed: **{outcome}** ({told})"
+    listed = ", ".join(f"{ratio:.1f}x ({name})" for name, ratio in ratios.items())
+    return f"- One pass is faster than the exact inverse, wherever both were timed: **{outcome}** ({listed})"
 
 
 def speeds_are_ordered(results: Results) -> str:
-    """The order of speeds, in every shape that was timed; it is not a matter of seeds."""
+    """The order of the training speeds, for every shape that was timed; speeds have no seeds."""
     shapes = results.repa["throughput"].values()
     outcome = ordered([each["forward"] > each["detach"] > each["reverse"] for each in shapes])
-    return f"- Forward is faster than Detach, and Detach than Reverse, in each of {len(shapes)} shapes: **{outcome}**"
+    return f"- Forward is faster than Detach, and Detach than Reverse, for each of {len(shapes)} shapes: **{outcome}**"
 
 
 def ordered(found: Sequence[bool]) -> str:
-    """The outcome of a comparison that was made several times, of times that have no seeds."""
+    """The verdict on repeated comparisons of timings, which have no seeds."""
     return "holds" if all(found) else "too close to tell" if any(found) else "does not hold"
 
 
@@ -275,7 +275,7 @@ CLAIMS: Mapping[str, Callable[[Results], str]] = {
 
 
 def outcomes(lines: Sequence[str]) -> str:
-    """How many claims hold, do not, or cannot be told."""
+    """How many claims hold, do not hold, or are too close to tell."""
     counts = Counter(re.findall(r"\*\*(.+?)\*\*", "\n".join(lines)))
     plural = {"holds": "hold", "does not hold": "do not hold"}
     order = (*plural, "too close to tell")
@@ -283,7 +283,7 @@ def outcomes(lines: Sequence[str]) -> str:
 
 
 def section_lines(tables: Tables, section: Section, results: Results) -> list[str]:
-    """A table, what its claims come to here, and its commands."""
+    """A table, the verdicts on its claims, and its commands."""
     found = [line for claim in section.claims for line in verdicts(results, claim)]
     heads, cells = OURS[section.ours]
     head = heads(results)
@@ -297,12 +297,12 @@ def section_lines(tables: Tables, section: Section, results: Results) -> list[st
     ]
     lines = [f"### {section.title}", "", f"{section.source.capitalize()}. {section.setting}", ""]
     lines += repa.table([section.title, *(f"paper: {name}" for name in section.columns), *head], rows)
-    lines += ["", f"At our size: {outcomes(found)}." if found else "At our size: **not measured**.", "", *found]
+    lines += ["", f"Claims at our scale: {outcomes(found)}." if found else "Claims: **not measured**.", "", *found]
     return [*lines, *[""] * bool(found), *command_block(tables, section), ""]
 
 
 def command_block(tables: Tables, section: Section) -> list[str]:
-    """The commands of all rows, each under its row's name."""
+    """The commands of all rows, each under the name of its row."""
     lines = ["```bash"]
     for first in section.first:
         lines += ["# first", wrapped(f"{tables.launch} {tables.filled(first)}")]
@@ -313,7 +313,7 @@ def command_block(tables: Tables, section: Section) -> list[str]:
 
 
 def wrapped(command: str) -> str:
-    """A command on lines that go on after a backslash, each option on one with its value."""
+    """A command wrapped with backslashes, options kept together with their values."""
     lines = [""]
     for part in re.split(r" (?=--\w)", command):
         if lines[-1] and len(lines[-1]) + len(part) > WIDTH:
@@ -323,50 +323,51 @@ def wrapped(command: str) -> str:
 
 
 def overview(tables: Tables, results: Results) -> list[str]:
-    """Every table on one line."""
+    """One row for every table."""
     rows = []
     for section in tables.sections:
         found = [line for claim in section.claims for line in verdicts(results, claim)]
         measured = sum(bool(row.measured) for row in section.rows)
         link = f"[{section.title}](#{re.sub(r'[^a-z0-9 -]', '', section.title.lower()).replace(' ', '-')})"
         rows.append([section.paper, link, f"{measured} of {len(section.rows)}", outcomes(found) or NOT_MEASURED])
-    return repa.table(["paper", "table", "rows measured here", "claims at our size"], rows)
+    return repa.table(["paper", "table", "rows measured here", "claims at our scale"], rows)
 
 
 def introduction(results: Results) -> list[str]:
-    """What the page is, and how to read it; paragraphs."""
+    """The paragraphs at the top of the page."""
     scored, aligned, quickstart = results.ablations, results.repa, results.quickstart
     model = quickstart["recipe"]["model"]
     patches = (model["image_size"] // model["patch_size"]) ** 2
     return [
-        "Written by `python benchmarks/tables.py` from `benchmarks/paper_tables.yaml` and the JSON beside this page. "
-        "Each table has the paper's numbers as printed, what this project measured at the size that it can run, what "
-        "that says of the paper's claims, and the commands that would make each row at full size. None of these has "
-        "been run at full size by this project.",
-        "**What differs.** The papers: ImageNet at 64x64 and 256x256, 256 or 1024 patches, 118 M parameters and more, "
-        f"FID in Inception's features. Here: scikit-learn's digits, {quickstart['data']['train_images']:,} training "
-        f"images in {patches} patches, {quickstart['flow']['parameters'] / 1e6:.2f} M parameters; "
-        f"{scored['steps']:,} steps and {scored['samples']:,} samples, {scored['seeds']} seeds for the ablations and "
-        f"{len(aligned['scores']['none'])} for the alignment; FD, a Frechet distance in the features of a small "
-        "judge. So only the order of rows can be compared with the paper's, never the numbers. The judges of "
-        "`ablations.json`, `repa.json` and the quickstart were trained apart: their FD cannot be compared with each "
-        "other either.",
-        "**How to read it.** ± is the standard deviation over seeds. *Holds*, or does not: zero lies outside the 95% "
-        "interval (Student's t over seeds) of the difference within each seed, for each claim by itself; in brackets, "
-        "the difference and half of the interval. A comparison of times *holds* if it comes out so wherever it was "
-        f"made. *{UNKNOWN}*: not known to this project, or not in the paper's table. *{NOT_MEASURED}*: nothing like "
-        "it was run here.",
-        "**The commands** expect ImageNet as folders (`imagenet64`, `imagenet256`) and latents by the command at the "
-        "head of each recipe, eight devices, and the weights of LPIPS, Inception and the encoders. A command that "
-        "repeats an earlier one has nothing left to do: skip it. Guidance counts from 0. FlowBack's *Acc*: "
-        "`biflow classify runs/tables/NAME/model FOLDER --method gradient --out classes.csv` on test images, the "
-        "share that is right.",
+        "Written by `python benchmarks/tables.py` from `benchmarks/paper_tables.yaml` and the JSON files in this "
+        "folder. Each table has the paper's numbers as printed, our results at a small scale, the verdicts on the "
+        "paper's claims at that scale, and the commands for the full-size rows. **No full-size command has been run "
+        "by this project.**",
+        "**Scale.** The papers train on ImageNet at 64x64 and 256x256 (256 or 1024 patches, 118 M parameters and more) "
+        "and report FID in Inception features. We train on scikit-learn's digits "
+        f"({quickstart['data']['train_images']:,} training images, {patches} patches, "
+        f"{quickstart['flow']['parameters'] / 1e6:.2f} M parameters) for {scored['steps']:,} steps, with "
+        f"{scored['samples']:,} samples and {scored['seeds']} seeds for the ablations, "
+        f"{len(aligned['scores']['none'])} for the alignment, and report FD, the Fréchet distance in the features of "
+        "a small reference classifier. Compare only the order of the rows with the paper, never the numbers. The "
+        "classifiers of `ablations.json`, `repa.json` and the quickstart were trained separately, so their FD cannot "
+        "be compared with each other either.",
+        "**Reading the tables.** ± is the standard deviation over seeds. A claim *holds* (or *does not hold*) if zero "
+        "lies outside the 95% interval (Student's t) of the difference paired by seed; brackets give the difference "
+        "and half the interval; intervals are not corrected for multiple claims. A claim about speed *holds* if every "
+        f"timing agrees. *{UNKNOWN}*: not in the paper's table, or not known to this project. *{NOT_MEASURED}*: no "
+        "small-scale counterpart was run.",
+        "**Commands** expect ImageNet as folders (`imagenet64`, `imagenet256`), latents made by the command at the top "
+        "of each recipe, eight devices, and the weights of LPIPS, Inception and the encoders. Skip a command that "
+        "repeats an earlier one. Guidance 0 means none. For FlowBack's *Acc*, run "
+        "`biflow classify runs/tables/NAME/model FOLDER --method gradient --out classes.csv` on the test images and "
+        "take the share of correct classes.",
     ]
 
 
 def render(tables: Tables, results: Results) -> str:
     """The page."""
-    lines = ["# The papers' tables, row by row", ""]
+    lines = ["# The papers' tables", ""]
     for paragraph in introduction(results):
         lines += [fill(paragraph, 120, break_on_hyphens=False), ""]
     lines += [*overview(tables, results), ""]
@@ -381,7 +382,7 @@ def render(tables: Tables, results: Results) -> str:
 def main() -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the measurements")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
     parser.add_argument("--out", type=Path, default=RESULTS / "tables.md")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,22 +1,23 @@
-"""How much of the machine a training step of the flow uses.
+"""Throughput of a training step of the flow, relative to the machine's matrix products.
 
     python benchmarks/training_step.py                                     # a CPU: widths 256 and 512, T = 256
-    python benchmarks/training_step.py --compile                           # the same beside torch.compile
+    python benchmarks/training_step.py --compile                           # each shape also with torch.compile
     python benchmarks/training_step.py --device cuda --recipe flowback_latent256 --batch 32
 
-A step is the forward and backward pass, clipping, AdamW and the moving average, on random images; bfloat16 autocast on
-a GPU, float32 on a CPU.  Its operations are those of the matrix products and of attention, which is counted as causal
-(half); a backward pass counts as two forward passes.  The share is of the rate of large square matrix products,
-measured between the steps; on a GPU also of its rated peak (model-FLOP utilisation).  Writes
+A step is the forward and backward pass, gradient clipping, AdamW and the moving average of the weights, on random
+images; bfloat16 autocast on a GPU, float32 on a CPU.  FLOPs count matrix products and causal attention (half of the
+full product); the backward pass counts as two forward passes.  Utilisation is relative to large square matrix products
+timed between the steps, and on a GPU also to its rated peak (model FLOPs utilisation).  Writes
 docs/results/speed/training_step*.{md,json}.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import matmul_rate, rated_rate, report, seconds
+from machine import matmul_rate, page, rated_rate, save, seconds
 
 from biflow.cli.process import keep_freed_memory
 from biflow.config import FitConfig, FlowConfig, ModelConfig, load_recipe
@@ -37,7 +38,7 @@ def plain(width: int) -> ModelConfig:
 
 
 def forward_operations(config: ModelConfig) -> float:
-    """Floating-point operations of one image's forward pass."""
+    """FLOPs of the forward pass of one image."""
     flow, length = config.flow, config.num_patches
     matrices = 4 + (3 if flow.mlp == "swiglu" else 2) * flow.mlp_ratio  # of width x width
     layer = 2 * matrices * flow.width**2 + 4 * flow.width * length / 2
@@ -46,7 +47,7 @@ def forward_operations(config: ModelConfig) -> float:
 
 
 def measure(config: ModelConfig, batch_size: int, device: torch.device, *, compiled: bool) -> dict[str, Any]:
-    """Tokens a second and the share of the machine's rate, the best of some rounds."""
+    """Tokens per second and utilisation, the best of several rounds."""
     world = World(0, 1, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     precision = str(dtype).removeprefix("torch.")
@@ -79,7 +80,7 @@ def measure(config: ModelConfig, batch_size: int, device: torch.device, *, compi
 
 
 def row(found: dict[str, Any]) -> list[str]:
-    """One line of the table."""
+    """One row of the table."""
     return [
         str(found["width"]),
         f"{found['parameters'] / 1e6:.1f} M",
@@ -95,13 +96,32 @@ def row(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def command(numbers: Mapping[str, Any]) -> str:
+    """The command that wrote these numbers."""
+    compiled = any(each["compiled"] for each in numbers["steps"])
+    return f"python benchmarks/training_step.py{' --compile' * compiled}"
+
+
+def render(numbers: Mapping[str, Any]) -> str:
+    """The page."""
+    steps = numbers["steps"]
+    text = (
+        f"Written by `{command(numbers)}`: forward and backward pass, gradient clipping, AdamW and the moving average "
+        "of the weights. *of matmul* is the share of the throughput of large square matrix products, timed between the "
+        "steps; attention counts as causal, half of the full product."
+    )
+    head = ["width", "parameters", "T", "batch", "precision", "ms per step", "tokens/s", "GFLOP/s", "matmul GFLOP/s"]
+    head += ["of matmul", *(["of rated peak (MFU)"] if steps[0]["share_of_rated"] else [])]
+    return page("Training step", text, head, [row(each) for each in steps], machine=numbers["machine"])
+
+
 def main() -> None:
     """Measure every shape and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--recipe", action="append", help="the flow of this recipe, instead of the plain shapes")
+    parser.add_argument("--recipe", action="append", help="time the flow of this recipe instead of the default shapes")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--compile", action="store_true", help="each shape also with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="time each shape also with torch.compile")
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed"))
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -112,11 +132,9 @@ def main() -> None:
         for config in shapes
         for compiled in ([False, True] if arguments.compile else [False])
     ]
-    head = ["width", "parameters", "T", "batch", "precision", "ms a step", "tokens/s", "GFLOP/s", "matmul", "share"]
-    head += ["of rated (MFU)"] if found[0]["share_of_rated"] else []
     numbers = {"machine": describe_machine(arguments.device), "steps": found}
     name = "_".join(["training_step", *(arguments.recipe or []), *(["compiled"] if arguments.compile else [])])
-    report(arguments.out / name, head, [row(each) for each in found], numbers)
+    save(arguments.out / name, render(numbers), numbers)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The counts that benchmarks rest on, and the pages that are made of what they measured."""
+"""Benchmarks: operation counts, verdicts, the papers' commands, and the pages rendered from JSON."""
 
 import importlib.util
 import json
@@ -20,10 +20,22 @@ from biflow.sampling.samplers import find_sampler
 from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+SHARED = ("machine", "runs", "seeds")  # imported by the others; no commands
 RESULTS = BENCHMARKS.parent / "docs" / "results"
+PAGES = [  # page, script, function that renders it
+    *((name, name, "render") for name in ("certify", "editing", "export", "faults", "outliers")),
+    ("plan", "memory", "render"),
+    ("speed/batches", "batches", "render"),
+    ("speed/contention", "contention", "render"),
+    *((f"speed/inverse{which}", "inverse", "render") for which in ("", "_digits_p1", "_quickstart", "_refine")),
+    ("speed/inverse_shape", "inverse", "render_shapes"),
+    ("speed/latency_biflow_digits", "latency", "render"),
+    ("speed/training_step_compiled", "training_step", "render"),
+]
 PAPER_TABLES = {
     "BiFlow": [
-        "Strategies of learning the inverse", "Denoising", "Norm control", "Guidance", "Perceptual distances",
+        "Strategies for learning the inverse", "Denoising", "Norm control", "Guidance", "Perceptual distances",
         "Scaling", "Comparison", "Speed",
     ],
     "FlowBack": ["Table 1", "Table 2", "Table 3", "Table 4", "Table 5", "Table 7", "Table 8", "Table 9", "Convergence"],
@@ -32,7 +44,7 @@ PAPER_TABLES = {
 
 @pytest.fixture
 def load(monkeypatch):
-    """A function that imports a benchmark by its name."""
+    """A function that imports a benchmark by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name):
@@ -42,8 +54,18 @@ def load(monkeypatch):
         return module
 
     yield load
-    for name in ("machine", "runs", "seeds", "training_step", "ablations", "repa", "tables", "report"):
+    for name in SCRIPTS:
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in SHARED])
+def test_every_benchmark_is_importable_and_prints_its_help(load, monkeypatch, capsys, name):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        module.main()
+    assert f"python benchmarks/{name}.py" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -59,7 +81,7 @@ def ablations(load):
 @pytest.mark.parametrize(
     "changes", [{"layers": 2}, {"layers": (1, 3, 1)}, {"mlp": "swiglu", "mlp_ratio": 2.5}, {"volume_preserving": True}]
 )
-def test_operations_are_those_that_torch_counts_with_half_of_attention(training_step, changes):
+def test_operation_counts_match_torch_with_causal_attention_at_half(training_step, changes):
     config = tiny_config(flow=FlowConfig(**{"blocks": 3, "width": 16, "head_width": 8, **changes}))
     flow = ForwardFlow(config)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -77,8 +99,8 @@ def test_operations_are_those_that_torch_counts_with_half_of_attention(training_
         ([8.0, 8.5, 9.0], [5.0, 6.0, 5.5], "does not hold"),
         ([5.0, 6.0, 5.5], [7.0, 7.1, 9.0], "too close to tell"),  # in every seed, but the spread is as large
         ([5.0, 6.0, 7.0], [6.0, 5.0, 8.0], "too close to tell"),  # not in every seed
-        ([5.0, 5.0, 5.0], [5.1, 5.1, 9.0], "too close to tell"),  # one seed carries it
-        ([5.0], [9.0], "too close to tell"),  # one seed says nothing of the spread
+        ([5.0, 5.0, 5.0], [5.1, 5.1, 9.0], "too close to tell"),  # one seed makes the difference
+        ([5.0], [9.0], "too close to tell"),  # one seed has no spread
     ],
 )
 def test_a_claim_holds_if_every_seed_agrees_beyond_the_spread(ablations, better, worse, outcome):
@@ -99,7 +121,7 @@ def test_every_row_of_the_ablations_can_be_trained_and_every_claim_names_rows(ab
 
 
 def options(words, name):
-    """The values of an option that may come several times."""
+    """The values of an option that may be repeated."""
     return [value for key, value in pairwise(words) if key == name]
 
 
@@ -123,7 +145,7 @@ def test_every_table_of_the_papers_has_a_section(paper):
         assert [each.title.split(",")[0] for each in paper.sections if each.paper == name] == titles
 
 
-def test_every_training_of_the_papers_rows_is_a_recipe_with_settings_that_fit(tables, paper, rows):
+def test_every_training_command_of_the_papers_rows_has_a_recipe_and_valid_settings(tables, paper, rows):
     first = [tables.wrapped(paper.filled(text)) for section in paper.sections for text in section.first]
     trainings = [line for section, row in rows for line in tables.commands(paper, section, row)[:1]] + first
     for words in map(shlex.split, trainings):
@@ -135,7 +157,7 @@ def test_every_training_of_the_papers_rows_is_a_recipe_with_settings_that_fit(ta
             assert load_recipe(*options(words, "--recipe"))
 
 
-def test_every_evaluation_of_the_papers_rows_samples_in_a_way_that_there_is(tables, paper, rows):
+def test_every_evaluation_command_of_the_papers_rows_names_an_existing_sampler(tables, paper, rows):
     lines = [shlex.split(line) for section, row in rows for line in tables.commands(paper, section, row)[1:]]
     assert len(lines) > 40
     for words in lines:
@@ -146,7 +168,7 @@ def test_every_evaluation_of_the_papers_rows_samples_in_a_way_that_there_is(tabl
         assert len(options(words, "--guidance") + options(words, "--sweep")) == 1
 
 
-def test_a_flow_that_a_row_starts_from_is_trained_by_a_row_above_and_no_folder_by_two(tables, paper):
+def test_the_flow_of_every_row_is_trained_by_an_earlier_row_and_no_folder_is_used_twice(tables, paper):
     trained = {}
     for section in paper.sections:
         of_rows = [line for row in section.rows for line in tables.commands(paper, section, row)[:1]]
@@ -158,7 +180,7 @@ def test_a_flow_that_a_row_starts_from_is_trained_by_a_row_above_and_no_folder_b
             assert all(source.removesuffix("/model") in trained for source in sources)
 
 
-def test_numbers_of_a_row_are_as_many_as_the_columns(rows):
+def test_every_row_has_one_number_per_column(rows):
     assert [row.name for section, row in rows if row.numbers and len(row.numbers) != len(section.columns)] == []
 
 
@@ -168,18 +190,49 @@ def test_a_wrapped_command_is_the_same_command(tables, paper, rows):
             assert shlex.split(tables.wrapped(line).replace("\\\n", "")) == shlex.split(line)
 
 
-def test_the_page_of_tables_is_what_its_script_writes_now(tables, paper):
-    written = (RESULTS / "tables.md").read_text(encoding="utf-8")
+def read(name):
+    """A page's text and its numbers."""
+    numbers = RESULTS / f"{name}.json"
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    return text, json.loads(numbers.read_text(encoding="utf-8")) if numbers.exists() else None
+
+
+def test_the_page_of_tables_is_what_its_script_renders(tables, paper):
+    written, _ = read("tables")
     assert written == tables.render(paper, tables.read_results(RESULTS))
 
 
-def test_the_claims_of_the_alignment_are_those_of_its_page(load):
-    repa, found = load("repa"), json.loads((RESULTS / "repa.json").read_text())
-    page = (RESULTS / "repa.md").read_text(encoding="utf-8")
-    assert page.endswith("\n".join(repa.claims(found["scores"], found["reach"], found["inverses"]).values()) + "\n")
+def test_the_page_of_ablations_is_what_its_script_renders(ablations):
+    written, found = read("ablations")
+    scores = {(row["table"], row["row"]): row["seeds"] for row in found["rows"]}
+    work = ablations.Work(found["data"], found["steps"], found["samples"], Path("runs"))
+    assert written == ablations.render(scores, work, found["seeds"], found["real"])
 
 
-def test_one_seed_is_never_called_a_result(tables):
+def test_the_page_of_alignment_is_what_its_script_renders(load):
+    repa, (written, found) = load("repa"), read("repa")
+    work = repa.Work(found["data"], found["steps"], found["samples"], found["every"], Path("runs"))
+    assert written == repa.render(work, len(found["scores"]["none"]), found)
+
+
+@pytest.mark.parametrize(("page", "script", "function"), PAGES, ids=[page for page, *_ in PAGES])
+def test_other_pages_are_what_their_scripts_render(load, page, script, function):
+    written, found = read(page)
+    assert written == getattr(load(script), function)(found)
+
+
+def test_the_page_of_a_comparison_is_what_its_script_renders(load):
+    reports = json.loads((RESULTS / "seed" / "reports.json").read_text(encoding="utf-8"))
+    assert (RESULTS / "seed" / "table.md").read_text(encoding="utf-8") == load("compare").render("seed", reports)
+
+
+def test_every_page_with_numbers_is_compared_with_them():
+    pages = {path.relative_to(RESULTS).with_suffix("").as_posix() for path in RESULTS.rglob("*.md")}
+    with_numbers = {page for page in pages if (RESULTS / f"{page}.json").exists()}
+    assert with_numbers == {page for page, *_ in PAGES} | {"ablations", "repa"}
+
+
+def test_one_seed_is_never_significant(tables):
     assert "too close to tell" in tables.best_guided(tables.read_results(RESULTS))
 
 
@@ -188,7 +241,7 @@ def report(load):
     return load("report")
 
 
-def test_the_page_of_figures_names_every_measurement_and_needs_nothing_else(report):
+def test_the_page_of_figures_names_every_measurement_and_is_self_contained(report):
     page = report.render(RESULTS)
     assert [path for path in RESULTS.rglob("*.json") if path.relative_to(RESULTS).as_posix() not in page] == []
     assert "More files" not in page
@@ -197,7 +250,15 @@ def test_the_page_of_figures_names_every_measurement_and_needs_nothing_else(repo
     assert report.render(RESULTS) == page
 
 
-def test_the_page_of_figures_lists_what_it_does_not_know(report, tmp_path):
+def test_the_page_of_figures_is_written_to_a_file(report, monkeypatch, tmp_path):
+    shutil.copy(RESULTS / "faults.json", tmp_path)
+    out = tmp_path / "site" / "figures.html"
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", str(tmp_path), "--out", str(out)])
+    report.main()
+    assert out.read_text(encoding="utf-8") == report.render(tmp_path)
+
+
+def test_the_page_of_figures_lists_files_of_unknown_kinds(report, tmp_path):
     shutil.copy(RESULTS / "faults.json", tmp_path)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "kind.json").write_text("[1, 2]")

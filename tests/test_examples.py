@@ -8,7 +8,7 @@ import torch
 from examples import (
     classify_and_rank,
     make_folder,
-    out_of_place,
+    outliers,
     own_loss_or_sampler,
     sample_and_save,
     train_on_a_folder,
@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
 
 def test_every_example_is_run_here_and_says_how_it_is_called():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    run = (classify_and_rank, make_folder, out_of_place, own_loss_or_sampler, sample_and_save, train_on_a_folder)
+    run = (classify_and_rank, make_folder, outliers, own_loss_or_sampler, sample_and_save, train_on_a_folder)
     assert scripts == {module.__name__.removeprefix("examples.") for module in run}
     for name in scripts:
         assert f"python examples/{name}.py" in (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
@@ -61,9 +61,9 @@ def test_make_folder_writes_a_sub_folder_for_each_class(tmp_path):
     assert len(list(tmp_path.glob("new/*.png"))) == 3
 
 
-def test_out_of_place_writes_both_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["out_of_place.py", str(tmp_path / "out")])
-    out_of_place.main()
+def test_outliers_writes_both_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["outliers.py", str(tmp_path / "out")])
+    outliers.main()
     assert len(list(tmp_path.glob("out/digits/*.png"))) == 360
     assert len(list(tmp_path.glob("out/sevens/not_*.png"))) == 4
 

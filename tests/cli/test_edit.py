@@ -76,7 +76,7 @@ def test_inpaint_shows_the_input_the_mask_and_proposals_that_keep_the_rest(edit,
 def test_a_box_is_a_mask(edit, files):
     arguments = ["inpaint", files / "model", files / "one.png", "--label", "b"]
     edit(*arguments, "--mask", files / "left.png", "--out", files / "mask.png")
-    edit(*arguments, "--box", "0,0,2,4", "--out", files / "box.png")
+    edit(*arguments, "--mask", "0,0,2,4", "--out", files / "box.png")
     assert (files / "mask.png").read_bytes() == (files / "box.png").read_bytes()
 
 
@@ -115,10 +115,7 @@ def test_what_brings_an_image_to_size_is_said_and_the_mask_goes_the_same_way(edi
     arguments = ["inpaint", files / "model", files / "wide.png", "--label", 0, "--mask", files / "wide_mask.png"]
     code, _, err = edit(*arguments, "--out", files / "x.png")
     assert code == 0
-    assert err == (
-        "Note: wide.png was made grey, scaled from 16x8 so that its shorter side is 4, its central 4x4 cut out, "
-        "for the model.\n"
-    )
+    assert err == ("Note: wide.png was converted to grey, resized to 4x4 and cropped to the central square.\n")
     shown = tiles(files / "x.png", 1, 6)[0]
     assert (shown[1, :, :2] == PAINT).all()
     assert not (shown[1, :, 2:] == PAINT).all(axis=-1).any()
@@ -128,7 +125,7 @@ def test_a_mask_of_everything_is_allowed_and_said(edit, files):
     arguments = ["inpaint", files / "model", files / "one.png", "--label", 0, "--mask", files / "white.png"]
     code, _, err = edit(*arguments, "--out", files / "x.png")
     assert code == 0
-    assert err == "Note: the mask keeps nothing of the image; the results are plain samples of the class.\n"
+    assert err == "Note: the mask covers the whole image; the results are plain samples of the class.\n"
 
 
 def test_a_model_without_classes_needs_none(edit, files):
@@ -136,7 +133,7 @@ def test_a_model_without_classes_needs_none(edit, files):
 
 
 def test_a_box_in_what_is_cut_off_is_refused(edit, files):
-    arguments = ["inpaint", files / "model", files / "wide.png", "--label", 0, "--box", "0,0,1,1"]
+    arguments = ["inpaint", files / "model", files / "wide.png", "--label", 0, "--mask", "0,0,1,1"]
     code, _, err = edit(*arguments, "--out", files / "x.png")
     assert code == 2
     assert "in the square that is kept of wide.png" in err
@@ -153,12 +150,11 @@ BAD = {
     "mask that is not there": ([*INPAINT, "--label", 0, "--mask", "{tmp}/none.png"], "No such file"),
     "output that is the mask": ([*INPAINT[:3], "--out", "{tmp}/left.png", "--label", 0, "--mask", "{tmp}/left.png"],
                                 "not the mask"),
-    "mask and box": ([*INPAINT, "--label", 0, "--mask", "{tmp}/left.png", "--box", "0,0,1,1"], "either --mask"),
-    "neither mask nor box": ([*INPAINT, "--label", 0], "either --mask FILE or --box"),
-    "box that is none": ([*INPAINT, "--label", 0, "--box", "1,2,3"], "got '1,2,3'"),
-    "box without area": ([*INPAINT, "--label", 0, "--box", "2,0,2,4"], "with an area"),
-    "box outside": ([*INPAINT, "--label", 0, "--box", "0,0,5,4"], "a box within one.png, 4x4 pixels; got 0,0,5,4"),
-    "no class": ([*INPAINT, "--box", "0,0,1,1"], "--label CLASS; one of a, b, c."),
+    "no mask": ([*INPAINT, "--label", 0], "Missing option '--mask'"),
+    "box that is none": ([*INPAINT, "--label", 0, "--mask", "1,2,3"], "got '1,2,3'"),
+    "box without area": ([*INPAINT, "--label", 0, "--mask", "2,0,2,4"], "with an area"),
+    "box outside": ([*INPAINT, "--label", 0, "--mask", "0,0,5,4"], "a box within one.png, 4x4 pixels; got 0,0,5,4"),
+    "no class": ([*INPAINT, "--mask", "0,0,1,1"], "--label CLASS; one of a, b, c."),
     "no class to vary": (VARY, "--label CLASS"),
     "no class to change": ([*RECLASS, "--to", "a"], "--from CLASS"),
     "no class to change to": ([*RECLASS, "--from", "a"], "--to CLASS; one of a, b, c"),
@@ -170,7 +166,7 @@ BAD = {
     "change without classes": (["reclass", "{tmp}/free", "{tmp}/one.png", "--out", "{tmp}/x.png", "--to", 0],
                                "this one is unconditional"),
     "no image": (["vary", "{tmp}/model", "{tmp}/notes.png", "--label", 0, "--out", "{tmp}/x.png"], "not a PNG, JPEG"),
-    "image not there": (["vary", "{tmp}/model", "{tmp}/none.png", "--label", 0, "--out", "{tmp}/x.png"], "there is no"),
+    "image not there": (["vary", "{tmp}/model", "{tmp}/none.png", "--label", 0, "--out", "{tmp}/x.png"], "No such"),
     "output that is no PNG": (["vary", "{tmp}/model", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/x.jpg"], ".png"),
     "output that is an image": (["vary", "{tmp}/model", "{tmp}/one.png", "--label", 0, "--out", "{tmp}/one.png"],
                                 "none of the images"),

@@ -3,7 +3,6 @@
 import json
 import math
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,12 @@ from torch import multiprocessing as mp
 from biflow.checkpoint import save_model
 from biflow.cli.evaluate import parse_sweep
 from biflow.config import ReadingConfig
+from biflow.config.evaluation import EvaluationConfig
 from biflow.data.images import to_pil, write_npz
 from biflow.errors import InputError
 from biflow.evaluation import samples
 from biflow.evaluation.cost import measure_cost, operations_of
-from biflow.evaluation.evaluate import Request, evaluate
+from biflow.evaluation.evaluate import evaluate
 from biflow.evaluation.metrics import Gaussian, frechet_distance
 from biflow.evaluation.reference import join_parts, load_adm_reference, load_reference, measure_part
 from biflow.evaluation.samples import features_of, make_labels
@@ -56,19 +56,18 @@ def write_folder(folder: Path, classes: str, each: int, size: int = 4) -> None:
         to_pil(image).save(path)
 
 
-def request_in(folder: Path, **changes: object) -> Request:
-    request = Request(
-        folder / "model",
-        f"folder:{folder / 'images'}",
-        25,
-        features=(f"judge:{folder / 'judge'}",),
-        reading=ReadingConfig(test_share=0.2),
-    )
-    return replace(request, **changes)
+def config_in(folder: Path, **changes: object) -> EvaluationConfig:
+    values = {
+        "data": f"folder:{folder / 'images'}",
+        "num": 25,
+        "features": (f"judge:{folder / 'judge'}",),
+        "reading": ReadingConfig(test_share=0.2),
+    }
+    return EvaluationConfig(**{**values, **changes})
 
 
-def measured(folder: Path, out: str, **changes: object) -> dict:
-    return evaluate(request_in(folder, **changes), folder / out, QUIET)
+def measured(folder: Path, out: str, *, model: Path | None = None, **changes: object) -> dict:
+    return evaluate(model or folder / "model", config_in(folder, **changes), folder / out, QUIET)
 
 
 def check_near(one: dict, other: dict) -> None:
@@ -86,7 +85,7 @@ def command(folder: Path, out: str, *more: object) -> list[object]:
 
 
 def test_a_model_is_measured_from_the_command_line(world, biflow):
-    code, out, err = biflow(*command(world, "out", "--npz", world / "samples.npz"))
+    code, out, err = biflow(*command(world, "out", "--set", f"npz={world / 'samples.npz'}"))
     assert (code, err) == (0, "")
     assert "Fréchet distance" in out
     result = json.loads((world / "out" / "evaluation.json").read_text())
@@ -110,7 +109,7 @@ def test_a_model_is_measured_from_the_command_line(world, biflow):
 
 
 def test_samples_of_a_file_get_the_same_numbers_as_the_model(world, biflow):
-    of_model = measured(world, "out", npz=world / "samples.npz")
+    of_model = measured(world, "out", npz=str(world / "samples.npz"))
     arguments = command(world, "again")
     arguments[1] = world / "samples.npz"
     assert biflow(*arguments)[0] == 0
@@ -132,7 +131,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_images(world, biflow, mon
     monkeypatch.setattr(Pipeline, "draw", stop_at_second)
     code, _, err = biflow(*command(world, "broken"))
     assert code == 130
-    assert "What was drawn is kept; the same command goes on." in err
+    assert "Samples are kept; run the same command to continue." in err
     assert biflow(*command(world, "broken"))[0] == 0
     assert starts[:4] == [0, 10, 10, 20]
     result = json.loads((world / "broken" / "evaluation.json").read_text())
@@ -154,10 +153,10 @@ def test_more_images_are_added_to_those_that_are_there(world, monkeypatch):
 @pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: content[:-1] + b"?"])
 @pytest.mark.parametrize("part", ["", "features/*"])
 def test_a_shard_that_was_cut_or_changed_is_made_again(world, damage, part):
-    first = measured(world, "out", npz=world / "first.npz")
+    first = measured(world, "out", npz=str(world / "first.npz"))
     (shard,) = (world / "out" / "samples").glob(f"{part}/00001.safetensors".lstrip("/"))
     shard.write_bytes(damage(shard.read_bytes()))
-    assert measured(world, "out", npz=world / "again.npz")["metrics"] == first["metrics"]
+    assert measured(world, "out", npz=str(world / "again.npz"))["metrics"] == first["metrics"]
     assert np.array_equal(*(read_npz(world / f"{name}.npz")["arr_0"] for name in ("first", "again")))
 
 
@@ -168,7 +167,7 @@ def evaluate_in_process(rank: int, port: int, folder: str) -> None:
     os.environ |= {name: str(value) for name, value in values.items()}
     torch.set_num_threads(1)
     samples.SHARD_SIZE = 10
-    result = evaluate(request_in(Path(folder), batch_size=5), Path(folder) / "two", QUIET)
+    result = evaluate(Path(folder) / "model", config_in(Path(folder), batch_size=5), Path(folder) / "two", QUIET)
     assert (result is None) == (rank == 1)
 
 
@@ -186,9 +185,9 @@ def test_two_processes_measure_what_one_does(world):
 
 
 def test_a_sweep_finds_the_best_strength_on_other_images(world, biflow):
-    code, out, _ = biflow(*command(world, "out", "--sweep", "guidance=0:1:0.5", "--sweep-num", 12))
+    code, out, _ = biflow(*command(world, "out", "--sweep", "guidance=0:1:0.5", "--set", "sweep_num=12"))
     assert code == 0
-    assert "guidance tried" in out
+    assert "guidance sweep" in out
     result = json.loads((world / "out" / "evaluation.json").read_text())
     tried = result["sweep"]["tried"]
     assert [each["guidance"] for each in tried] == [0.0, 0.5, 1.0]
@@ -242,9 +241,9 @@ def test_an_unconditional_model_is_measured_without_classes(world):
 
 
 def test_statistics_are_made_once_and_read_back(world, monkeypatch):
-    first = measured(world, "out", references=(world / "stats.safetensors",))
+    first = measured(world, "out", references=(str(world / "stats.safetensors"),))
     monkeypatch.setattr("biflow.evaluation.real_images.measure_part", None)
-    again = measured(world, "other", references=(world / "stats.safetensors",))
+    again = measured(world, "other", references=(str(world / "stats.safetensors"),))
     assert again["metrics"] == first["metrics"]
 
 
@@ -275,35 +274,35 @@ def test_parts_of_several_processes_join_to_the_whole(world):
 )
 def test_statistics_made_another_way_are_refused(world, change, message):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     with pytest.raises(InputError, match=message):
-        measured(world, "other", references=(path,), **change)
+        measured(world, "other", references=(str(path),), **change)
 
 
 def test_statistics_of_another_network_or_size_are_refused(world):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     torch.manual_seed(1)
     save_judge(Judge(1, NUM_CLASSES).requires_grad_(False), world / "judge")
     with pytest.raises(InputError, match=r"with weights = [0-9a-f]{12}...; .* made with [0-9a-f]{12}"):
-        measured(world, "other", references=(path,))
+        measured(world, "other", references=(str(path),))
     save_model(tiny_model(tiny_config(image_size=8)), world / "model8")
     torch.manual_seed(0)
     save_judge(Judge(1, NUM_CLASSES).requires_grad_(False), world / "judge")
     with pytest.raises(InputError, match=r"with image_shape = \[1, 8, 8\]; .* made with \[1, 4, 4\]"):
-        measured(world, "other", references=(path,), model=world / "model8")
+        measured(world, "other", references=(str(path),), model=world / "model8")
     assert not (world / "other" / "samples").exists()
 
 
 @pytest.mark.parametrize("place", [9, 300, -1])
 def test_statistics_that_have_changed_are_refused(world, place):
     path = world / "stats.safetensors"
-    measured(world, "out", references=(path,))
+    measured(world, "out", references=(str(path),))
     content = bytearray(path.read_bytes())
     content[place] ^= 4
     path.write_bytes(content)
     with pytest.raises(InputError, match="no such file, or has changed"):
-        measured(world, "other", references=(path,))
+        measured(world, "other", references=(str(path),))
 
 
 @pytest.fixture(scope="module")
@@ -353,23 +352,23 @@ def test_inception_gives_the_measures_of_the_field(inception, world, biflow):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num": 0, "model": "samples.npz"}, "Leave out --sweep and --npz"),
+        ({"model": "samples.npz"}, "Leave out --sweep and npz"),
         ({"data": "latents:x"}, "Use the images that they were encoded from"),
         ({"reading": ReadingConfig(streaming=True)}, "Set reading.streaming=false"),
         ({"split": "test", "reading": ReadingConfig()}, "has none of a, b, c. Give data with all classes"),
         ({"features": ("incepton",)}, "did you mean inception"),
         ({"features": ("judge:nowhere",)}, "judge.json; it is missing"),
-        ({"references": (Path("a.safetensors"), Path("b.safetensors"))}, "one --reference for each of 1"),
-        ({"references": (Path("a.txt"),)}, "a .safetensors file"),
+        ({"references": ("a.safetensors", "b.safetensors")}, "one of references for each of 1"),
+        ({"references": ("a.txt",)}, "a .safetensors file"),
         ({"method": "sequentiel"}, "did you mean sequential"),
         ({"guidance": "-1"}, "guidance to be a number, 0 or more"),
-        ({"data": "digits"}, "of the shape .1, 4, 4."),
+        ({"data": "digits"}, "of shape .1, 4, 4."),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(world, change, message):
     if "model" in change:
         write_npz(world / "samples.npz", tiny_images(5).images, torch.arange(5))
-        change = {"model": world / "samples.npz", "num": 5, "npz": world / "x.npz"}
+        change = {"model": world / "samples.npz", "num": 5, "npz": str(world / "x.npz")}
     with pytest.raises(InputError, match=message):
         measured(world, "out", **change)
     assert not (world / "out" / "samples").exists()
@@ -404,9 +403,11 @@ def test_labels_of_other_data_are_refused(world):
 
 def test_samples_of_a_file_are_all_measured_into_new_folders(world):
     write_npz(world / "samples.npz", tiny_images(9).images, tiny_images(9).labels)
-    measured(world, "first", references=(world / "stats.safetensors",), npz=world / "new" / "folder" / "x.npz")
+    measured(
+        world, "first", references=(str(world / "stats.safetensors"),), npz=str(world / "new" / "folder" / "x.npz")
+    )
     result = measured(
-        world, "new/out", model=world / "samples.npz", num=None, references=(world / "stats.safetensors",)
+        world, "new/out", model=world / "samples.npz", num=None, references=(str(world / "stats.safetensors"),)
     )
     assert result["samples"]["num"] == 9
     assert (world / "new" / "out" / "evaluation.html").is_file()
@@ -427,7 +428,7 @@ def test_samples_that_are_not_finite_stop_it_unless_they_are_drawn_again(world, 
         return Drawn(drawn.pixels, broken, 0 if how.get("redraw") else broken)
 
     monkeypatch.setattr(Pipeline, "draw", with_faults)
-    with pytest.raises(InputError, match=r"2 of images 0 to 9 are not. To go on, give --redraw, or choose"):
+    with pytest.raises(InputError, match=r"2 of images 0 to 9 contain some. To continue, set redraw=true, or choose"):
         measured(world, "out")
     result = measured(world, "redrawn", redraw=True)
     assert result["samples"]["redrawn"] == 6

@@ -10,25 +10,25 @@ from biflow.console import say, tell
 
 def app(
     model: ModelFolder,
-    host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
-    max_images: Annotated[int, typer.Option(min=1, max=1000, help="Most images at once, drawn or uploaded.")] = 100,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
+    max_images: Annotated[int, typer.Option(min=1, max=1000, help="Largest number of images at once.")] = 100,
     device: Device = None,
 ) -> None:
-    """A page in the browser: sample, edit, classify, rank, compare."""
-    from biflow.app.desk import import_gradio
+    """Open a web page: sample, edit, classify, rank, compare."""
+    from biflow.app.backend import Backend
+    from biflow.app.controls import import_gradio
     from biflow.app.server import LOCAL, serve
-    from biflow.app.studio import Studio
 
     import_gradio()
 
-    studio = Studio(open_pipeline(model, device), most=max_images)
-    with serve(studio, host=host, port=port) as address:
+    backend = Backend(open_pipeline(model, device), max_images)
+    with serve(backend, host=host, port=port) as address:
         if host not in LOCAL:
-            say(f"Note: whoever can reach {host} can use this page; it asks for no password.")
-        tell(f"Open {address} in a browser; Ctrl-C ends it.")
+            say(f"Note: anyone who can reach {host} can use this page; it has no password.")
+        tell(f"Open {address} in a browser; press Ctrl-C to stop.")
         wait()
-    tell("Ended.")
+    tell("Stopped.")
 
 
 def wait() -> None:

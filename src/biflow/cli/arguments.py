@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, each said once."""
+"""Arguments and options shared by several commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,26 +8,23 @@ import typer
 if TYPE_CHECKING:
     from biflow.pipeline import Pipeline
 
-GUIDANCE_HELP = "Strength of guidance, 0 for none; then annealed, on=shift|log_scale|both, temperature=T."
+GUIDANCE_HELP = "Guidance strength, 0 for none; optionally ,annealed ,on=shift|log_scale ,temperature=T."
 METHOD_HELP = "Sampler with its settings: reverse (one pass), sequential, or jacobi,tolerance=1e-4, say."
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a name on the hub.")]
-Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or a YAML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value.")]
+ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a Hugging Face repository.")]
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe name, or a YAML file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key.sub=value. Repeatable.")]
 OutFolder = Annotated[Path, typer.Option(help="Folder to write to.")]
 GuidanceText = Annotated[str, typer.Option(help=GUIDANCE_HELP)]
 MethodText = Annotated[str, typer.Option(help=METHOD_HELP)]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same images.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.", show_default=False)]
-Compile = Annotated[
-    bool | None,
-    typer.Option("--compile/--no-compile", help="CUDA graphs, bfloat16. Default: on a GPU for 1,000 images or more."),
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same images.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if present.", show_default=False)
 ]
 
 
 def open_pipeline(model: Path, device: str | None) -> "Pipeline":
-    """The pipeline of a model, on this device, or on a GPU if there is one."""
+    """The pipeline of a model on this device, by default on a GPU if there is one."""
     import torch
 
     from biflow.pipeline import Pipeline

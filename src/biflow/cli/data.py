@@ -1,4 +1,4 @@
-"""The command line's `data` group: look into data, encode them."""
+"""The command line's `data` group: check data, encode them."""
 
 import sys
 from pathlib import Path
@@ -13,26 +13,26 @@ from biflow.errors import InputError
 REJECTS_SHOWN = 10
 
 
-data_app = typer.Typer(no_args_is_help=True, help="Look into data of your own.")
+data_app = typer.Typer(no_args_is_help=True, help="Check your own data, and encode it.")
 
 
 @data_app.command()
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images.")],
-    size: Annotated[int, typer.Option(min=1, help="Of each image on the contact sheet, in pixels.")] = 64,
-    out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet: a row of images of each class.")] = None,
-    rejected: Annotated[Path | None, typer.Option(help="A text file for all that cannot be read.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side of each image on the contact sheet, in pixels.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet, one row per class.")] = None,
+    rejected: Annotated[Path | None, typer.Option(help="A text file that lists unreadable files.")] = None,
 ) -> None:
-    """Read a folder of images once: counts by class, sizes, modes, and what cannot be read.
+    """Read a folder of images: counts by class, sizes, modes, unreadable files.
 
-    Of latents, made by `data encode`, the checksums are compared.
+    For latents made by `data encode`, verify the checksums.
     """
     from biflow.data.latents import MANIFEST_FILE, damaged_shards
     from biflow.training.cache_latents import SETTINGS_FILE
 
     if (path / MANIFEST_FILE).is_file() or (path / SETTINGS_FILE).is_file():
         changed = damaged_shards(path)
-        tell("\n".join(f"Has changed: {name}" for name in changed) or "Every shard is as it was written.")
+        tell("\n".join(f"Changed: {name}" for name in changed) or "All shards are intact.")
         sys.exit(1 if changed else 0)
     from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
     from biflow.data.images import write_picture
@@ -47,7 +47,7 @@ def check(
     found = check_folder(path)
     sheet = contact_sheet(found, size) if out else None
     names, faults = found.layout.class_names, found.found.rejected
-    tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} cannot be read.")
+    tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} unreadable.")
     console.print(table("classes", class_rows(found)))
     for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
         if found.found.readable:
@@ -55,7 +55,7 @@ def check(
     for name, reason in list(faults.items())[:REJECTS_SHOWN]:
         tell(f"Cannot read {printable(name)}: {reason}")
     if len(faults) > REJECTS_SHOWN:
-        tell(f"... and {len(faults) - REJECTS_SHOWN:,} more that cannot be read; --rejected FILE lists all.")
+        tell(f"... and {len(faults) - REJECTS_SHOWN:,} more unreadable files; --rejected FILE lists all.")
     if rejected:
         write_rejected(rejected, faults)
         tell(f"Wrote {rejected}.")
@@ -68,15 +68,15 @@ def check(
 @data_app.command()
 def encode(
     data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
-    vae: Annotated[str, typer.Option(help="An autoencoder of diffusers: hub name or folder.")],
+    vae: Annotated[str, typer.Option(help="A diffusers autoencoder: hub name or folder.")],
     out: OutFolder,
-    size: Annotated[int, typer.Option(min=1, help="Side that images are brought to, in pixels.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time, in each process.")] = 32,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="How to read: reading.flip=true.")] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side that images are resized to, in pixels.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch, in each process.")] = 32,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="How to read the images: reading.flip=true.")] = None,
 ) -> None:
-    """Encode a data set once: moments of its latents, for training with data=latents:OUT.
+    """Encode a data set to latents, for training with data=latents:OUT.
 
-    Called again after it was stopped, it goes on; torchrun shares the work among its processes.
+    Resumes if interrupted; torchrun shares the work among its processes.
     """
     from biflow.data.latents import read_manifest
     from biflow.training.cache_latents import encode_data

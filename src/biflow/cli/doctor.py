@@ -1,4 +1,4 @@
-"""`biflow doctor`: what is installed here, what hardware is seen, and which extras are missing for what."""
+"""`biflow doctor`: installed packages, visible hardware, missing extras."""
 
 import importlib
 import os
@@ -29,19 +29,19 @@ REPAIRS = {
 
 
 def doctor() -> None:
-    """What is installed, what hardware is seen, what lacks."""
+    """Check installed extras, visible hardware and missing dependencies."""
     for title, rows in (("environment", environment_rows()), ("hardware", hardware_rows()), ("extras", extra_rows())):
         console.print(table(title, rows, numbers=False))
     for fault in (broken := faults()):
         tell(f"Broken: {fault}")
     if not broken:
-        tell("What is installed can be imported.")
+        tell("Installed packages can be imported.")
     if missing := missing_extras():
-        tell(f"Missing, to be installed where needed: pip install 'biflow[{','.join(missing)}]'")
+        tell(f"Missing extras; install those that you need: pip install 'biflow[{','.join(missing)}]'")
 
 
 def environment_rows() -> Rows:
-    """Versions, and where biflow comes from."""
+    """Versions, and the source of biflow."""
     import torch
     from huggingface_hub import constants
 
@@ -61,7 +61,7 @@ def environment_rows() -> Rows:
 
 
 def hardware_rows() -> Rows:
-    """Processors and their memory."""
+    """Processors and memory."""
     import torch
 
     from biflow.training.provenance import describe_machine
@@ -79,12 +79,12 @@ def hardware_rows() -> Rows:
         bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
         rows.append([f"GPU {index}", f"{gpu.name}, {gpu.total_memory / GIB:,.0f} GiB, {bfloat16}"])
     if not torch.cuda.device_count():
-        rows.append(["GPU", "none that torch can use"])
+        rows.append(["GPU", "none usable by torch"])
     return rows
 
 
 def extra_rows() -> Rows:
-    """Every extra: what it is for, and what is there of it."""
+    """Every extra: its purpose, and its installed packages."""
     rows = [["extra", "for", "found"]]
     for extra, (purpose, modules) in EXTRAS.items():
         found = {DISTRIBUTIONS.get(module, module): _version(DISTRIBUTIONS.get(module, module)) for module in modules}
@@ -97,7 +97,7 @@ def extra_rows() -> Rows:
 
 
 def missing_extras() -> list[str]:
-    """The extras of which nothing is installed."""
+    """Extras without any installed package."""
     return [
         extra
         for extra, (_, modules) in EXTRAS.items()
@@ -106,7 +106,7 @@ def missing_extras() -> list[str]:
 
 
 def faults() -> list[str]:
-    """What is installed and does not work, in sentences."""
+    """Installed packages that cannot be imported, in sentences."""
     found = []
     for module in TRIED:
         if _version(module) and (reason := _import_fault(module)):

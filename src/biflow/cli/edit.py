@@ -1,5 +1,6 @@
-"""The command line's `edit` group: inpaint, change of class, interpolation, variations; one sheet of pictures each."""
+"""The command line's `edit` group: inpaint, reclass, interpolate, vary; each writes one contact sheet."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from biflow.data.sheet import Tile
     from biflow.pipeline import Pipeline
 
-edit_app = typer.Typer(no_args_is_help=True, help="Edit images by way of noise; nothing is trained.")
+edit_app = typer.Typer(no_args_is_help=True, help="Edit images through their noise, without training.")
 
-CLASS_HELP = "by name, or else by number; one for all, or one an image."
+CLASS_HELP = "by name or index; one for all, or one per image."
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")]
-SheetFile = Annotated[Path, typer.Option(help="A .png for the images and what became of them.")]
+SheetFile = Annotated[Path, typer.Option(help="A .png contact sheet of images and results.")]
 Classes = Annotated[list[str] | None, typer.Option("--label", help=f"Class of the images, {CLASS_HELP}")]
 From = Annotated[list[str] | None, typer.Option("--from", help=f"Class of the images, {CLASS_HELP}")]
 
 
 class Opened(NamedTuple):
-    """A model, images, and how to come back from noise."""
+    """A model, images, and sampling options."""
 
     pipe: "Pipeline"
     pictures: "list[Picture]"
-    way: Any
+    options: Any
 
     @property
     def pixels(self) -> "Tensor":
@@ -52,33 +53,31 @@ def inpaint(
     model: ModelFolder,
     images: ImageFiles,
     out: SheetFile,
+    mask: Annotated[str, typer.Option(help="An image, white where to resample, or LEFT,TOP,RIGHT,BOTTOM in pixels.")],
     label: Classes = None,
-    mask: Annotated[Path | None, typer.Option(help="An image of the images' size, white where to redraw.")] = None,
-    box: Annotated[str | None, typer.Option(help="Instead: LEFT,TOP,RIGHT,BOTTOM in pixels, to redraw within.")] = None,
-    proposals: Annotated[int, typer.Option(min=1, help="Results for each image, the most likely first.")] = 4,
+    proposals: Annotated[int, typer.Option(min=1, help="Results per image, the most likely first.")] = 4,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Redraw a part of images; what is known stays as it is, to the pixel."""
+    """Resample the masked part of images; the rest keeps its pixels."""
     from biflow.data.sheet import Tile, painted, save_sheet
 
-    if (mask is None) == (box is None):
-        raise InputError("Expected either --mask FILE or --box LEFT,TOP,RIGHT,BOTTOM, to say what to redraw.")
-    corners = parse_box(box) if box else None
-    if mask and mask.resolve() == out.resolve():
+    box = parse_box(mask)
+    file = None if box else Path(mask)
+    if file and file.resolve() == out.resolve():
         raise InputError(f"Expected an output that is not the mask; got {out}. Choose another name.")
     opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     labels = classes_of(opened.pipe, label, opened.pictures, "--label")
-    masks = masks_of(opened.pictures, mask, corners)
+    masks = masks_of(opened.pictures, file, box)
     if masks.all():
-        say("Note: the mask keeps nothing of the image; the results are plain samples of the class.")
-    edited = opened.pipe.inpaint(opened.pixels, masks, labels, proposals=proposals, **opened.way)
+        say("Note: the mask covers the whole image; the results are plain samples of the class.")
+    edited = opened.pipe.inpaint(opened.pixels, masks, labels, proposals=proposals, **opened.options)
     assert edited.nats is not None
     rows = opened.first_tiles()
     for place, row in enumerate(rows):
-        row.append(Tile(painted(opened.pixels[place], masks[place]), "to redraw"))
+        row.append(Tile(painted(opened.pixels[place], masks[place]), "masked"))
         for i, (result, nats) in enumerate(zip(edited.pixels[place], edited.nats[place].tolist(), strict=True), 1):
             row.append(Tile(result, f"{i}: {nats:.1f} nats"))
     save_sheet(out, rows)
@@ -92,28 +91,28 @@ def reclass(
     images: ImageFiles,
     out: SheetFile,
     from_: From = None,
-    to: Annotated[list[str] | None, typer.Option(help="Class that they become; several: one result each.")] = None,
+    to: Annotated[list[str] | None, typer.Option(help="Target class; several give one result each.")] = None,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Images as images of another class, from the same noise."""
+    """Change the class of images, keeping their noise."""
     from biflow.data.images import to_pixels
     from biflow.data.sheet import Tile, save_sheet
 
     opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     pipe, rows = opened.pipe, opened.first_tiles()
     if not pipe.config.num_classes:
-        raise InputError("Expected a model with classes to change them; this one is unconditional. Use `edit vary`.")
+        raise InputError("Expected a model with classes; this one is unconditional. Use `edit vary`.")
     labels = classes_of(pipe, from_, opened.pictures, "--from")
     if not to:
-        raise InputError(f"Expected the class that the images become: --to CLASS; {known_classes(pipe)}.")
+        raise InputError(f"Expected the target class: --to CLASS; {known_classes(pipe)}.")
     targets: list[int] = pipe.model.check_labels(to).tolist()
     for place, row in enumerate(rows):
         row[0] = row[0]._replace(caption=f"input, {name_of(pipe, labels[place])}")
     for target in targets:
-        drawn = to_pixels(pipe.reclass(opened.pixels, labels, [target] * len(rows), **opened.way))
+        drawn = to_pixels(pipe.reclass(opened.pixels, labels, [target] * len(rows), **opened.options))
         for row, result in zip(rows, drawn, strict=True):
             row.append(Tile(result, f"as {name_of(pipe, target)}"))
     save_sheet(out, rows)
@@ -126,15 +125,15 @@ def interpolate(
     first: Annotated[Path, typer.Argument(metavar="FIRST", help="An image file.")],
     last: Annotated[Path, typer.Argument(metavar="LAST", help="Another.")],
     out: SheetFile,
-    from_: Annotated[str | None, typer.Option("--from", help="Class of the first, by name or number.")] = None,
-    to: Annotated[str | None, typer.Option(help="Class of the last, if another; it holds from the middle.")] = None,
-    steps: Annotated[int, typer.Option(help="Images, both ends included.")] = 7,
+    from_: Annotated[str | None, typer.Option("--from", help="Class of the first, by name or index.")] = None,
+    to: Annotated[str | None, typer.Option(help="Class of the last, if different.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of images, both ends included.")] = 7,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """The way from one image to another, over the arc between their noises."""
+    """Interpolate between two images, spherically between their noises."""
     from biflow.data.sheet import Tile, save_sheet
     from biflow.inference.edit import steps_between
 
@@ -142,14 +141,14 @@ def interpolate(
     opened = open_all(model, [first, last], out, device=device, guidance=guidance, method=method, seed=seed)
     pipe, pixels = opened.pipe, opened.pixels
     start, end = classes_of(pipe, [from_, to or from_] if from_ else None, opened.pictures, "--from")
-    edited = pipe.interpolate(pixels[:1], pixels[1:], labels=([start], [end]), steps=steps, **opened.way)
+    edited = pipe.interpolate(pixels[:1], pixels[1:], labels=([start], [end]), steps=steps, **opened.options)
     row = [Tile(pixels[0], "first")]
     for share, result in zip(shares, edited.pixels[0], strict=True):
         label = start if share < 0.5 else end
         named = f" as {name_of(pipe, label)}" * (start != end)
         row.append(Tile(result, f"{share:.0%}{named}"))
     save_sheet(out, [[*row, Tile(pixels[1], "last")]])
-    tell(f"Wrote {out}: {counted(steps, 'image')} between the two, which stand at both ends.")
+    tell(f"Wrote {out}: {counted(steps, 'image')} between the two originals.")
 
 
 @edit_app.command()
@@ -158,20 +157,20 @@ def vary(
     images: ImageFiles,
     out: SheetFile,
     label: Classes = None,
-    strength: Annotated[float, typer.Option(help="0 changes nothing, 1 everything but the class.")] = 0.3,
-    num: Annotated[int, typer.Option(min=1, help="Variations of each image.")] = 6,
+    strength: Annotated[float, typer.Option(help="0 is the reconstruction, 1 a new sample of the class.")] = 0.3,
+    num: Annotated[int, typer.Option(min=1, help="Variations per image.")] = 6,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Variations of images: some of their noise is drawn anew."""
+    """Make variations of images by resampling part of their noise."""
     from biflow.data.sheet import Tile, save_sheet
 
     check_number(strength, "--strength", most=1)
     opened = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
     labels = classes_of(opened.pipe, label, opened.pictures, "--label")
-    edited = opened.pipe.vary(opened.pixels, labels, strength=strength, num=num, **opened.way)
+    edited = opened.pipe.vary(opened.pixels, labels, strength=strength, num=num, **opened.options)
     rows = opened.first_tiles()
     for row, results in zip(rows, edited.pixels, strict=True):
         row += [Tile(result, f"{i}") for i, result in enumerate(results, 1)]
@@ -184,7 +183,7 @@ def vary(
 def open_all(
     model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
 ) -> Opened:
-    """All that edits share, each checked before the slow parts begin."""
+    """What all edits share, checked before anything slow."""
     from biflow.data.pictures import in_words, read_pictures
     from biflow.files import check_file_output
     from biflow.sampling.guidance import parse_guidance
@@ -195,7 +194,7 @@ def open_all(
     check_file_output(out)
     if out.resolve() in {each.resolve() for each in images}:
         raise InputError(f"Expected an output that is none of the images; got {out}. Choose another name.")
-    way = {"guidance": parse_guidance(guidance), "method": parse_sampler(method), "seed": seed}
+    options = {"guidance": parse_guidance(guidance), "method": parse_sampler(method), "seed": seed}
     pipe = open_pipeline(model, device)
     channels, size, _ = pipe.model.image_shape
     pictures = read_pictures(images, size, channels)
@@ -203,7 +202,7 @@ def open_all(
         raise InputError(f"Expected image files; cannot read {in_words(pictures.rejected)}. Give others.")
     for note in pictures.notes():
         say(f"Note: {note}")
-    return Opened(pipe, pictures.all, way)
+    return Opened(pipe, pictures.all, options)
 
 
 def masks_of(pictures: "list[Picture]", mask: Path | None, box: tuple[int, int, int, int] | None) -> "Tensor":
@@ -241,7 +240,7 @@ def fitting(mask: "Image", picture: "Picture") -> "Image":
     if mask.size != picture.size:
         raise InputError(
             f"Expected a mask of the size of {picture.name}, {picture.size[0]}x{picture.size[1]} pixels; "
-            f"got {mask.width}x{mask.height}. Make it that size, or use --box."
+            f"got {mask.width}x{mask.height}. Make it that size, or give a box."
         )
     return mask
 
@@ -261,18 +260,18 @@ def box_within(picture: "Picture", box: tuple[int, int, int, int]) -> "Image":
     return mask
 
 
-def parse_box(text: str) -> tuple[int, int, int, int]:
-    """Corners in pixels.
+def parse_box(text: str) -> tuple[int, int, int, int] | None:
+    """Corners in pixels; none for the name of a file.
 
-    >>> parse_box("0,4,8,8")
-    (0, 4, 8, 8)
+    >>> parse_box("0,4,8,8"), parse_box("mask.png")
+    ((0, 4, 8, 8), None)
     """
-    try:
-        left, top, right, bottom = (int(part) for part in text.split(","))
-    except ValueError:
-        left = top = right = bottom = 0
-    if not (0 <= left < right and 0 <= top < bottom):
-        raise InputError(f"Expected a box LEFT,TOP,RIGHT,BOTTOM with an area, as 0,4,8,8 has; got {text!r}.")
+    if not re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", text):
+        return None
+    corners = [int(part) for part in text.split(",")]
+    if len(corners) != 4 or not (0 <= corners[0] < corners[2] and 0 <= corners[1] < corners[3]):
+        raise InputError(f"Expected a box LEFT,TOP,RIGHT,BOTTOM with an area, such as 0,4,8,8; got {text!r}.")
+    left, top, right, bottom = corners
     return left, top, right, bottom
 
 

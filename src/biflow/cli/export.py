@@ -14,20 +14,20 @@ def export(
     out: Annotated[Path, typer.Option(help="A new file: .onnx, or .pt2 for torch.")],
     to: Annotated[str, typer.Option(help="onnx, or torch: a program of torch.export.")] = "onnx",
     precision: Annotated[str, typer.Option(help="float32; for onnx also float16 or int8.")] = "float32",
-    codec: Annotated[bool, typer.Option("--codec", help="With the decoder of a model of latents.")] = False,
+    codec: Annotated[bool, typer.Option("--codec", help="Include the decoder of a latent model.")] = False,
 ) -> None:
-    """One file (ONNX, torch) that samples without biflow.
+    """Export one-pass sampling to one file (ONNX or torch.export).
 
-    In: noise (B, T, D), standard normal; label (B,); guidance (B,). Out: image (B, P, H, W) in [-1, 1].
+    Inputs: noise (B, T, D), standard normal; label (B,); guidance (B,). Output: image (B, P, H, W) in [-1, 1].
     """
     from biflow.export.onnx import export_model
 
     written = export_model(model, out, target=to, precision=precision, codec=codec)  # type: ignore[arg-type]
     check, card = written.check, written.card
     rows = {"largest difference": check.largest, "mean difference": check.mean, "allowed": check.tolerance}
-    console.print(table(f"{counted(check.images, 'image')} beside the model's", difference_rows(rows, card["output"])))
+    console.print(table(f"{counted(check.images, 'image')} against the model's", difference_rows(rows, card["output"])))
     noise = " x ".join(map(str, card["noise_shape"]))
-    tell(f"Wrote {out}: {written.size / 1e6:.1f} MB, {precision}, noise of {noise}, gives {card['output']}.")
+    tell(f"Wrote {out}: {written.size / 1e6:.1f} MB, {precision}, noise of {noise}, output {card['output']}.")
 
 
 def difference_rows(differences: dict[str, float], output: str) -> list[list[str]]:
@@ -40,14 +40,14 @@ def difference_rows(differences: dict[str, float], output: str) -> list[list[str
 
 def playground(
     model: ModelFolder,
-    out: Annotated[Path, typer.Option(help="Folder for the page; such a page that is there is replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page; an existing page is replaced.")],
     runtime: Annotated[
-        Path | None, typer.Option(help="A folder with onnxruntime-web's files; otherwise npm fetches them, once.")
+        Path | None, typer.Option(help="Folder with onnxruntime-web's files; by default npm downloads them once.")
     ] = None,
 ) -> None:
-    """A static page that samples in the browser."""
+    """Write a static page that samples in the browser."""
     from biflow.export.playground import write_site
 
     written = write_site(model, out, runtime=runtime)
-    tell(f"The page's model is within {written.check.grey_levels:.2g} grey levels of the model folder's images.")
+    tell(f"The page's images differ from the model's by at most {written.check.grey_levels:.2g} grey levels.")
     tell(f"Wrote {out}. Serve it with: python -m http.server 8000 --directory {out}")

@@ -11,13 +11,15 @@ from biflow.console import tell
 
 def push(
     model: ModelFolder,
-    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub.")],
-    evaluation: Annotated[Path | None, typer.Option(help="An evaluation.json, for the card.")] = None,
-    licence: Annotated[str | None, typer.Option("--license", help="Of the weights, as the hub names it.")] = None,
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Hugging Face repository.")],
+    evaluation: Annotated[Path | None, typer.Option(help="An evaluation.json for the model card.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="License of the weights, in the hub's terms.")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    preview: Annotated[Path | None, typer.Option(help="Only write what would be uploaded to this new folder.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Write the upload to this new folder instead.")] = None,
 ) -> None:
-    """Upload a model with its card to the Hugging Face hub."""
+    """Upload a model and its card to the Hugging Face hub."""
     from biflow.files import check_new_folder
     from biflow.pipeline import Pipeline
 

@@ -15,8 +15,6 @@ from typer.exceptions import TyperException
 from biflow._version import __version__
 from biflow.cli.app import app as page
 from biflow.cli.arguments import (
-    BatchSize,
-    Compile,
     Device,
     GuidanceText,
     MethodText,
@@ -35,6 +33,8 @@ from biflow.cli.export import export, playground
 from biflow.cli.hub import push
 from biflow.cli.process import keep_freed_memory, share_processors
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
+from biflow.config.base import parse_config
+from biflow.config.evaluation import SampleConfig
 from biflow.console import console, counted, program, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
 
@@ -48,17 +48,17 @@ app = typer.Typer(
     epilog="Start with: biflow quickstart --out runs/quickstart",
 )
 
-START, MODELS, ELSE = "Start here", "With a trained model", "Data, plans, this machine"  # panels of the help
+START, MODELS, ELSE = "Start here", "With a trained model", "Data, planning and setup"  # panels of the help
 
 MANY = 1000  # images, for which compiling on a GPU takes less time than it saves
 
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny size that shows everything works.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny run that shows that everything works.")]
 
 
 @app.command(rich_help_panel=START)
 def quickstart(out: OutFolder = Path("runs/quickstart"), smoke: Smoke = False, resume: Resume = False) -> None:
-    """The whole way on handwritten digits, with a report."""
+    """Train, sample and evaluate on handwritten digits, with a report."""
     from biflow.quickstart.run import make_plan, run_quickstart
 
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
@@ -75,7 +75,7 @@ def train(
     smoke: Smoke = False,
     resume: Resume = False,
 ) -> None:
-    """Train what a recipe describes; model in OUT/model."""
+    """Train a recipe; the model is written to OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.data.datasets import ImageStream
     from biflow.data.open import check_apart, open_data
@@ -106,19 +106,18 @@ def sample(
     model: ModelFolder,
     out: Annotated[Path, typer.Option(help="A .npz file, a .png grid, or a folder for PNGs.")],
     num: Annotated[int, typer.Option(min=1, help="Number of images; classes take turns.")] = 64,
-    label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or number.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only these classes, in turn, by name or index.")] = None,
     guidance: GuidanceText = "0",
     method: MethodText = "reverse",
     seed: Seed = 0,
-    batch_size: BatchSize = 256,
-    redraw: Annotated[bool, typer.Option("--redraw", help="Draw again what is not finite.")] = False,
-    compile_: Compile = None,
     device: Device = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="batch_size=64, redraw=true or compile=true.")] = None,
 ) -> None:
-    """Draw images from a trained model.
+    """Sample images from a trained model.
 
     Settings follow after commas: --guidance 2.3,annealed --method gs-jacobi,tolerance=1e-4
     """
+    config = parse_config(SampleConfig, {}, set_ or (), origin="the settings")
     import torch
 
     from biflow.data.images import check_image_output, write_images
@@ -128,14 +127,12 @@ def sample(
     check_image_output(out)
     strength, sampler = parse_guidance(guidance), parse_sampler(method)
     pipe = open_pipeline(model, device)
-    if compile_ or (compile_ is None and num >= MANY and pipe.device.type == "cuda"):
+    if config.compile or (config.compile is None and num >= MANY and pipe.device.type == "cuda"):
         pipe.compile(layers="reverse" in sampler.uses)
     classes = pipe.model.check_labels(label) if label else torch.arange(max(1, pipe.config.num_classes))
     labels = classes[torch.arange(num) % len(classes)]
-    pixels = pipe.sample_pixels(
-        labels, guidance=strength, method=sampler, seed=seed, batch_size=batch_size, redraw=redraw
-    )
-    write_images(out, pixels, labels)
+    how: Any = {"guidance": strength, "method": sampler, "seed": seed, "batch_size": config.batch_size}
+    write_images(out, pipe.sample_pixels(labels, redraw=config.redraw, **how), labels)
     tell(f"Wrote {counted(num, 'image')} to {out}.")
 
 
@@ -143,18 +140,18 @@ def sample(
 def score(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
-    label: Annotated[str | None, typer.Option(help="Score as images of this class; otherwise of none.")] = None,
+    label: Annotated[str | None, typer.Option(help="Score as images of this class; by default of no class.")] = None,
     contrast: Annotated[
-        bool, typer.Option("--contrast", help="With --label: what the label adds to no class.")
+        bool, typer.Option("--contrast", help="With --label: log-likelihood ratio of the label to no class.")
     ] = False,
-    noise: Annotated[ScoreNoise, typer.Option(help="uniform: comparable bits; training: as trained.")] = "uniform",
-    draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
-    average: Annotated[Average, typer.Option(help="Of the draws: mean, or the importance-weighted bound.")] = "mean",
+    noise: Annotated[ScoreNoise, typer.Option(help="uniform: comparable bits; training: as in training.")] = "uniform",
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws per image.")] = 1,
+    average: Annotated[Average, typer.Option(help="Over draws: mean, or the importance-weighted bound.")] = "mean",
     show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file with all images.")] = None,
     device: Device = None,
 ) -> None:
-    """Rank images by likelihood: nats, bits per dimension."""
+    """Rank images by likelihood, in nats and bits per dimension."""
     from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.likelihood import Ranked
@@ -162,23 +159,23 @@ def score(
     if out:
         check_file_output(out)
     if contrast and label is None:
-        raise InputError("Expected a label to contrast with no class; got none. Add --label.")
+        raise InputError("Expected a label to compare with no class; got none. Add --label.")
     pipe = open_pipeline(model, device)
     of = pipe.config.null_label if label is None else int(pipe.model.check_labels([label]))
     if contrast and of == pipe.config.null_label:
-        raise InputError("Expected the label of a class to contrast with no class; got that of no class.")
+        raise InputError("Expected the label of a class to compare with no class; got that of no class.")
     pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
     for note in pictures.notes():
         say(f"Note: {note}")
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
-    title = f"the least likely of {counted(len(pictures.names), 'image')}"
+    title = f"least likely of {counted(len(pictures.names), 'image')}"
     if contrast:
         scores = scores.minus(pipe.log_prob(pictures.pixels, **options))
-        title = f"{counted(len(pictures.names), 'image')}, least suited by the label first"
+        title = f"{counted(len(pictures.names), 'image')}, lowest log-likelihood ratio first"
     ranking = scores.rank(pictures.names)
     if odd := int((~scores.nats.isfinite()).sum()):
-        say(f"Warning: {odd} of {counted(len(ranking), 'image')} without a finite likelihood; ranked first.")
+        say(f"Warning: {odd} of {counted(len(ranking), 'image')} with NaN or infinite likelihood; ranked first.")
     if show:
         console.print(_ranking_table(title, ranking[:show]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
@@ -192,17 +189,17 @@ def score(
 def classify(
     model: ModelFolder,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help=IMAGES_HELP)],
-    top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 1,
+    top: Annotated[int, typer.Option(min=1, help="Most probable classes to list per image.")] = 1,
     method: Annotated[
-        ClassifyMethod, typer.Option(help="One gradient; ten; or every class tried: best, one pass a class.")
+        ClassifyMethod, typer.Option(help="One gradient, ten, or Bayes' rule: most accurate, one pass per class.")
     ] = "gradient",
-    noise: Annotated[ClassifyNoise, typer.Option(help="Added to the images: as trained, or less.")] = "training",
-    draws: Annotated[int, typer.Option(min=1, help="Draws of noise on each image.")] = 1,
+    noise: Annotated[ClassifyNoise, typer.Option(help="Noise added to the images.")] = "training",
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws per image.")] = 1,
     show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,
-    out: Annotated[Path | None, typer.Option(help="A .csv file for all of them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .csv file with all images.")] = None,
     device: Device = None,
 ) -> None:
-    """Tell images' classes by the likelihood of the flow."""
+    """Classify images by the flow's likelihood."""
     from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.classify import Guess, best_guesses
@@ -237,12 +234,12 @@ app.command(rich_help_panel=ELSE)(doctor)
 def plan(
     recipe: Recipe,
     set_: Settings = None,
-    devices: Annotated[int, typer.Option(help="Devices that share a batch.")] = 8,
-    device_memory: Annotated[float, typer.Option(help="Memory of each, in GiB.")] = 80.0,
-    tflops: Annotated[float, typer.Option(help="Peak TFLOP/s of each, for the hours.")] = 400.0,
-    utilisation: Annotated[float, typer.Option(help="The share of this peak that training uses.")] = 0.4,
+    devices: Annotated[int, typer.Option(help="Devices.")] = 8,
+    device_memory: Annotated[float, typer.Option(help="Memory per device, in GiB.")] = 80.0,
+    tflops: Annotated[float, typer.Option(help="Peak TFLOP/s per device.")] = 400.0,
+    utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
 ) -> None:
-    """What training a recipe will cost; nothing is run."""
+    """Estimate what training a recipe costs, without running it."""
     config = load_recipe(recipe, set_ or ())
     from biflow.plan.operations import stage_fits
     from biflow.plan.report import Machine, hour_rows, left_out, memory_rows, operation_rows, parameter_rows
@@ -250,29 +247,29 @@ def plan(
     machine = Machine(devices, device_memory, tflops, utilisation)
     tables = {"parameters": parameter_rows(config), "operations an image": operation_rows(config)}
     for stage, fit in stage_fits(config).items():
-        title = f"GiB a device, {stage}: {machine.share(fit.batch_size)} images on each of {devices}, {fit.precision}"
+        title = f"GiB per device, {stage}: {machine.share(fit.batch_size)} images on each of {devices}, {fit.precision}"
         tables[title] = memory_rows(config, stage, machine)
-    assumed = f"if {utilisation:.0%} of {tflops:g} TFLOP/s a device is used, an assumption"
+    assumed = f"assuming {utilisation:.0%} of {tflops:g} TFLOP/s per device"
     for title, rows in {**tables, f"hours on {devices} devices, {assumed}": hour_rows(config, machine)}.items():
         console.print(table(title, rows))
     if names := left_out(config):
-        tell(f"Without what these take: {', '.join(names)}.")
+        tell(f"Not counted: {', '.join(names)}.")
 
 
-import_app = typer.Typer(no_args_is_help=True, help="Make a model folder from a published checkpoint.")
+import_app = typer.Typer(no_args_is_help=True, help="Convert a published checkpoint to a model folder.")
 app.add_typer(import_app, name="import", rich_help_panel=ELSE)
 
 
 @import_app.command()
 def tarflow(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A state dict of ml-tarflow.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ml-tarflow state dict.")],
     out: OutFolder,
-    noise_std: Annotated[float, typer.Option(min=0, help="Noise it was trained with: the last number of its name.")],
-    image_size: Annotated[int | None, typer.Option(min=1, help="Needed where the tensors leave it open.")] = None,
-    class_names: Annotated[str | None, typer.Option(help="Names of the classes, between commas.")] = None,
-    codec: Annotated[str | None, typer.Option(help="Of latents: vae:NAME, their autoencoder.")] = None,
+    noise_std: Annotated[float, typer.Option(min=0, help="Training noise: the last number of the file's name.")],
+    image_size: Annotated[int | None, typer.Option(min=1, help="Image size, if the tensors leave it open.")] = None,
+    class_names: Annotated[str | None, typer.Option(help="Class names, separated by commas.")] = None,
+    codec: Annotated[str | None, typer.Option(help="Autoencoder of a latent model: vae:NAME.")] = None,
 ) -> None:
-    """Read an ml-tarflow checkpoint, such as afhq_model_8_768_8_8_0.07.pth."""
+    """Convert an ml-tarflow checkpoint, such as afhq_model_8_768_8_8_0.07.pth."""
     from biflow.checkpoint import save_model
     from biflow.files import check_new_folder
     from biflow.hub.tarflow import load_tarflow
@@ -295,7 +292,9 @@ app.add_typer(data_app, name="data", rich_help_panel=ELSE)
 
 @app.command(rich_help_panel=ELSE)
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, all keys explained.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Print this recipe, every key explained.")
+    ] = None,
     key: Annotated[str | None, typer.Option("--explain", metavar="KEY", help="Explain this key alone.")] = None,
 ) -> None:
     """List the recipes, or print one."""
@@ -322,12 +321,12 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def summary_tables(report: dict[str, Any]) -> list[Table]:
-    """The numbers of a quickstart that matter most, for the terminal."""
+    """The main numbers of a quickstart, for the terminal."""
     from biflow.quickstart.report import classification_rows, quality_rows, speed_rows
 
-    total = f"{report['total_seconds'] / 60:.1f} minutes in all"
+    total = f"{report['total_seconds'] / 60:.1f} minutes in total"
     return [
-        table(f"{report['samples']['count']:,} samples each way", quality_rows(report)),
+        table(f"{report['samples']['count']:,} samples per sampler", quality_rows(report)),
         table(
             f"{report['data']['classified_images']:,} test images, classified by likelihood",
             classification_rows(report),
@@ -348,8 +347,8 @@ RESUMABLE = ("quickstart", "train")
 def main() -> None:
     """Entry point: bad input ends with one line and code 2, an interrupted command with 130.
 
-    Training that was terminated (SIGTERM, as before a pre-emption) and has saved its state ends with 0, one whose
-    numbers were not finite any more with 1.
+    Training that was terminated (SIGTERM, as before a pre-emption) and has saved its state ends with 0, training that
+    diverged with 1.
     """
     keep_freed_memory()
     share_processors()
@@ -390,22 +389,22 @@ def main() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     # Only a Ctrl-C comes here.
-    say_once(f"Stopped.{what_is_left()}")
+    say_once(f"Stopped.{after_interruption()}")
     sys.exit(INTERRUPTED)
 
 
-def what_is_left() -> str:
-    """What a person who stopped this command in the middle can do next."""
+def after_interruption() -> str:
+    """How to continue after an interruption."""
     if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
         return f" If training had begun: {how_to_resume()}"
     if sys.argv[1:3] == ["data", "encode"]:
-        return " What was encoded is kept; the same command goes on."
+        return " Encoded shards are kept; run the same command to continue."
     if sys.argv[1:2] == ["evaluate"]:
-        return " What was drawn is kept; the same command goes on."
+        return " Samples are kept; run the same command to continue."
     return ""
 
 
 def how_to_resume() -> str:
-    """The command that continues this one."""
+    """The command that resumes this one."""
     command = [word for word in sys.argv[1:] if word != "--resume"]
-    return f"continue with {program()} {shlex.join([*command, '--resume'])}"
+    return f"resume with {program()} {shlex.join([*command, '--resume'])}"

@@ -48,10 +48,10 @@ class Pictures(NamedTuple):
         return skipped + notes_on(self.all)
 
 
-def read_pictures(given: Path | Sequence[Path], size: int, channels: int) -> Pictures:
+def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
     """Read files, a folder with its subfolders, or an ADM sample file, resized and cropped to the model's size.
 
-    Unreadable files are skipped and listed in `rejected`; raises if none is readable.
+    Unreadable files, and those with more than max_pixels, are skipped and listed in `rejected`; raises if none is left.
     """
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
@@ -64,7 +64,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int) -> Pic
     rejected = {}
     for name, file in files.items():
         try:
-            found.append(read_picture(file, size, channels, name=name))
+            found.append(read_picture(file, size, channels, name=name, max_pixels=max_pixels))
         except Exception as error:  # Pillow's decoders raise many types
             rejected[name] = reason_of(error)
     if not found:
@@ -83,9 +83,9 @@ def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     return {given.name: given}
 
 
-def read_picture(file: Path, size: int, channels: int, *, name: str = "") -> Picture:
+def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pixels: int | None = None) -> Picture:
     """Read one image file at the model's size, transparency on white; raises Pillow's errors."""
-    image, mode, _ = decode(file)
+    image, mode, _ = decode(file, max_pixels=max_pixels)
     if mode in ("1", "L", "LA") or mode.startswith("I"):
         image = image.convert("L")  # LA composited on white is still grey
     white = ["composited on white"] * shows_through(file)

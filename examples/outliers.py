@@ -1,8 +1,8 @@
 """Write two folders of images that contain outliers, for `biflow score` to find.
 
-    python examples/out_of_place.py runs/out_of_place
-    biflow score runs/quickstart/model runs/out_of_place/digits
-    biflow score runs/quickstart/model runs/out_of_place/sevens --label 7 --contrast --show 8
+    python examples/outliers.py runs/outliers
+    biflow score runs/quickstart/model runs/outliers/digits
+    biflow score runs/quickstart/model runs/outliers/sevens --label 7 --contrast --show 8
 
 OUT/digits holds 340 test digits and 20 outliers, four of each of five kinds.  OUT/sevens holds the test digits of class
 7 and four digits of other classes.  The file names say which images are outliers.
@@ -20,7 +20,7 @@ from biflow.data.datasets import load_data
 from biflow.data.images import to_pil
 from biflow.data.randomness import stream
 
-INTRUDERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+OUTLIERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda images: 255 - images,
     "blurred": lambda images: F.avg_pool2d(images.float(), 3, stride=1, padding=1).round().to(torch.uint8),
     "mirrored": lambda images: images.flip(3),
@@ -44,7 +44,7 @@ def main() -> None:
     out = parser.parse_args().out
     test = load_data("digits").test
     digits = {f"digit_{i:03d}": image for i, image in enumerate(test.images[:340])}
-    for index, (kind, change) in enumerate(INTRUDERS.items()):
+    for index, (kind, change) in enumerate(OUTLIERS.items()):
         source = test.images[340 + 4 * index : 344 + 4 * index]
         digits |= {f"{kind}_{i}": image for i, image in enumerate(change(source))}
     write_folder(out / "digits", digits)
