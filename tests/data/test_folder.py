@@ -296,7 +296,7 @@ FAULTS = {
     "three splits": ([f"{part}/a/x.png" for part in ("train", "val", "test")], {}, "got all three"),
     "test split with other classes": (["train/a/x.png", "val/b/x.png"], {}, "the classes b missing from train/"),
     "test split without classes": (["train/a/x.png", "val/x.png"], {}, "images without a class missing from train/"),
-    "nothing": ([], {}, "there is none"),
+    "nothing": ([], {}, "found none"),
     "a class without images": (["a/bad.png", *[f"b/{i}.png" for i in range(20)]], {}, "those in a are all"),
     "all held out": (["x.png"], {"test_share": 0.999999}, "all are held out"),
     "none readable": (["b/bad.png", "b/bad.jpg"], {}, "2 of 2"),

@@ -101,7 +101,7 @@ def lay_out(root: Path) -> Layout:
     check_is_folder(root)
     names = list_images(root)
     if not names:
-        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; there is none.")
+        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; found none.")
     inner = {name.partition("/")[0] if "/" in name else "" for name in names}
     if inner == {"train", "val", "test"}:
         raise InputError(

@@ -69,7 +69,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
             rejected[name] = reason_of(error)
     if not found:
         where = f" in {given}" if isinstance(given, Path) else ""
-        why = f"cannot read {in_words(rejected)}" if files else "there is none"
+        why = f"cannot read {in_words(rejected)}" if files else "found none"
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}){where}; {why}.")
     return Pictures(found, rejected)
 
