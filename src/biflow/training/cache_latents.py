@@ -9,7 +9,7 @@ from biflow.config import ReadingConfig
 from biflow.config.base import Config, first_difference, parse_config, to_yaml
 from biflow.console import counting
 from biflow.data.datasets import ImageStream, Source
-from biflow.data.latents import MANIFEST_FILE, Encoder, write_manifest
+from biflow.data.latents import MANIFEST_FILE, LatentWriter, write_manifest
 from biflow.data.open import check_apart, open_data
 from biflow.data.scan import write_rejected
 from biflow.distributed import join_world
@@ -46,7 +46,7 @@ def encode_data(
         split = open_data(data, image_shape, config.reading)
         codec.to(world.device)
         share = (world.rank, world.size)
-        encoder = Encoder(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
+        encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
         names = [
             name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
         ]
@@ -66,7 +66,7 @@ def encode_data(
         return counts[0] if world.is_main else None
 
 
-def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
+def write_split(encoder: LatentWriter, data: Source, split: str, console: Console) -> list[str]:
     """The shards of one split, with its progress."""
     if isinstance(data, ImageStream):
         raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
