@@ -6,6 +6,7 @@ import shlex
 import typing
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_PYTHON = [name for name in NAMES if "```python\n" in (ROOT / name).read_text(encoding="utf-8")]
+BLOCK = re.compile(r"^\$\$\n(.+?)\n\$\$$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<![\\$\w])\$([^\s$](?:[^$\n]*[^\s$])?)\$(?![\w$])")
+FORMULA = re.compile(f"{BLOCK.pattern}|{INLINE.pattern}", re.MULTILINE | re.DOTALL)
 CLI = typer.main.get_command(app)
 README_LINES = 120
 UNRUN = {  # blocks of Python that tests do not run: page and a call in it, and why
@@ -77,7 +81,7 @@ def test_a_wrong_command_is_found():
 
 
 def test_every_row_of_the_mathematics_names_a_function_that_exists():
-    rows = re.findall(r"\| `(\S+\.py)` \| `(\S+)` \|$", (ROOT / "docs/mathematics.md").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"\| `(\S+\.py)`<br>`(\S+)` \|$", (ROOT / "docs/mathematics.md").read_text("utf-8"), re.MULTILINE)
     assert len(rows) > 40
     for file, name in rows:
         found = import_module("biflow." + file.removesuffix(".py").replace("/", "."))
@@ -89,7 +93,7 @@ def test_every_row_of_the_mathematics_names_a_function_that_exists():
 def test_every_row_of_the_mathematics_is_read_by_the_test_above():
     text = (ROOT / "docs/mathematics.md").read_text("utf-8").partition("## Where each is")[2]
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| symbol")]
-    assert all(re.search(r"\| `\S+\.py` \| `\S+` \|$", row) for row in rows)
+    assert all(re.search(r"\| `\S+\.py`<br>`\S+` \|$", row) for row in rows)
 
 
 def test_every_source_file_of_the_methods_exists():
@@ -134,6 +138,36 @@ def test_every_public_name_is_in_the_reference():
     text = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
     named = {name.rpartition(".")[2] for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
     assert set(biflow.__all__) - {"__version__"} <= named
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_formulas_can_be_shown_without_a_script(page):
+    pytest.importorskip("latex2mathml", reason="needs the extra 'docs'")
+    spec = spec_from_file_location("mathml", ROOT / "docs/hooks/mathml.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(hook := module_from_spec(spec))
+    for formula in formulas_of(page):
+        assert hook.to_mathml(formula).startswith("<math ")
+    with pytest.raises(ValueError, match="alhpa"):
+        hook.to_mathml(r"\alhpa")
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_formulas_are_read_alike_by_github_and_the_site(page):
+    """Every $ has its pair; nothing that Markdown takes for an escape, or for the end of a cell of a table."""
+    formulas = list(formulas_of(page))
+    text = re.sub(r"`[^`\n]*`", "", without_code((ROOT / page).read_text(encoding="utf-8")))
+    assert "$" not in FORMULA.sub("", text)
+    for formula in formulas:
+        assert not re.search(r"\\[^a-zA-Z]", formula), formula
+        assert formula.count("{") == formula.count("}"), formula
+    rows = [row for row in text.splitlines() if row.startswith("|")]
+    assert not [row for row in rows if any(re.search(r"\\?\|", formula[1]) for formula in INLINE.finditer(row))]
+
+
+def test_formulas_are_found():
+    assert len(list(formulas_of("docs/mathematics.md"))) > 100
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +216,18 @@ def test_the_citation_names_the_package_and_its_papers():
     assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
     papers = {identifier["value"] for paper in citation["references"] for identifier in paper["identifiers"]}
     assert {"arXiv:2412.06329", "arXiv:2511.22345", "arXiv:2512.10953"} <= papers
+
+
+def without_code(text: str) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^(```.*?^```|    .*?)$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def formulas_of(page: str) -> Iterator[str]:
+    """The LaTeX of the formulas of a page."""
+    text = re.sub(r"`[^`\n]*`", "", without_code((ROOT / page).read_text(encoding="utf-8")))
+    for found in FORMULA.finditer(text):
+        yield found[1] or found[2]
 
 
 def python_of(page: str) -> Iterator[str]:
