@@ -29,7 +29,7 @@ from biflow.features.judge import Judge
 from biflow.files import write_text
 from biflow.models.model import Model
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge
+from biflow.quickstart.measures import SampleScorer
 from biflow.sampling.samplers import find_sampler
 from biflow.training.provenance import describe_machine
 
@@ -162,7 +162,7 @@ def score_training(work: Work, job: tuple[int, str]) -> None:
     flow, overrides = TRAININGS[name]
     source = train_flow(work, (seed, flow))
     folder = train(work, seed, name, ["stage=reverse", f"flow_from={source}", *FLOWS[flow], *overrides])
-    measure = SampleJudge(judge_of(work), load_data(work.data).train)
+    measure = SampleScorer(judge_of(work), load_data(work.data).train)
     for table, rows in TABLES.items():
         for row in rows:
             if row.training == name and read_score(work, seed, table, row) is None:
@@ -172,7 +172,7 @@ def score_training(work: Work, job: tuple[int, str]) -> None:
                 write_text(path, json.dumps({"of": scoring_key(work, row), "scores": found}) + "\n")
 
 
-def score(work: Work, row: Row, model: Model, measure: SampleJudge) -> dict[str, float]:
+def score(work: Work, row: Row, model: Model, measure: SampleScorer) -> dict[str, float]:
     """Fréchet distance and class accuracy of a row's samples, at its best guidance strength if it is guided."""
     if row.sampled_as and model.reverse:
         model.reverse.config = ReverseConfig(**{**model.reverse.config.model_dump(), **dict(row.sampled_as)})
@@ -299,7 +299,7 @@ def main() -> None:
         for table, rows in TABLES.items()
         for row in rows
     }
-    real = SampleJudge(judge, data.train)(data.test.images, data.test.labels)["frechet_distance"]
+    real = SampleScorer(judge, data.train)(data.test.images, data.test.labels)["frechet_distance"]
     numbers: dict[str, Any] = {"machine": describe_machine(torch.device("cpu")), "seeds": len(seeds), "real": real}
     numbers |= {"steps": work.steps, "samples": work.samples, "data": work.data}
     numbers["rows"] = [{"table": table, "row": row, "seeds": found} for (table, row), found in scores.items()]

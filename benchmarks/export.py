@@ -20,10 +20,10 @@ from torch import Tensor
 
 from biflow.data.datasets import load_data
 from biflow.data.randomness import normal_for
-from biflow.export.onnx import Sampler, export_model, make_sampler, read_onnx, read_torch
+from biflow.export.onnx import SampleFunction, export_model, make_sampler, read_onnx, read_torch
 from biflow.features.judge import load_judge
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge
+from biflow.quickstart.measures import SampleScorer
 from biflow.training.provenance import describe_machine
 
 BATCHES, ROUNDS = (1, 16, 256), 15
@@ -38,7 +38,7 @@ FILES = {
 PLAIN = "PyTorch"
 
 
-def write_files(model: Path, folder: Path) -> tuple[dict[str, Sampler], dict[str, dict[str, float]]]:
+def write_files(model: Path, folder: Path) -> tuple[dict[str, SampleFunction], dict[str, dict[str, float]]]:
     """Export every format: a sampling function for each, and its size and difference from PyTorch."""
     samplers, found = {}, {}
     for name, (target, precision) in FILES.items():
@@ -57,7 +57,7 @@ def inputs(pipe: Pipeline, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return noise, torch.arange(count) % max(1, pipe.config.num_classes), torch.full((count,), GUIDANCE)
 
 
-def measure_times(samplers: dict[str, Sampler], pipe: Pipeline) -> dict[str, dict[str, float]]:
+def measure_times(samplers: dict[str, SampleFunction], pipe: Pipeline) -> dict[str, dict[str, float]]:
     """Milliseconds per image of every format, by batch size."""
     found: dict[str, dict[str, float]] = {name: {} for name in samplers}
     for batch in BATCHES:
@@ -69,11 +69,11 @@ def measure_times(samplers: dict[str, Sampler], pipe: Pipeline) -> dict[str, dic
     return found
 
 
-def judge_samples(samplers: dict[str, Sampler], pipe: Pipeline, run: Path) -> dict[str, dict[str, float]]:
+def judge_samples(samplers: dict[str, SampleFunction], pipe: Pipeline, run: Path) -> dict[str, dict[str, float]]:
     """Sample quality of every format from the same noise, by the reference classifier."""
     if not (run / "judge").is_dir():
         return {}
-    judge = SampleJudge(load_judge(run / "judge"), load_data("digits").train)
+    judge = SampleScorer(load_judge(run / "judge"), load_data("digits").train)
     given = inputs(pipe, JUDGED)
     found = {}
     for name, sampler in samplers.items():

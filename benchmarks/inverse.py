@@ -36,7 +36,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi, measure_groups
 from biflow.sampling.one_pass import guess_states
 from biflow.sampling.refine import refine
-from biflow.sampling.result import Sample
+from biflow.sampling.result import SamplerOutput
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.provenance import describe_machine
 
@@ -95,14 +95,14 @@ def measure(model: Model, guidance: Guidance, tolerance: float) -> dict[str, Any
     z, labels = normal_for([0], shape, "inverse"), torch.tensor([3])
     several, classes = normal_for(range(8), shape, "groups"), torch.arange(8)
     groups = measure_groups(flow, several, classes, guidance=guidance, tolerance=tolerance)
-    samplers: dict[str, Callable[[], Sample]] = {
+    samplers: dict[str, Callable[[], SamplerOutput]] = {
         "sequential": lambda: invert_sequentially(flow, z, labels, guidance=guidance),
         "jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=tolerance),
         "gs_jacobi": lambda: invert_by_jacobi(flow, z, labels, guidance=guidance, tolerance=tolerance, groups=groups),
     }
     if reverse:
 
-        def refined() -> Sample:
+        def refined() -> SamplerOutput:
             start = guess_states(reverse, z, labels, guidance)
             return refine(flow, z, labels, start=start, guidance=guidance, tolerance=tolerance)
 

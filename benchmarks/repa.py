@@ -44,7 +44,7 @@ from biflow.models.forward_flow import ForwardFlow
 from biflow.models.model import Model, new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
-from biflow.quickstart.measures import SampleJudge, measure_flow
+from biflow.quickstart.measures import SampleScorer, measure_flow
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.loop import Hook, Report, Trainer
@@ -118,7 +118,7 @@ def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hoo
 def scorer(work: Work, samples: int) -> Callable[[ForwardFlow], dict[str, float]]:
     """A function that measures a flow: single-gradient accuracy, and samples of its exact inverse."""
     data = load_data(work.data)
-    measure = SampleJudge(judge_of(work), data.train)
+    measure = SampleScorer(judge_of(work), data.train)
 
     def score(flow: ForwardFlow) -> dict[str, float]:
         model = Model(flow.config, data.test.class_names, flow, None)
@@ -167,7 +167,7 @@ def score_reverse(work: Work, job: tuple[int, str]) -> None:
     if path.exists() and json.loads(path.read_text())["of"] == of:
         return
     pipe = Pipeline.from_pretrained(folder)
-    labels, measure = torch.arange(work.samples) % pipe.config.num_classes, SampleJudge(judge_of(work), data)
+    labels, measure = torch.arange(work.samples) % pipe.config.num_classes, SampleScorer(judge_of(work), data)
     found = [measure(pipe.sample_pixels(labels, guidance=w, seed=SEED), labels) for w in STRENGTHS]
     best = min(found, key=lambda each: each["frechet_distance"])
     scores = {**found[0], **{f"best_{key}": value for key, value in best.items()}}

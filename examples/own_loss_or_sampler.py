@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from biflow import Guidance, OnePass, Pipeline
 from biflow.data.images import write_images
 from biflow.models.model import Model
-from biflow.sampling.result import Sample
+from biflow.sampling.result import SamplerOutput
 from biflow.sampling.samplers import Sampler
 
 ONE_PASS = OnePass()
@@ -43,7 +43,7 @@ class BestOf:
         """Prepare the inner sampler, once for a model and a guidance strength."""
         return BestOf(self.draws, self.sampler.prepare(model, guidance))
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         best, least, calls = z, torch.full_like(z[:, 0, 0], torch.inf), 0
         for k in range(self.draws):
@@ -53,7 +53,7 @@ class BestOf:
             best = torch.where((missed < least)[:, None, None], drawn.x, best)
             least = torch.minimum(least, missed)
             calls += drawn.network_calls + len(model.flow.blocks)
-        return Sample(best, network_calls=calls, rounds=calls)
+        return SamplerOutput(best, network_calls=calls, rounds=calls)
 
 
 def signs(k: int, like: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ def test_fields_are_in_the_reference(griffe_package):
 
 
 def test_comments_constants_and_examples_are_in_the_reference(griffe_package):
-    fields = griffe_package["sampling.result.Sample"].docstring.parsed[1].value
+    fields = griffe_package["sampling.result.SamplerOutput"].docstring.parsed[1].value
     assert fields[0].description.startswith("(B, T, D)")
     members = griffe_package["sampling.jacobi"].members
     assert not [name for name, member in members.items() if name.isupper() and not member.is_alias]

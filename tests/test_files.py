@@ -8,7 +8,7 @@ from biflow.errors import InputError
 from biflow.files import check_file_output, check_writable, replace_file, replace_folder
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with contextlib.suppress(RuntimeError), replace_file(path) as temporary:
@@ -21,18 +21,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_stays_when_its_replacement_cannot_take_its_place(tmp_path, monkeypatch):
+def test_a_folder_is_kept_if_replacing_it_fails(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "weights").write_text("old")
     rename = Path.rename
 
-    def fail_for_the_new_one(self, target):
+    def fail_for_the_replacement(self, target):
         if self.name.endswith(".part"):
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    monkeypatch.setattr(Path, "rename", fail_for_the_replacement)
     with pytest.raises(OSError, match="Input/output"), replace_folder(folder) as temporary:
         (temporary / "weights").write_text("new")
     assert (folder / "weights").read_text() == "old"
@@ -48,7 +48,7 @@ def test_a_link_to_a_file_stays_a_link(tmp_path):
     assert (tmp_path / "real").read_text() == "new"
 
 
-def test_nothing_takes_the_place_of_a_pipe_or_of_another_kind(tmp_path):
+def test_a_pipe_or_another_kind_is_never_replaced(tmp_path):
     """As root, a rename would replace even a device."""
     pipe, folder, file = tmp_path / "pipe", tmp_path / "folder", tmp_path / "file"
     os.mkfifo(pipe)
@@ -78,7 +78,7 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/run"])
-def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, name):
+def test_an_unwritable_path_is_one_sentence(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Choose another output path"):
         check_writable(tmp_path / name)

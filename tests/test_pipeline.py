@@ -154,9 +154,9 @@ def test_the_null_label_is_allowed(pipe):
         ([4], r"labels from 0 to 2, or 3 for no class; got 4"),
         ([-1], r"got -1"),
         ([], "one or more"),
-        ([0.5], "labels, numbers or names"),
+        ([0.5], "labels, indices or names"),
         (["d"], "Unknown class 'd'; choose one of a, b, c"),
-        ([True], "labels, numbers or names"),
+        ([True], "labels, indices or names"),
         ([[0], [1]], "one or more"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file or folder is replaced as a whole or not at all."""
 
 import csv
 import io
@@ -14,9 +14,9 @@ from biflow.errors import InputError
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends well.
+    """Yield a temporary path to write to, which replaces `path` if the block succeeds.
 
-    A link stays one: the file that it points to is replaced.
+    A symlink is kept and its target replaced.
     """
     path = path.resolve()
     _check_replaceable(path, path.is_file(), "file")
@@ -31,7 +31,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder of files; a folder that stood there is replaced at the end, or stays if that fails."""
+    """The same for a folder; an existing folder is replaced at the end, or kept if that fails."""
     path = path.resolve()
     _check_replaceable(path, path.is_dir(), "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,13 +56,13 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or nothing."""
+    """Write a text file atomically."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table as CSV, whole or not at all."""
+    """Write a table as CSV atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
@@ -70,7 +70,7 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]])
 
 
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be written into this folder, which need not exist yet; leaves nothing behind."""
+    """Raise unless this folder, which need not exist yet, is writable; leaves nothing behind."""
     existing = folder
     try:
         while not existing.exists() and existing != existing.parent:
@@ -81,12 +81,12 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise InputError(
-            f"Expected a place to write to; cannot write to {folder} ({error.strerror}). Choose another output path."
+            f"Expected a writable folder; cannot write to {folder} ({error.strerror}). Choose another output path."
         ) from None
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raise unless a folder can be made here without touching files of the user's: it is new or empty."""
+    """Raise unless the folder is new or empty, so that no user file is overwritten."""
     check_writable(folder.parent)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another output path.")
@@ -95,33 +95,33 @@ def check_new_folder(folder: Path) -> None:
 
 
 def check_file_output(path: Path) -> None:
-    """Raise unless a file can be written to this path, whose folders need not exist yet."""
+    """Raise unless this path, whose folders need not exist yet, is writable."""
     check_writable(path.parent)
     _check_replaceable(path, path.is_file(), "file")
 
 
 def check_outside(path: Path, folder: Path) -> None:
-    """Raise if this output would land in a folder of the user's that is only ever read."""
+    """Raise if this output would land in a folder that is only read from."""
     if path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"Expected an output outside of {folder}, where nothing is ever written; got {path}. Choose another path."
+            f"Expected an output outside of {folder}, which is only read; got {path}. Choose another path."
         )
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept between runs: biflow/ in $XDG_CACHE_HOME, or else in ~/.cache."""
+    """The cache folder: biflow/ in $XDG_CACHE_HOME, else in ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (home if home.is_absolute() else Path.home() / ".cache") / "biflow"
 
 
-def _check_replaceable(path: Path, same_kind: bool, wanted: str) -> None:
-    """Raise where the path is taken by something else: a rename would put an ordinary file in a device's place."""
+def _check_replaceable(path: Path, same_kind: bool, expected: str) -> None:
+    """Raise if something of another kind is at this path: a rename would replace a device with a regular file."""
     if path.exists() and not same_kind:
         kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
-        raise InputError(f"Expected a {wanted} to write; {path} is {kind}. Choose another name.")
+        raise InputError(f"Expected a {expected} to write; {path} is {kind}. Choose another name.")
 
 
 def _flush(path: Path) -> None:
-    """Wait until the file is on the disk, so that a power failure after the rename cannot leave it empty."""
+    """Sync the file to disk, so that a power failure after the rename cannot leave it empty."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,7 +1,8 @@
-"""The app: what its tabs do, its limits, and the page in a browser."""
+"""The demo app: results of the tabs, limits, and the page in a browser."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,9 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
-from biflow.app.html import as_html
-from biflow.app.studio import MOST_COMPARED, MOST_RESULTS, Figure, Part, Shown, Studio, decimals
-from biflow.app.uploads import EVERYTHING, HALVES, MOST_PIXELS, PAINTED, mask_of
+from biflow.app.backend import MAX_COMPARED, MAX_PIXELS, MAX_RESULTS, Backend, Figure, Section, TabResult, format_fixed
+from biflow.app.html import result_html
+from biflow.app.mask import EVERYTHING, HALVES, PAINTED, mask_of
 from biflow.checkpoint import save_model
 from biflow.errors import InputError
 from biflow.models.codec import VaeCodec
@@ -27,51 +28,51 @@ from biflow.pipeline import Pipeline
 from tests.builders import tiny_config, tiny_model
 
 CHROMIUM = Path("/usr/bin/chromium")
-WATCHED = """
+AUDITED_CLI = """
 import sys
 
-def watch(event, args):
+def report_connections(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in ("127.0.0.1", "localhost"):
-        print("FOREIGN", args[1], file=sys.stderr, flush=True)
+        print("EXTERNAL", args[1], file=sys.stderr, flush=True)
 
-sys.addaudithook(watch)
-from biflow.cli import main
+sys.addaudithook(report_connections)
+from biflow.cli.main import main
 
 main()
 """
-LISTED = """
+LIST_COMPONENTS = """
 import json, sys
 from biflow import Pipeline
-from biflow.app.studio import Studio
+from biflow.app.backend import Backend
 from biflow.app.tabs import make_page
 
-pages = [make_page(Studio(Pipeline.from_pretrained(folder))).config for folder in sys.argv[1:]]
-parts = [[each["props"].get("elem_id") for each in page["components"]] for page in pages]
-calls = [[each["api_visibility"] for each in page["dependencies"]] for page in pages]
-print(json.dumps(list(zip(parts, calls))))
+pages = [make_page(Backend(Pipeline.from_pretrained(folder))).config for folder in sys.argv[1:]]
+ids = [[each["props"].get("elem_id") for each in page["components"]] for page in pages]
+visibility = [[each["api_visibility"] for each in page["dependencies"]] for page in pages]
+print(json.dumps(list(zip(ids, visibility))))
 """
-VISIT = """
+VISIT_PAGE = """
 const { chromium } = require('playwright-core');
 const [url, path, files, upload] = [process.argv[2], process.argv[3], process.argv[4].split(','), process.argv[5]];
 const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync'].map(name => `--disable-${name}`);
 (async () => {
   const browser = await chromium.launch({ executablePath: path, args: ['--no-sandbox', '--no-first-run', ...quiet] });
   const page = await browser.newPage({ viewport: { width: 390, height: 844 } });
-  const seen = { foreign: [], errors: [] };
+  const seen = { external: [], errors: [] };
   page.on('request', request => {
     const { protocol, hostname } = new URL(request.url());
-    if (protocol.startsWith('http') && hostname !== '127.0.0.1') seen.foreign.push(request.url());
+    if (protocol.startsWith('http') && hostname !== '127.0.0.1') seen.external.push(request.url());
   });
   page.on('pageerror', error => seen.errors.push(error.message));
   const open = name => page.getByRole('tab', { name, exact: true }).click();
-  const said = async where => page.locator(`${where} [role=alert]`).innerText();
-  const shown = async () => (await page.locator('#canvas canvas').first().screenshot()).toString('base64');
+  const errorIn = async where => page.locator(`${where} [role=alert]`).innerText();
+  const canvas = async () => (await page.locator('#canvas canvas').first().screenshot()).toString('base64');
   await page.goto(url);
   await page.click('#sample-go');
   await page.waitForSelector('#sample-result img');
   seen.samples = await page.locator('#sample-result img').count();
   await page.click('#sample-again');
-  await page.waitForSelector('#sample-result .said:not(:has-text("seed 0,"))');
+  await page.waitForSelector('#sample-result .summary:not(:has-text("seed 0)"))');
   seen.toasts = await page.locator('.toast-body').count();
   seen.width = await page.evaluate(() => document.documentElement.scrollWidth);
   await open('Classify');
@@ -84,15 +85,15 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   await page.setInputFiles('#rank-files input[type=file]', files);
   await page.waitForSelector('#rank-files .file-preview');
   await page.click('#rank-go');
-  seen.many = await said('#rank-result');
+  seen.tooMany = await errorIn('#rank-result');
   await open('Edit');
   await page.click('#edit-sample');
-  await page.waitForSelector('#edit-said :text("a sample of")');
-  await page.click('#edit-redraw');
-  seen.bare = await said('#edit-result');
+  await page.waitForSelector('#edit-notes :text("sample of")');
+  await page.click('#edit-inpaint');
+  seen.unpainted = await errorIn('#edit-result');
   await page.mouse.move(0, 0);
   await page.waitForTimeout(1000);
-  const clean = await shown();
+  const clean = await canvas();
   const box = await page.locator('#canvas canvas').first().boundingBox();
   await page.mouse.move(box.x + box.width / 2, box.y + box.height / 2);
   await page.mouse.down();
@@ -100,15 +101,15 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
   await page.mouse.up();
   await page.mouse.move(0, 0);
   await page.waitForTimeout(1000);
-  seen.painted = (await shown()) !== clean;
+  seen.painted = (await canvas()) !== clean;
   await page.getByLabel('Clear canvas').click();
   await page.mouse.move(0, 0);
   for (let i = 0; i < 40 && !seen.restored; i++) {
     await page.waitForTimeout(250);
-    seen.restored = (await shown()) === clean;
+    seen.restored = (await canvas()) === clean;
   }
   await page.getByLabel('lower half').check();
-  await page.click('#edit-redraw');
+  await page.click('#edit-inpaint');
   await page.waitForSelector('#edit-result img');
   seen.edits = await page.locator('#edit-result img').count();
   await browser.close();
@@ -118,23 +119,23 @@ const quiet = ['gpu', 'quic', 'background-networking', 'component-update', 'sync
 
 
 @pytest.fixture
-def studio():
-    return Studio(Pipeline(tiny_model()))
+def backend():
+    return Backend(Pipeline(tiny_model()))
 
 
 @pytest.fixture
 def flow_only():
-    return Studio(Pipeline(tiny_model(tiny_config(reverse=None))))
+    return Backend(Pipeline(tiny_model(tiny_config(reverse=None))))
 
 
 @pytest.fixture
 def unconditional():
-    return Studio(Pipeline(tiny_model(tiny_config(num_classes=0))))
+    return Backend(Pipeline(tiny_model(tiny_config(num_classes=0))))
 
 
 @pytest.fixture
 def upload(tmp_path):
-    """A function: a name, and grey levels or an image -> the path of the file, as text."""
+    """A function: a name and an image or array, by default random -> the path of the file, as text."""
 
     def write(name, image=None):
         if image is None:
@@ -145,169 +146,176 @@ def upload(tmp_path):
     return write
 
 
-def figures_of(shown):
-    return [figure for part in shown.parts for figure in part.figures]
+def with_names(*names):
+    """A tiny model with these class names."""
+    model = tiny_model()
+    model.class_names = names
+    return model
 
 
-def test_samples_are_those_of_the_pipeline_with_classes_in_turn(studio):
-    shown = studio.sample(["c", "a"], 3, seed=4, method="reverse", guidance=0.0)
-    figures = figures_of(shown)
+def figures_of(result):
+    return [figure for section in result.sections for figure in section.figures]
+
+
+def test_samples_match_the_pipeline_and_cycle_through_the_classes(backend):
+    result = backend.sample(["c", "a"], 3, seed=4, method="reverse", guidance=0.0)
+    figures = figures_of(result)
     assert [each.title for each in figures] == ["c", "a", "c"]
-    expected = studio.pipe.sample_pixels([2, 0, 2], seed=4)
+    expected = backend.pipe.sample_pixels([2, 0, 2], seed=4)
     assert (torch.stack([each.pixels for each in figures]) == expected).all()
-    assert shown.said.startswith("3 images, seed 4, in ")
+    assert re.fullmatch(r"3 images in [\d.]+ m?s \(seed 4\)", result.summary)
 
 
-def test_without_a_class_all_take_turns(studio, unconditional):
-    assert [each.title for each in figures_of(studio.sample([], 4))] == ["a", "b", "c", "a"]
+def test_without_classes_samples_cycle_through_all(backend, unconditional):
+    assert [each.title for each in figures_of(backend.sample([], 4))] == ["a", "b", "c", "a"]
     assert [each.title for each in figures_of(unconditional.sample([], 2))] == ["", ""]
 
 
 @pytest.mark.parametrize("count", [0, 101, 2.5])
-def test_a_count_beyond_the_limit_is_refused(studio, count):
-    with pytest.raises(InputError, match="from 1 to 100 images"):
-        studio.sample([], count)
+def test_a_count_beyond_the_limit_is_rejected(backend, count):
+    with pytest.raises(InputError, match="the number of images to be a whole number from 1 to 100"):
+        backend.sample([], count)
 
 
-def test_a_class_that_does_not_exist_is_answered_with_the_nearest(studio):
-    named = Studio(Pipeline(tiny_model()._replace(class_names=("apple", "pear", "plum"))))
+def test_an_unknown_class_raises_with_the_nearest_name(backend):
+    named = Backend(Pipeline(with_names("apple", "pear", "plum")))
     with pytest.raises(InputError, match="Unknown class 'appel'; did you mean apple"):
         named.sample(["appel"], 1)
     with pytest.raises(InputError, match="Unknown class 'z'"):
-        studio.reclass(studio.sample_one("a"), "a", ["z"])
+        backend.reclass(backend.sample_one("a"), "a", ["z"])
 
 
-def test_classes_of_one_name_are_told_apart():
-    named = Studio(Pipeline(tiny_model()._replace(class_names=("crane", "crane", "dog"))))
-    assert named.names == ["crane (0)", "crane (1)", "dog", "no class"]
+def test_duplicate_class_names_are_numbered():
+    named = Backend(Pipeline(with_names("crane", "crane", "dog")))
+    assert named.class_names == ["crane (0)", "crane (1)", "dog", "no class"]
 
 
-def test_guidance_is_offered_as_far_as_it_was_trained(studio, flow_only, unconditional):
+def test_the_guidance_slider_ends_at_the_trained_maximum(backend, flow_only, unconditional):
     trained = tiny_config(reverse={**tiny_config().reverse.model_dump(), "guidance": "trained", "max_guidance": 1.5})
-    assert Studio(Pipeline(tiny_model(trained))).most_guidance == 1.5
-    assert studio.most_guidance == flow_only.most_guidance == 3
-    assert unconditional.most_guidance == 0
+    assert Backend(Pipeline(tiny_model(trained))).max_guidance == 1.5
+    assert backend.max_guidance == flow_only.max_guidance == 3
+    assert unconditional.max_guidance == 0
 
 
-def test_a_model_with_a_flow_alone_is_sampled_by_exact_inverses(flow_only):
+def test_a_flow_without_a_reverse_model_offers_exact_inverses(flow_only):
     assert set(flow_only.methods.values()) == {"sequential", "jacobi", "gs-jacobi"}
     assert len(figures_of(flow_only.sample([], 2, method="sequential"))) == 2
-    assert "no reverse model" in flow_only.facts()
+    assert "no reverse model" in flow_only.model_summary()
 
 
-def test_samplers_are_compared_on_the_same_noise(studio, flow_only):
-    shown = studio.compare(["b"], 2, seed=1)
-    assert len(shown.parts) == 5
-    assert len(flow_only.compare([], 1).parts) == 3
-    by_name = dict(zip(studio.methods.values(), shown.parts, strict=True))
-    exact = torch.stack([each.pixels for each in by_name["sequential"].figures])
-    assert (exact == studio.pipe.sample_pixels([1, 1], method="sequential", seed=1)).all()
-    assert "away" not in by_name["sequential"].facts
+def test_compare_uses_the_same_noise_for_every_method(backend, flow_only):
+    result = backend.compare(["b"], 2, seed=1)
+    assert len(result.sections) == 5
+    assert len(flow_only.compare([], 1).sections) == 3
+    by_method = dict(zip(backend.methods.values(), result.sections, strict=True))
+    exact = torch.stack([each.pixels for each in by_method["sequential"].figures])
+    assert (exact == backend.pipe.sample_pixels([1, 1], method="sequential", seed=1)).all()
+    assert "difference" not in by_method["sequential"].details
     for method in ("jacobi", "gs-jacobi", "refine"):
-        assert by_name[method].facts.endswith(", 0.0 away"), method
-    with pytest.raises(InputError, match=f"from 1 to {MOST_COMPARED}"):
-        studio.compare([], MOST_COMPARED + 1)
+        assert by_method[method].details.endswith(", difference 0.0"), method
+    with pytest.raises(InputError, match=f"a whole number from 1 to {MAX_COMPARED}"):
+        backend.compare([], MAX_COMPARED + 1)
 
 
-def test_too_many_uploads_are_refused_unread(studio):
+def test_too_many_uploads_are_rejected_before_reading(backend):
     with pytest.raises(InputError, match=r"at most 100 images at once; got 500.*--max-images.*biflow score"):
-        studio.rank(["nowhere.png"] * 500)
-    assert len(figures_of(Studio(studio.pipe, most=1).sample([], 1))) == 1
+        backend.rank(["nowhere.png"] * 500)
+    assert len(figures_of(Backend(backend.pipe, max_images=1).sample([], 1))) == 1
     with pytest.raises(InputError, match="at most 1 image at once"):
-        Studio(studio.pipe, most=1).classify(["nowhere.png"] * 2)
+        Backend(backend.pipe, max_images=1).classify(["nowhere.png"] * 2)
 
 
 @pytest.mark.parametrize("side", [8_001, 10_000, 14_000])
-def test_an_image_of_too_many_pixels_is_refused_by_its_header(studio, upload, side):
+def test_an_image_with_too_many_pixels_is_rejected_by_its_header(backend, upload, side):
     huge = upload("huge.png", Image.new("1", (side, side)))
     assert Path(huge).stat().st_size < 100_000
-    assert side**2 > MOST_PIXELS
+    assert side**2 > MAX_PIXELS
     with pytest.raises(InputError, match=r"cannot read huge.png \(.*megapixels"):
-        studio.classify([huge])
+        backend.classify([huge])
 
 
-def test_what_is_no_image_is_named_and_left_out(studio, upload, tmp_path):
+def test_files_that_are_not_images_are_named_and_skipped(backend, upload, tmp_path):
     (tmp_path / "notes.png").write_text("precious")
-    shown = studio.classify([str(tmp_path / "notes.png"), upload("one.png")])
-    assert len(figures_of(shown)) == 1
-    assert shown.notes == ["Left out notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
+    result = backend.classify([str(tmp_path / "notes.png"), upload("one.png")])
+    assert len(figures_of(result)) == 1
+    assert result.notes == ["Left out notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
     with pytest.raises(InputError, match=r"cannot read notes\.png"):
-        studio.rank([str(tmp_path / "notes.png")])
+        backend.rank([str(tmp_path / "notes.png")])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.png").write_bytes(b"")
     both = [str(tmp_path / "notes.png"), str(tmp_path / "other" / "notes.png")]
-    with pytest.raises(InputError, match=r"notes\.png \(not a PNG.*, notes\.png \(an empty file\)"):
-        studio.rank(both)
-    for nothing in ([], None):
+    with pytest.raises(InputError, match=r"notes\.png \(not a PNG.*, notes\.png \(1\) \(an empty file\)"):
+        backend.rank(both)
+    for empty in ([], None):
         with pytest.raises(InputError, match="Expected one or more images; got none"):
-            studio.classify(nothing)
+            backend.classify(empty)
 
 
-def test_what_was_done_with_an_image_of_another_shape_is_said(studio, upload):
+def test_notes_say_how_an_upload_was_converted(backend, upload):
     wide = upload("wide.png", Image.new("RGB", (40, 20)))
-    done = "wide.png was made grey, scaled from 40x20 so that its shorter side is 4, its central 4x4 cut out."
-    assert studio.classify([wide]).notes == studio.rank([wide]).notes[:-1] == [done]
-    picture, notes = studio.open(wide)
+    done = "wide.png was converted to grey, resized to 4x4 and cropped to the central square."
+    assert backend.classify([wide]).notes == backend.rank([wide]).notes[:-1] == [done]
+    picture, notes = backend.open(wide)
     assert (tuple(picture.pixels.shape), notes) == ((1, 4, 4), [done])
-    assert studio.rank([upload("fits.png")]).notes == ["More bits a dimension: less likely."]
+    assert backend.rank([upload("fits.png")]).notes == ["Higher bits/dim means less likely."]
 
 
-def test_images_alike_are_spoken_of_together(studio, upload):
+def test_notes_group_uploads_with_the_same_conversion(backend, upload):
     files = [upload(f"{i}.png", Image.new("L", (9, 9))) for i in range(3)]
     files += [upload(f"x{i}.png", Image.new("RGB", (10 + i, 10 + i))) for i in range(7)]
     files += [upload("wide.png", Image.new("L", (9, 5)))]
-    assert studio.classify(files).notes == [
-        "7 images were made grey and scaled to 4x4.",
-        "3 images were scaled to 4x4.",
-        "wide.png was scaled from 9x5 so that its shorter side is 4, its central 4x4 cut out.",
+    assert backend.classify(files).notes == [
+        "7 images were converted to grey and resized to 4x4.",
+        "3 images were resized to 4x4.",
+        "wide.png was resized to 4x4 and cropped to the central square.",
     ]
     files += [upload("broad.png", Image.new("RGB", (9, 5)))]
-    notes = studio.classify(files).notes
-    assert notes[2:] == ["2 more were brought to the model's size and colours in other ways."]
+    notes = backend.classify(files).notes
+    assert notes[2:] == ["2 more were converted in other ways."]
 
 
-def test_it_is_said_that_a_transparent_image_was_laid_on_white(studio, upload):
-    picture, notes = studio.open(upload("glass.png", Image.new("LA", (4, 4), (0, 128))))
-    assert notes == ["glass.png was laid on white."]
+def test_a_note_says_that_a_transparent_image_was_laid_on_white(backend, upload):
+    picture, notes = backend.open(upload("glass.png", Image.new("LA", (4, 4), (0, 128))))
+    assert notes == ["glass.png was composited on white."]
     assert 100 < int(picture.pixels[0, 0, 0]) < 150
     for name, image in {"rgba.png": Image.new("RGBA", (4, 4)), "sixteen.png": Image.new("I;16", (4, 4))}.items():
-        done = "laid on white, made grey" if name == "rgba.png" else ""
-        assert studio.open(upload(name, image))[0].done == done
-    assert studio.open(upload("opaque.png", Image.new("LA", (4, 4), (0, 255))))[1] == []
+        done = ("composited on white", "converted to grey") if name == "rgba.png" else ()
+        assert backend.open(upload(name, image))[0].changes == done
+    assert backend.open(upload("opaque.png", Image.new("LA", (4, 4), (0, 255))))[1] == []
 
 
-def test_few_classes_are_told_by_trying_every_one():
-    few, many = (Studio(Pipeline(tiny_model(tiny_config(num_classes=count)))) for count in (50, 51))
+def test_bayes_is_the_default_classification_method_for_few_classes():
+    few, many = (Backend(Pipeline(tiny_model(tiny_config(num_classes=count)))) for count in (50, 51))
     assert (few.classify_method, many.classify_method) == ("bayes", "gradient")
 
 
-def test_classes_are_those_of_the_pipeline_with_bits_beside(studio, upload):
+def test_classification_matches_the_pipeline_and_shows_bits_per_dim(backend, upload):
     files = [upload("one.png"), upload("three.png")]
-    figures = figures_of(studio.classify(files, "bayes"))
+    figures = figures_of(backend.classify(files, "bayes"))
     pixels = torch.stack([each.pixels for each in figures])
-    found = studio.pipe.classify(pixels, method="bayes").probabilities
-    for figure, shares, bits in zip(figures, found, studio.pipe.log_prob(pixels).bits_per_dim, strict=True):
-        assert figure.title == f"{'abc'[int(shares.argmax())]}: {float(shares.max()):.1%}"
+    found = backend.pipe.classify(pixels, method="bayes").probabilities
+    for figure, probabilities, bits in zip(figures, found, backend.pipe.log_prob(pixels).bits_per_dim, strict=True):
+        assert figure.title == f"{'abc'[int(probabilities.argmax())]}: {float(probabilities.max()):.1%}"
         assert f"{float(bits):.2f} bits/dim" in figure.lines
-    assert studio.guess(studio.open(files[0])[0]) == figures_of(studio.classify(files[:1]))[0].title[0]
+    assert backend.predict_class(backend.open(files[0])[0]) == figures_of(backend.classify(files[:1]))[0].title[0]
 
 
-def test_uploads_are_ranked_least_likely_first(studio, upload):
+def test_rank_sorts_uploads_least_likely_first(backend, upload):
     files = [upload("flat.png", np.full((4, 4), 128, np.uint8))] + [upload(f"{'n' * i}.png") for i in range(1, 5)]
     for name in (None, "no class", "b"):
-        figures = figures_of(studio.rank(files, name))
+        figures = figures_of(backend.rank(files, name))
         pixels = torch.stack([each.pixels for each in figures])
-        bits = studio.pipe.log_prob(pixels, [1 if name == "b" else 3] * 5).bits_per_dim
-        shown = [float(each.title.split()[1]) for each in figures]
-        assert shown == sorted(shown, reverse=True)
-        assert shown == pytest.approx(bits.tolist(), abs=0.2)  # the noise is drawn by place
-        assert sorted(each.lines[0] for each in figures) == sorted(Path(file).name for file in files)
+        bits = backend.pipe.log_prob(pixels, [1 if name == "b" else 3] * 5).bits_per_dim
+        values = [float(each.lines[0].split()[0]) for each in figures]
+        assert values == sorted(values, reverse=True)
+        assert values == pytest.approx(bits.tolist(), abs=0.2)  # the dequantisation noise depends on the index
+        assert sorted(each.lines[1] for each in figures) == sorted(Path(file).name for file in files)
 
 
-def test_a_model_without_classes_ranks_and_edits_but_does_not_classify(unconditional, upload):
+def test_an_unconditional_model_ranks_and_edits_but_does_not_classify(unconditional, upload):
     assert len(figures_of(unconditional.rank([upload("one.png")]))) == 1
     picture, _ = unconditional.open(upload("one.png"))
-    assert unconditional.guess(picture) == ""
+    assert unconditional.predict_class(picture) == ""
     assert len(figures_of(unconditional.vary(picture, None, strength=0.2, num=2))) == 3
     with pytest.raises(InputError, match="model with classes to classify"):
         unconditional.classify([upload("one.png")])
@@ -315,81 +323,81 @@ def test_a_model_without_classes_ranks_and_edits_but_does_not_classify(unconditi
         unconditional.reclass(picture, None, ["a"])
 
 
-def test_a_model_of_latents_classifies_without_bits_and_says_that_it_cannot_rank(autoencoder, upload):
+def test_a_latent_model_classifies_without_bits_per_dim_and_cannot_rank(autoencoder, upload):
     config = tiny_config(codec=f"vae:{autoencoder}", channels=4)
-    studio = Studio(Pipeline(tiny_model(config)))
-    assert isinstance(studio.pipe.model.codec, VaeCodec)
+    backend = Backend(Pipeline(tiny_model(config)))
+    assert isinstance(backend.pipe.model.codec, VaeCodec)
     photo = upload("photo.png", Image.new("RGB", (12, 8), "red"))
-    shown = studio.classify([photo])
-    assert not any("bits" in line for figure in figures_of(shown) for line in figure.lines)
-    assert any("cannot tell how likely" in note for note in shown.notes)
+    result = backend.classify([photo])
+    assert not any("bits" in line for figure in figures_of(result) for line in figure.lines)
+    assert any("no image likelihood" in note for note in result.notes)
     with pytest.raises(InputError, match="models latents"):
-        studio.rank([photo])
-    assert len(figures_of(studio.inpaint(studio.open(photo)[0], mask_of("upper half", [], 8), "a", proposals=2))) == 4
+        backend.rank([photo])
+    assert len(figures_of(backend.inpaint(backend.open(photo)[0], mask_of("upper half", [], 8), "a", proposals=2))) == 4
 
 
-def test_inpainting_keeps_what_is_not_painted(studio, upload):
-    picture, _ = studio.open(upload("one.png"))
+def test_inpainting_keeps_the_pixels_outside_the_mask(backend, upload):
+    picture, _ = backend.open(upload("one.png"))
     mask = mask_of("left half", [], 4)
-    image, painted, *results = figures_of(studio.inpaint(picture, mask, "b", proposals=3))
+    image, mask_figure, *results = figures_of(backend.inpaint(picture, mask, "b", proposals=3))
     assert len(results) == 3
-    assert painted.pixels.shape[0] == 3
+    assert mask_figure.pixels.shape[0] == 3
     for result in results:
         assert (result.pixels[:, ~mask] == image.pixels[:, ~mask]).all()
     nats = [float(each.lines[0].split()[0]) for each in results]
     assert nats == sorted(nats, reverse=True)
 
 
-def test_a_mask_of_nothing_is_refused_and_one_of_everything_is_spoken_of(studio, upload):
-    picture, _ = studio.open(upload("one.png"))
-    with pytest.raises(InputError, match="Nothing is painted yet"):
-        studio.inpaint(picture, mask_of(PAINTED, [], 4), "a", proposals=1)
-    everything = np.full((8, 8, 4), 255, np.uint8)
-    for mask in (mask_of(PAINTED, [everything], 4), mask_of(EVERYTHING, [], 4)):
-        notes = studio.inpaint(picture, mask, "a", proposals=1).notes
-        assert notes[-1] == "Nothing of the image is kept: these are plain samples."
+def test_an_empty_mask_is_rejected_and_a_full_one_noted(backend, upload):
+    picture, _ = backend.open(upload("one.png"))
+    with pytest.raises(InputError, match="nothing is painted"):
+        backend.inpaint(picture, mask_of(PAINTED, [], 4), "a", proposals=1)
+    full = np.full((8, 8, 4), 255, np.uint8)
+    for mask in (mask_of(PAINTED, [full], 4), mask_of(EVERYTHING, [], 4)):
+        notes = backend.inpaint(picture, mask, "a", proposals=1).notes
+        assert notes[-1] == "The mask covers the whole image: the proposals are unconstrained samples."
 
 
-def test_an_edit_without_image_or_class_is_refused(studio, upload):
+def test_an_edit_without_image_or_class_is_rejected(backend, upload):
     with pytest.raises(InputError, match="Expected an image to edit; got none"):
-        studio.vary(None, "a", strength=0.5, num=1)
-    picture, _ = studio.open(upload("one.png"))
+        backend.vary(None, "a", strength=0.5, num=1)
+    picture, _ = backend.open(upload("one.png"))
     with pytest.raises(InputError, match="Expected the class of the image"):
-        studio.vary(picture, None, strength=0.5, num=1)
-    with pytest.raises(InputError, match="classes that the image becomes"):
-        studio.reclass(picture, "a", [])
-    with pytest.raises(InputError, match=f"from 1 to {MOST_RESULTS} results"):
-        studio.vary(picture, "a", strength=0.5, num=MOST_RESULTS + 1)
-    with pytest.raises(InputError, match="strength from 0"):
-        studio.vary(picture, "a", strength=7, num=1)
+        backend.vary(picture, None, strength=0.5, num=1)
+    with pytest.raises(InputError, match="one or more target classes"):
+        backend.reclass(picture, "a", [])
+    with pytest.raises(InputError, match=f"the number of results to be a whole number from 1 to {MAX_RESULTS}"):
+        backend.vary(picture, "a", strength=0.5, num=MAX_RESULTS + 1)
+    with pytest.raises(InputError, match="Expected strength to be a number from 0 to 1"):
+        backend.vary(picture, "a", strength=7, num=1)
 
 
-def test_an_image_becomes_others_of_other_classes(studio):
-    picture = studio.sample_one("a", seed=3)
-    assert (picture.pixels == studio.pipe.sample_pixels([0], seed=3)[0]).all()
-    figures = figures_of(studio.reclass(picture, "a", ["b", "c"], seed=1))
-    assert [each.title for each in figures] == ["image, a", "as b", "as c"]
+def test_reclass_gives_one_result_per_target_class(backend):
+    picture = backend.sample_one("a", seed=3)
+    assert (picture.pixels == backend.pipe.sample_pixels([0], seed=3)[0]).all()
+    figures = figures_of(backend.reclass(picture, "a", ["b", "c"], seed=1))
+    assert [each.title for each in figures] == ["input: a", "b", "c"]
 
 
-def test_a_mask_is_where_enough_is_painted_over():
+def test_a_pixel_is_masked_where_enough_of_it_is_painted():
     layer = np.zeros((8, 8, 4), np.uint8)
-    layer[:3, :2, 3] = 255  # all of the first pixel of 4x4, half of the one below
-    layer[7, 7, 3] = 200  # a fifth of the last
+    layer[:3, :2, 3] = 255  # the first pixel of 4x4, and half of the one below
+    layer[7, 7, 3] = 200  # a fifth of the last pixel
     mask = mask_of(PAINTED, [layer], 4)
     assert mask.nonzero().tolist() == [[0, 0], [1, 0]]
 
 
-def test_the_canvas_goes_on_beside_the_picture_and_what_is_painted_there_is_left_out(studio):
-    from biflow.app.edit import canvas_of, enlarged_side, without_margin
+def test_strokes_in_the_margin_of_the_canvas_are_ignored(backend):
+    from biflow.app.edit import canvas_side, canvas_value, crop_margin
 
-    framed = canvas_of(studio.sample_one("a"))["background"]
-    side = enlarged_side(studio)
+    framed = canvas_value(backend.sample_one("a"))["background"]
+    side = canvas_side(backend)
     assert framed.size == (side, side)
     layer = np.zeros((side, side, 4), np.uint8)
-    layer[:, : side // 10, 3] = 255  # the margin alone
-    assert not mask_of(PAINTED, [without_margin(layer)], 4).any()
-    layer[:, : side // 10 + side // 5, 3] = 255  # and the first quarter of the picture
-    assert mask_of(PAINTED, [without_margin(layer)], 4).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+    layer[:, : side // 10, 3] = 255  # the margin only
+    assert not mask_of(PAINTED, [crop_margin(layer)], 4).any()
+    layer[:, : side // 10 + side // 5, 3] = 255  # and the first quarter of the image
+    assert mask_of(PAINTED, [crop_margin(layer)], 4).nonzero().tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
 
 
 def test_halves_cover_the_image_together():
@@ -402,56 +410,56 @@ def test_halves_cover_the_image_together():
         mask_of("middle", [], 4)
 
 
-def test_names_that_people_bring_are_escaped():
+def test_text_is_escaped_in_html():
     figure = Figure(torch.zeros(1, 4, 4, dtype=torch.uint8), "<b>", ["<script>"])
-    text = as_html(Shown("<i>", [Part("<h>", [figure], "<f>")], ["<n>"]))
+    text = result_html(TabResult("<i>", [Section("<h>", [figure], "<f>")], ["<n>"]))
     assert not any(name in text for name in ("<b><b>", "<script>", "<i>", "<h>", "<f>", "<n>"))
     assert "&lt;script&gt;" in text
 
 
-def test_an_error_is_said_in_the_first_area_of_text_and_escaped():
+def test_an_error_appears_escaped_in_the_first_html_output():
     from types import SimpleNamespace
 
-    from biflow.app.desk import Desk
+    from biflow.app.controls import Controls
 
-    class Text:
+    class Html:
         pass
 
-    def act(_):
+    def fn(_):
         raise InputError("cannot read <img src=x onerror=alert(1)>.png")
 
-    gr = SimpleNamespace(HTML=Text, skip=lambda: "as it was")
-    kept = {}
-    desk = Desk(gr, None)
-    for outputs in ([object(), Text(), Text()], [Text()]):
-        desk.on(lambda call, *_, **__: kept.update(call=call), act, [], outputs)
-        answers = kept["call"](1) if len(outputs) > 1 else ["as it was", kept["call"](1), "as it was"]
-        assert answers[0] == answers[2] == "as it was"
-        assert 'role="alert">cannot read &lt;img src=x' in answers[1]
-        assert "<img" not in answers[1]
+    gr = SimpleNamespace(HTML=Html, skip=lambda: "unchanged")
+    connected = {}
+    controls = Controls(gr, None)
+    for outputs in ([object(), Html(), Html()], [Html()]):
+        controls.connect(lambda call, *_, **__: connected.update(call=call), fn, [], outputs)
+        values = connected["call"](1) if len(outputs) > 1 else ["unchanged", connected["call"](1), "unchanged"]
+        assert values[0] == values[2] == "unchanged"
+        assert 'role="alert">cannot read &lt;img src=x' in values[1]
+        assert "<img" not in values[1]
 
 
 @pytest.mark.parametrize("value", [None, 2.5])
-def test_a_number_that_is_not_whole_is_answered_with_a_sentence(value):
-    from biflow.app.desk import options_of, whole
+def test_a_seed_must_be_a_whole_number(value):
+    from biflow.app.controls import sampling_options, to_int
 
-    assert whole(3.0, "seed") == 3
+    assert to_int(3.0, "seed") == 3
     with pytest.raises(InputError, match="Expected a whole number as seed; got "):
-        options_of(0.0, value)
+        sampling_options(0.0, value)
 
 
-def test_no_number_that_is_nothing_has_a_sign():
-    assert decimals(-0.04, 1) == "0.0"
-    assert decimals(-0.06, 1) == "-0.1"
+def test_zero_has_no_sign():
+    assert format_fixed(-0.04, 1) == "0.0"
+    assert format_fixed(-0.06, 1) == "-0.1"
 
 
-def test_gradio_is_imported_by_nothing_but_the_page():
+def test_importing_the_app_does_not_import_gradio():
     code = "import sys, biflow.cli, biflow.app.server, biflow.app.tabs; sys.exit('gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_gradio_the_extra_to_install_is_named(monkeypatch):
-    from biflow.app.desk import import_gradio
+def test_a_missing_gradio_raises_with_the_extra_to_install(monkeypatch):
+    from biflow.app.controls import import_gradio
 
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "")
@@ -462,23 +470,28 @@ def test_without_gradio_the_extra_to_install_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_can_be_made_for_models_of_all_kinds(tmp_path, autoencoder):
+def test_the_page_builds_for_every_kind_of_model(tmp_path, autoencoder):
     pytest.importorskip("gradio")
-    kinds = {"all": {}, "flow": {"reverse": None}, "free": {"num_classes": 0}}
+    kinds = {"full": {}, "flow only": {"reverse": None}, "unconditional": {"num_classes": 0}}
     kinds["latents"] = {"codec": f"vae:{autoencoder}", "channels": 4}
     for kind, changes in kinds.items():
         save_model(tiny_model(tiny_config(**changes)), tmp_path / kind)
-    command = [sys.executable, "-c", LISTED, *(str(tmp_path / kind) for kind in kinds)]  # gradio leaves loops open
+    command = [
+        sys.executable,
+        "-c",
+        LIST_COMPONENTS,
+        *(str(tmp_path / kind) for kind in kinds),
+    ]  # in a subprocess: gradio leaves event loops open
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    for kind, (parts, calls) in zip(kinds, listed, strict=True):
-        assert {"sample-go", "edit-redraw", "compare-go"} <= set(parts)
-        assert ("classify-go" in parts) == (kind != "free")
-        assert ("rank-go" in parts) == (kind != "latents")
-        assert set(calls) == {"private"}
+    for kind, (ids, visibility) in zip(kinds, listed, strict=True):
+        assert {"sample-go", "edit-inpaint", "compare-go"} <= set(ids)
+        assert ("classify-go" in ids) == (kind != "unconditional")
+        assert ("rank-go" in ids) == (kind != "latents")
+        assert set(visibility) == {"private"}
 
 
 @pytest.mark.parametrize(("length", "status"), [(10, 200), (11, 413)])
-def test_a_request_that_is_too_long_is_answered_before_it_is_read(length, status):
+def test_a_too_large_request_is_rejected_before_it_is_read(length, status):
     import asyncio
 
     from biflow.app.server import LimitBody
@@ -492,7 +505,7 @@ def test_a_request_that_is_too_long_is_answered_before_it_is_read(length, status
         sent.append(message)
 
     scope = {"type": "http", "headers": [(b"content-length", str(length).encode())]}
-    asyncio.run(LimitBody(app, most=10)(scope, None, send))
+    asyncio.run(LimitBody(app, max_bytes=10)(scope, None, send))
     assert sent[0]["status"] == status
 
 
@@ -511,10 +524,10 @@ def test_a_request_that_is_too_long_is_answered_before_it_is_read(length, status
         ("POST", None, True),
     ],
 )
-def test_another_sites_page_can_ask_for_nothing_but_reading(method, origin, passed):
+def test_cross_site_requests_can_only_read(method, origin, passed):
     import asyncio
 
-    from biflow.app.server import OwnPages
+    from biflow.app.server import LocalOriginOnly
 
     sent = []
 
@@ -525,11 +538,11 @@ def test_another_sites_page_can_ask_for_nothing_but_reading(method, origin, pass
         sent.append(message)
 
     headers = [(b"origin", origin.encode())] if origin is not None else []
-    asyncio.run(OwnPages(app)({"type": "http", "method": method, "headers": headers}, None, send))
+    asyncio.run(LocalOriginOnly(app)({"type": "http", "method": method, "headers": headers}, None, send))
     assert sent[0]["status"] == (200 if passed else 403)
 
 
-def test_an_address_of_another_machine_is_told_from_a_port_in_use():
+def test_an_unknown_address_and_a_port_in_use_raise_different_errors():
     from biflow.app.server import check_address
 
     for host in ("nosuch.invalid", "192.0.2.1"):
@@ -539,13 +552,13 @@ def test_an_address_of_another_machine_is_told_from_a_port_in_use():
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with pytest.raises(InputError, match=f"Expected a free port of 127.0.0.1; {port} is none"):
+        with pytest.raises(InputError, match=f"Expected a free port on 127.0.0.1; {port} is not available"):
             check_address("127.0.0.1", port)
     check_address("127.0.0.1", port)
 
 
 @pytest.mark.slow
-def test_a_folder_without_a_model_ends_the_command_with_one_line(tmp_path):
+def test_a_folder_without_a_model_is_a_one_line_error(tmp_path):
     pytest.importorskip("gradio")
     command = [sys.executable, "-m", "biflow", "app", str(tmp_path / "nothing")]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -556,18 +569,18 @@ def test_a_folder_without_a_model_ends_the_command_with_one_line(tmp_path):
 
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory):
-    """A function: the page's address, 500 files, one file -> what a browser saw there."""
+    """A function: the page's address, 500 files, one file -> what Chromium saw on the page."""
     pytest.importorskip("gradio")
     for program in ("node", "npm"):
         if not shutil.which(program):
             pytest.skip(f"{program} is not installed")
     if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
+        pytest.skip(f"{CHROMIUM} does not exist")
     folder = tmp_path_factory.mktemp("browser")
     command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "playwright-core"]
     if subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=300).returncode:
         pytest.skip("npm cannot install playwright-core")
-    (folder / "visit.js").write_text(VISIT)
+    (folder / "visit.js").write_text(VISIT_PAGE)
 
     def call(address, files, upload):
         command = ["node", "visit.js", address, str(CHROMIUM), ",".join(files), upload]
@@ -580,13 +593,13 @@ def visit(tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of an app with a tiny model; it must end within seconds when it is told to."""
+    """The address of an app with a tiny model; Ctrl-C must stop it within seconds."""
     save_model(tiny_model(), tmp_path / "model")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address, log = f"http://127.0.0.1:{port}", tmp_path / "log.txt"
-    command = [sys.executable, "-c", WATCHED, "app", str(tmp_path / "model"), "--port", str(port)]
+    command = [sys.executable, "-c", AUDITED_CLI, "app", str(tmp_path / "model"), "--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
@@ -600,41 +613,41 @@ def server(tmp_path):
         process.send_signal(signal.SIGINT)
         code = process.wait(timeout=30)
     assert code == 0, log.read_text()
-    assert "FOREIGN" not in log.read_text()
-    assert log.read_text().endswith("Ended.\n")
+    assert "EXTERNAL" not in log.read_text()
+    assert log.read_text().endswith("Stopped.\n")
 
 
 def fetch(url, body=None, **headers):
-    """The status and the text of an answer."""
+    """Status and text of a response."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode()
 
 
 @pytest.mark.slow
-def test_a_browser_samples_classifies_and_edits_and_nothing_leaves_the_machine(server, visit, upload, tmp_path):
+def test_the_page_works_in_a_browser_without_external_requests(server, visit, upload, tmp_path):
     one = upload("one.png")
     many = [shutil.copy(one, tmp_path / f"{i}.png") for i in range(500)]
     seen = visit(server, [str(each) for each in many], one)
-    assert seen["foreign"] == seen["errors"] == []
+    assert seen["external"] == seen["errors"] == []
     assert seen["samples"] == 16
     assert seen["toasts"] == 0
     assert seen["width"] == 390
     assert "%" in seen["classified"]
     assert "one.png" in seen["classified"]
-    assert "Expected at most 100 images at once; got 500." in seen["many"]
-    assert "Nothing is painted yet." in seen["bare"]
+    assert "Expected at most 100 images at once; got 500." in seen["tooMany"]
+    assert "nothing is painted" in seen["unpainted"]
     assert seen["painted"]
     assert seen["restored"]
     assert seen["edits"] == 6
-    assert (tmp_path / "log.txt").read_text() == f"Open {server}/ in a browser; Ctrl-C ends it.\n"
+    assert (tmp_path / "log.txt").read_text() == f"Open {server}/ in a browser; press Ctrl-C to stop.\n"
 
 
 @pytest.mark.slow
-def test_the_server_reads_no_path_and_describes_no_route(server):
+def test_the_server_exposes_no_files_and_no_api_docs(server):
     secret = Path(__file__)
     for path in (f"gradio_api/file={secret}", "gradio_api/file=pyproject.toml", "openapi.json", "docs", "monitoring"):
         assert fetch(f"{server}/{path}")[0] in {403, 404}, path
@@ -642,11 +655,11 @@ def test_the_server_reads_no_path_and_describes_no_route(server):
     assert fetch(f"{server}/gradio_api/upload", b"", Origin="http://elsewhere.example")[0] == 403
     config = json.loads(fetch(f"{server}/config")[1])
     files = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "rank-files")
-    act = next(each for each in config["dependencies"] if files in each["inputs"])
+    rank = next(each for each in config["dependencies"] if files in each["inputs"])
     given = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}]
-    body = {"data": [given, "no class"], "fn_index": act["id"], "session_hash": "s"}
+    body = {"data": [given, "no class"], "fn_index": rank["id"], "session_hash": "s"}
     post = {"Content-Type": "application/json"}
     assert fetch(f"{server}/gradio_api/queue/join", json.dumps(body).encode(), **post)[0] == 200
-    answer = fetch(f"{server}/gradio_api/queue/data?session_hash=s")[1]
-    assert '"success":false' in answer.replace(" ", "")
-    assert "bits/dim" not in answer
+    response = fetch(f"{server}/gradio_api/queue/data?session_hash=s")[1]
+    assert '"success":false' in response.replace(" ", "")
+    assert "bits/dim" not in response

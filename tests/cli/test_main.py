@@ -269,7 +269,7 @@ BAD = {
     "checkpoint that is none": (["import", "tarflow", "{notes}", "--noise-std", 1, "--out", "{tmp}/x"], "cannot read"),
     "checkpoint of open size": (
         ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{tmp}/x"],
-        "Expected the image size: 8",
+        "Expected image size 8",
     ),
     "import into a full folder": (
         ["import", "tarflow", "{golden}/tarflow_conditional.pth", "--noise-std", 1, "--out", "{model}"],
@@ -307,7 +307,7 @@ BAD = {
     "training in a full folder": (["train", "biflow_digits", "--out", "{model}"], "has files"),
     "nothing to resume": (["quickstart", "--resume", "--out", "{tmp}/run"], "without --resume"),
     "missing option": (["train", "biflow_digits"], "--out"),
-    "devices that cannot share": (["plan", "biflow_digits", "--devices", 7], "7 devices can share evenly; got 64"),
+    "devices that cannot share": (["plan", "biflow_digits", "--devices", 7], "divisible by 7 devices; got 64"),
     "devices without memory": (["plan", "biflow_digits", "--device-memory", 0], "memory of a device above 0; got 0"),
     "plan of an unknown recipe": (["plan", "biflow_digit"], "did you mean biflow_digits"),
     "unknown option": (["quickstart", "--fast"], "--fast"),

@@ -19,7 +19,7 @@ def images(tmp_path):
 
 @pytest.fixture
 def check(biflow):
-    """The same, of `data check`."""
+    """Runs `biflow data check`."""
     return lambda *arguments: biflow("data", "check", *arguments)
 
 
@@ -36,7 +36,7 @@ def test_images_are_counted_by_class_size_and_kind(images):
     assert (kinds["PNG I;16"], kinds["TIFF CMYK"], kinds["WEBP RGBA"]) == ("1", "1", "1")
 
 
-def test_a_test_set_has_a_column_of_its_own(tmp_path):
+def test_a_test_set_has_its_own_column(tmp_path):
     for place, name in enumerate(("train/a/1.png", "train/a/2.png", "val/a/1.png")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise(8, 8, seed=place)).save(tmp_path / name)
@@ -64,7 +64,7 @@ def test_the_command_reports_writes_and_leaves_the_folder_alone(check, images, t
     outputs = ["--out", tmp_path / "new" / "sheet.png", "--rejected", tmp_path / "new" / "rejected.txt"]
     code, out, err = check(images, "--size", 12, *outputs)
     assert (code, err) == (0, "")
-    assert "20 images in 2 classes; 5 cannot be read" in out
+    assert "20 images in 2 classes; 5 unreadable" in out
     assert "[dog]" in out
     assert all(f"Cannot read [dog]/{name}: " in out for name in BROKEN)
     assert f"--set data=folder:{images} --set model.num_classes=2" in out
@@ -89,7 +89,7 @@ def test_a_folder_of_broken_images_is_reported_too(check, tmp_path):
     code, out, _ = check(tmp_path)
     assert code == 0
     assert out.count("Cannot read") == 10
-    assert "2 more that cannot be read" in out
+    assert "2 more unreadable files" in out
     code, _, err = check(tmp_path, "--out", tmp_path.parent / "sheet.png")
     assert code == 2
     assert "none can be read" in err

@@ -77,7 +77,7 @@ def stored(tmp_path, data, **reading: object):
 
 
 def values(images: torch.Tensor) -> list[int]:
-    """The grey levels of images, which are their places in the data set."""
+    """The grey levels of images, which are their indices in the data set."""
     return images[:, 0, 0, 0].tolist()
 
 
@@ -99,14 +99,14 @@ def test_columns_and_classes_are_found(tmp_path, kind):
     assert train.image_shape == SHAPE
 
 
-def test_columns_are_those_that_are_asked_for(tmp_path):
+def test_columns_can_be_named(tmp_path):
     coarse = datasets.ClassLabel(names=["x", "y", "z"])
     kinds = {"image": datasets.Image(), "mask": datasets.Image(), "label": datasets.Value("int64"), "coarse": coarse}
     train = stored(tmp_path, a_set(6, **kinds), image_column="mask", label_column="coarse").train
     assert (train.columns.image, train.class_names) == ("mask", ("x", "y", "z"))
 
 
-def test_files_in_bytes_are_images_if_their_column_is_named_so(tmp_path):
+def test_bytes_are_images_if_their_column_is_named_so(tmp_path):
     files = []
     for i in range(3):
         grey(i).save(tmp_path / "x.png")
@@ -136,7 +136,7 @@ def test_images_without_classes_have_label_0(parquet):
     assert {example.label for example in stream.encoded(1, 0)} == {0}
 
 
-def test_a_split_of_its_own_is_the_test_set(tmp_path):
+def test_a_validation_split_is_the_test_set(tmp_path):
     folder = write_parquet(a_set(), tmp_path / "both")
     write_parquet(a_set(7), folder, shards=1, split="validation")
     write_parquet(a_set(5), folder, shards=1, split="test")
@@ -146,13 +146,13 @@ def test_a_split_of_its_own_is_the_test_set(tmp_path):
     assert stream.count(0) == 7
 
 
-def test_a_split_whose_labels_are_secret_is_no_test_set(tmp_path):
+def test_a_split_without_labels_is_not_the_test_set(tmp_path):
     secret = datasets.Dataset.from_dict({"image": [grey(0)] * 4, "label": [-1] * 4}, features=a_set(1).features)
     datasets.DatasetDict(train=a_set(9), test=secret).save_to_disk(tmp_path / "saved")
     assert len(opened(tmp_path / "saved").test) == 0
 
 
-def test_the_test_share_is_drawn_by_place_and_evenly_over_classes(tmp_path):
+def test_the_test_share_is_chosen_by_index_and_evenly_over_classes(tmp_path):
     split = stored(tmp_path, a_set(240), test_share=0.25)
     train, test = (values(part.read(torch.arange(len(part)))) for part in (split.train, split.test))
     assert 57 <= len(test) <= 63
@@ -161,7 +161,7 @@ def test_the_test_share_is_drawn_by_place_and_evenly_over_classes(tmp_path):
     shorter = datasets.Dataset.from_dict(a_set(100).to_dict(), features=a_set(1).features)
     shorter.save_to_disk(tmp_path / "shorter")
     fewer = opened(tmp_path / "shorter", test_share=0.25).test
-    assert values(fewer.read(torch.arange(len(fewer)))) == [place for place in test if place < 100]
+    assert values(fewer.read(torch.arange(len(fewer)))) == [i for i in test if i < 100]
 
 
 def test_reading_ahead_changes_nothing(parquet):
@@ -251,7 +251,7 @@ def test_a_stream_resumed_at_any_step_equals_the_unbroken_one(tmp_path, shards, 
                 assert found.indices == expected.indices
 
 
-def test_what_was_learnt_of_a_stream_spares_counting_its_shards(parquet):
+def test_the_state_of_a_stream_has_the_lengths_of_its_shards(parquet):
     train = opened(parquet, streaming=True).train
     whole = reader_of(train)
     shown(whole, 10)
@@ -275,7 +275,7 @@ def test_a_saved_data_set_streams_as_its_files_of_parquet_do(tmp_path, parquet):
     assert shown(reader_of(one), 20) == shown(reader_of(two), 20)
 
 
-def test_some_examples_are_random_places_or_what_comes_first(parquet):
+def test_some_examples_are_random_or_the_first_of_a_stream(parquet):
     for streaming, count in ((False, COUNT), (True, 512)):
         batches = list(some_examples(opened(parquet, streaming=streaming).train, 512, 0))
         assert sum(len(batch.indices) for batch in batches) == count
@@ -420,16 +420,16 @@ FAULTS = {
     images_of_numbers: r"images in column 'image' .*got none",
     two_images: r"got left, right\. Set reading.image_column=left",
     two_labels: r"got colour, shape\. Set reading.label_column=colour",
-    label_of_strings: r"integers in column 'label' .*got string\. .*class_encode_column",
+    label_of_strings: r"integer labels in column 'label' .*got string\. .*class_encode_column",
     no_such_column: r"label_column to be one of image, label.*got 'lable'",
     label_out_of_range: r"label from 0 to 2 for image 1 of .*got -1",
-    no_train: r"split named train in .*got test\. Save one",
+    no_train: r"split named train in .*got test\. Save it",
     stream_of_unnamed_classes: r"type ClassLabel .*got integers in 'label'\. Set reading.streaming=false",
     stream_with_test_share: r"test_share 0 for a stream.*got 0.1\. Set reading.test_share=0",
     stream_of_digits: r"hf:NAME to stream; got 'digits'",
-    broken_image: r"read as image 1 of .*cannot identify",
-    broken_image_in_a_worker: r"^Expected an image that can be read as image 1 of .*cannot identify",
-    broken_image_of_a_stream: r"^Expected an image that can be read as image 1 of shard 0 of .*cannot identify",
+    broken_image: r"readable image at image 1 of .*cannot identify",
+    broken_image_in_a_worker: r"^Expected a readable image at image 1 of .*cannot identify",
+    broken_image_of_a_stream: r"^Expected a readable image at image 1 of shard 0 of .*cannot identify",
     more_processes_than_images: r"images for each of 3 processes; there is none for process 2",
 }
 

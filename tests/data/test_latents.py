@@ -28,7 +28,7 @@ def codec(autoencoder):
 
 
 def write(folder, codec, data, *, flip=False, processes=1):
-    """A cache as so many processes write it together."""
+    """A cache written by this many processes."""
     folder.mkdir()
     for rank in range(processes):
         encoder = Encoder(folder, codec, flip=flip, batch_size=4, share=(rank, processes))
@@ -50,8 +50,8 @@ def test_a_cache_holds_the_moments_labels_and_classes_of_every_image(codec, tmp_
     assert cache.image_shape == (3, 8, 8)
     assert cache.class_names == ("a", "b")
     assert torch.equal(cache.labels, data.labels)
-    places = torch.tensor([9, 0, 5, 4])
-    torch.testing.assert_close(cache.read(places), codec.moments(data.images[places]))
+    indices = torch.tensor([9, 0, 5, 4])
+    torch.testing.assert_close(cache.read(indices), codec.moments(data.images[indices]))
 
 
 def test_several_processes_write_the_same_cache(codec, tmp_path):
@@ -82,7 +82,7 @@ def test_latents_are_drawn_anew_for_every_key_with_the_moments_of_the_encoder(co
     torch.testing.assert_close(to_latents(codec, moments[:2], [7, 8], 0, "flow", 5), drawn[7:9])
 
 
-def test_encoding_goes_on_where_it_was_stopped(codec, tmp_path, monkeypatch):
+def test_encoding_resumes(codec, tmp_path, monkeypatch):
     data, folder = colours(), tmp_path / "cache"
     folder.mkdir()
 
@@ -133,18 +133,18 @@ def test_a_changed_shard_is_found(codec, tmp_path):
     [
         (lambda folder: (folder / "latents.json").unlink(), "it has no latents.json"),
         (lambda folder: (folder / "latents.json").write_text("{"), "a manifest of latents, format 1"),
-        (lambda folder: (folder / "train_00000.safetensors").unlink(), "missing or cut"),
-        (lambda folder: (folder / "train_00000.safetensors").write_bytes(b"x"), "missing or cut"),
+        (lambda folder: (folder / "train_00000.safetensors").unlink(), "missing or truncated"),
+        (lambda folder: (folder / "train_00000.safetensors").write_bytes(b"x"), "missing or truncated"),
     ],
 )
-def test_a_cache_that_is_not_whole_is_refused(codec, tmp_path, damage, message):
+def test_an_incomplete_cache_is_refused(codec, tmp_path, damage, message):
     damage(write(tmp_path / "cache", codec, colours()).folder)
     with pytest.raises(InputError, match=message):
         open_data(f"latents:{tmp_path / 'cache'}", (3, 8, 8), ReadingConfig())
 
 
 @pytest.mark.parametrize("change", [{"flip": True}, {"test_share": 0.1}])
-def test_what_encoding_decides_cannot_be_set_later(codec, tmp_path, change):
+def test_settings_fixed_by_encoding_cannot_be_changed(codec, tmp_path, change):
     write(tmp_path / "cache", codec, colours())
     with pytest.raises(InputError, match=f"reading.{next(iter(change))}="):
         open_latents(tmp_path / "cache", ReadingConfig(**change))
@@ -159,8 +159,8 @@ def test_the_manifest_names_every_shard_with_size_and_checksum(codec, tmp_path):
 
 def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoencoder, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "images"
-    for place, image in enumerate(colours(40).images):
-        path = folder / "ab"[place % 2] / f"{place}.png"
+    for i, image in enumerate(colours(40).images):
+        path = folder / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil(image).save(path)
 
@@ -175,7 +175,7 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     whole, write = Encoder._write_shard, Encoder.write
     monkeypatch.setattr(Encoder, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert biflow(*encode) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     assert biflow("data", "check", cache) == 2
     assert "Run biflow data encode to its end" in capsys.readouterr().err
     monkeypatch.setattr(Encoder, "write", write)  # nothing was encoded yet, so that the settings may change
@@ -194,7 +194,7 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
     assert biflow(*encode) == 0
     assert "--set model.channels=4 --set model.image_size=4 --set model.num_classes=2" in capsys.readouterr().out
     assert biflow("data", "check", cache) == 0
-    assert "Every shard is as it was written" in capsys.readouterr().out
+    assert "All shards are intact" in capsys.readouterr().out
     assert biflow(*encode) == 2
     assert "is whole" in capsys.readouterr().err
     settings = [f"data=latents:{cache}", "model.image_size=4", "model.channels=4", "model.num_classes=2"]

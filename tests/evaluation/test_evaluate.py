@@ -362,7 +362,7 @@ def test_inception_gives_the_measures_of_the_field(inception, world, biflow):
         ({"references": ("a.txt",)}, "a .safetensors file"),
         ({"method": "sequentiel"}, "did you mean sequential"),
         ({"guidance": "-1"}, "guidance to be a number, 0 or more"),
-        ({"data": "digits"}, "of the shape .1, 4, 4."),
+        ({"data": "digits"}, "of shape .1, 4, 4."),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_drawn(world, change, message):
@@ -428,7 +428,7 @@ def test_samples_that_are_not_finite_stop_it_unless_they_are_drawn_again(world, 
         return Drawn(drawn.pixels, broken, 0 if how.get("redraw") else broken)
 
     monkeypatch.setattr(Pipeline, "draw", with_faults)
-    with pytest.raises(InputError, match=r"2 of images 0 to 9 are not. To go on, set redraw=true, or choose"):
+    with pytest.raises(InputError, match=r"2 of images 0 to 9 contain some. To continue, set redraw=true, or choose"):
         measured(world, "out")
     result = measured(world, "redrawn", redraw=True)
     assert result["samples"]["redrawn"] == 6

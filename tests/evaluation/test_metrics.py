@@ -1,4 +1,4 @@
-"""Scores of sets of images: closed forms, loops, and torchmetrics and scipy as second implementations."""
+"""Metrics of sets of images: closed forms, loops, and torchmetrics and scipy as second implementations."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_frechet_distance_of_a_scale_is_known():
     assert distance(3 * x, x) == pytest.approx(4 * x.T.cov().trace().item())
 
 
-def test_frechet_distance_of_diagonal_gaussians_is_that_of_every_axis():
+def test_frechet_distance_of_diagonal_gaussians_is_the_sum_over_axes():
     one, other = diagonal([0, 1, 2], [1, 4, 0]), diagonal([3, 1, 0], [9, 0, 0])
     axes = [(3**2, (1 - 3) ** 2), (0, (2 - 0) ** 2), (2**2, 0)]  # of means, of deviations
     assert frechet_distance(one, other) == pytest.approx(sum(a + b for a, b in axes))
@@ -80,7 +80,7 @@ def test_frechet_distance_holds_for_singular_covariances():
 
 @quickly
 @given(seeds, st.integers(2, 30), st.integers(1, 12))
-def test_frechet_distance_is_symmetric_never_negative_and_blind_to_rotations(seed, count, width):
+def test_frechet_distance_is_symmetric_nonnegative_and_rotation_invariant(seed, count, width):
     x, y = features(count, width, seed), features(count + 3, width, seed + 1) * 2 + 1
     rotation = torch.linalg.qr(features(width, width, seed + 2)).Q
     assert distance(x, y) >= 0
@@ -91,25 +91,25 @@ def test_frechet_distance_is_symmetric_never_negative_and_blind_to_rotations(see
 
 @quickly
 @given(seeds, st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(-1e4, 1e4))
-def test_moments_of_batches_are_those_of_the_whole(seed, sizes, offset):
-    """In two heaps that are merged at the end, as two processes have them; far from zero, too."""
+def test_moments_of_batches_equal_those_of_all_features(seed, sizes, offset):
+    """Two accumulators that are merged at the end, as with two processes; also with a mean far from zero."""
     x = features(sum(sizes) + 2, 6, seed) + offset
-    heaps = [Moments.none(6).update(x[:2]), Moments.none(6)]
+    parts = [Moments.empty(6).update(x[:2]), Moments.empty(6)]
     for i, batch in enumerate(x[2:].split(sizes)):
-        heaps[i % 2] = heaps[i % 2].update(batch)
-    found, expected = heaps[0].merge(heaps[1]).gaussian(), Gaussian.fit(x)
+        parts[i % 2] = parts[i % 2].update(batch)
+    found, expected = parts[0].merge(parts[1]).gaussian(), Gaussian.fit(x)
     assert found.count == expected.count == len(x)
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-9, atol=1e-9)
 
 
-def test_a_gaussian_of_one_feature_has_a_covariance_of_one_by_one():
+def test_covariance_of_a_single_feature_has_shape_one_by_one():
     x = torch.tensor([[1.0], [3.0]])
     assert Gaussian.fit(x).covariance.tolist() == [[2.0]]
     assert Gaussian.fit(x).covariance.dtype == torch.float64
 
 
-def test_a_distance_is_trusted_with_more_samples_than_features():
+def test_enough_samples_means_more_samples_than_features():
     assert enough_samples(2049, 2048)
     assert not enough_samples(2048, 2048)
     assert torch.linalg.matrix_rank(Gaussian.fit(features(9, 8, 0)).covariance) == 8
@@ -120,7 +120,7 @@ def cubic(a: torch.Tensor, b: torch.Tensor) -> float:
     return (float(a @ b) / len(a) + 1) ** 3
 
 
-def test_squared_discrepancy_is_that_of_loops_over_pairs():
+def test_squared_discrepancy_equals_loops_over_pairs():
     x, y = features(7, 4, 0), features(5, 4, 1) + 1
     expected = sum(cubic(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (7 * 6)
     expected += sum(cubic(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / (5 * 4)
@@ -128,14 +128,14 @@ def test_squared_discrepancy_is_that_of_loops_over_pairs():
     assert float(squared_discrepancy(x, y)) == pytest.approx(expected)
 
 
-def test_kernel_distance_between_sets_of_one_kind_is_about_zero_on_average():
+def test_kernel_distance_of_sets_from_one_distribution_is_zero_on_average():
     scores = [kernel_distance(features(40, 5, 2 * s), features(40, 5, 2 * s + 1), subsets=1).mean for s in range(200)]
     error = np.std(scores) / math.sqrt(len(scores))
     assert abs(np.mean(scores)) < 4 * error
     assert min(scores) < 0 < max(scores)
 
 
-def test_kernel_distance_of_other_sets_is_far_above_its_deviation():
+def test_kernel_distance_of_different_distributions_is_far_above_its_deviation():
     found = kernel_distance(features(300, 5, 0) + 1, features(300, 5, 1), subsets=20, subset_size=100)
     assert found.mean > 5 * found.deviation > 0
 
@@ -154,23 +154,23 @@ def test_kernel_distance_of_whole_sets_does_not_depend_on_their_order():
     assert found.deviation == pytest.approx(0, abs=1e-12)
 
 
-def test_inception_score_of_sure_guesses_is_the_number_of_classes():
+def test_inception_score_of_certain_predictions_is_the_number_of_classes():
     assert inception_score(torch.eye(7).repeat(3, 1) * 1000).mean == pytest.approx(7)
 
 
-def test_inception_score_of_unsure_or_equal_guesses_is_one():
+def test_inception_score_of_uniform_or_equal_predictions_is_one():
     assert inception_score(torch.zeros(9, 7)).mean == pytest.approx(1)
     assert inception_score(torch.tensor([[3.0, 1.0, 0.0]]).expand(9, 3)).mean == pytest.approx(1)
 
 
-def test_inception_score_is_over_splits_of_neighbours():
+def test_inception_score_uses_splits_in_order():
     logits = torch.eye(4).repeat_interleave(3, dim=0) * 1000
     assert inception_score(logits, split_size=3) == pytest.approx((1, 0))
     found = inception_score(logits, split_size=9)  # one of three classes, and one of a single class
     assert found == pytest.approx((2, 1))
 
 
-def test_inception_score_is_that_of_the_formula():
+def test_inception_score_equals_its_formula():
     logits = features(20, 6, 0)
     p = logits.softmax(dim=1)
     divergence = (p * (p.log() - p.mean(0).log())).sum(dim=1)
@@ -178,7 +178,7 @@ def test_inception_score_is_that_of_the_formula():
 
 
 class Own(nn.Module):
-    """What torchmetrics takes for a network: the features themselves."""
+    """A network for torchmetrics whose input already is the features."""
 
     num_features = 6
 
@@ -187,46 +187,46 @@ class Own(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scores_are_those_of_torchmetrics():
+def test_metrics_agree_with_torchmetrics():
     fid, kid, inception = (pytest.importorskip(f"torchmetrics.image.{name}") for name in ("fid", "kid", "inception"))
     own = Own()
     x, y = features(60, 6, 0).float(), (features(60, 6, 1) * 1.5 + 0.3).float()
 
-    def told(metric):
+    def computed(metric):
         metric.update(y[:, :, None, None], real=True)
         metric.update(x[:, :, None, None], real=False)
         return metric.compute()
 
-    frechet = told(fid.FrechetInceptionDistance(feature=own, input_img_size=(6, 1, 1)))
+    frechet = computed(fid.FrechetInceptionDistance(feature=own, input_img_size=(6, 1, 1)))
     assert distance(x, y) == pytest.approx(float(frechet), rel=1e-4)
-    kernel, _ = told(kid.KernelInceptionDistance(feature=own, subsets=1, subset_size=60))
+    kernel, _ = computed(kid.KernelInceptionDistance(feature=own, subsets=1, subset_size=60))
     assert kernel_distance(x, y, subsets=1).mean == pytest.approx(float(kernel), rel=1e-4)
     score = inception.InceptionScore(feature=own, splits=1)
     score.update(x[:, :, None, None])
     assert inception_score(x).mean == pytest.approx(float(score.compute()[0]), rel=1e-4)
 
 
-def test_features_that_no_score_can_be_of_are_refused():
+def test_invalid_features_are_rejected():
     x = features(9, 4, 0)
-    spoilt = x.clone()
-    spoilt[2, 1] = torch.nan
-    with pytest.raises(InputError, match="got others for 1 of 9"):
-        Gaussian.fit(spoilt)
-    with pytest.raises(InputError, match="got others for 1 of 9"):
-        Moments.none(4).update(spoilt)
-    with pytest.raises(InputError, match="features of 2 images or more; got 1"):
+    broken = x.clone()
+    broken[2, 1] = torch.nan
+    with pytest.raises(InputError, match="got NaN or Inf for 1 of 9"):
+        Gaussian.fit(broken)
+    with pytest.raises(InputError, match="got NaN or Inf for 1 of 9"):
+        Moments.empty(4).update(broken)
+    with pytest.raises(InputError, match="features of at least 2 images; got 1"):
         Gaussian.fit(x[:1])
-    with pytest.raises(InputError, match="features of 2 images or more; got 0"):
-        Moments.none(4).gaussian()
-    with pytest.raises(InputError, match="features of 2 images or more; got 1"):
+    with pytest.raises(InputError, match="features of at least 2 images; got 0"):
+        Moments.empty(4).gaussian()
+    with pytest.raises(InputError, match="features of at least 2 images; got 1"):
         kernel_distance(x, x[:1])
     with pytest.raises(InputError, match=r"features \(N, F\); got \(9, 4, 1\)"):
         Gaussian.fit(x[:, :, None])
     for compare in (distance, kernel_distance):
-        with pytest.raises(InputError, match="of one width; got 4 and 3"):
+        with pytest.raises(InputError, match="of the same width; got 4 and 3"):
             compare(x, x[:, :3])
-    with pytest.raises(InputError, match="of one width; got 4 and 3"):
-        Moments.none(4).update(x[:, :3])
+    with pytest.raises(InputError, match="of the same width; got 4 and 3"):
+        Moments.empty(4).update(x[:, :3])
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy():

@@ -1,4 +1,4 @@
-"""The page's drawing: the encoder's file against the flow, where there is one, and a person who draws in Chromium."""
+"""The playground's Draw mode: the exported encoder against the flow, and the page in Chromium."""
 
 import json
 import re
@@ -29,17 +29,17 @@ from tests.export.test_playground import PAGE
 DRIVER = Path(__file__).with_name("drive_drawing.mjs")
 SMALL = {"blocks": 2, "layers": 1, "width": 16, "head_width": 8}
 KINDS = {
-    "as usual": {},
+    "default": {},
     "colour": {"channels": 3},
     "dequantised": {"dequantise": True, "noise_std": 0.0},
     "clipped": {"flow": FlowConfig(**SMALL, clip=0.05)},
-    "a prior of its own": {"flow": FlowConfig(**SMALL, volume_preserving=True)},
+    "volume-preserving": {"flow": FlowConfig(**SMALL, volume_preserving=True)},
     "rotary positions": {"flow": FlowConfig(**SMALL, positions="rotary", norm="rms", mlp="swiglu", qk_norm=True)},
 }
 
 
 def model_of(folder, **changes):
-    """A folder of a tiny model, with a prior that is not the standard normal where it can be."""
+    """A folder with a tiny model; a learned prior variance differs from 1."""
     model = tiny_model(tiny_config(**changes))
     if model.config.flow.volume_preserving:
         variance = model.flow.prior_variance
@@ -49,7 +49,7 @@ def model_of(folder, **changes):
 
 
 def noisy_of(pipe, pixels):
-    """uint8 (B, P, H, W) -> patches (B, T, D) with the noise that the page adds."""
+    """uint8 (B, P, H, W) -> patches (B, T, D) with the noise of the page."""
     std, bin_width = training_noise(pipe.config)
     drawn = add_noise(pipe.model.codec.encode(pixels), [0] * len(pixels), std, "draw", 0, bin_width=bin_width)
     return patchify(drawn, pipe.config.patch_size)
@@ -63,7 +63,7 @@ def needs_onnx():
 
 @pytest.mark.usefixtures("needs_onnx")
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
-def test_the_encoders_file_gives_the_flows_noise_and_likelihood_at_any_batch_size(tmp_path, changes):
+def test_the_exported_encoder_matches_the_flow_at_any_batch_size(tmp_path, changes):
     pipe = Pipeline.from_pretrained(model_of(tmp_path / "model", **changes))
     assert encoder.export_encoder(pipe, tmp_path / "encoder.onnx", {}) <= encoder.TOLERANCE
     run, flow = encoder.read_encoder(tmp_path / "encoder.onnx"), pipe.model.flow
@@ -79,7 +79,7 @@ def test_the_encoders_file_gives_the_flows_noise_and_likelihood_at_any_batch_siz
 
 
 @pytest.mark.usefixtures("needs_onnx")
-def test_an_encoder_that_differs_too_much_is_refused(tmp_path, monkeypatch):
+def test_an_inaccurate_encoder_is_rejected(tmp_path, monkeypatch):
     pipe = Pipeline.from_pretrained(model_of(tmp_path / "model"))
     monkeypatch.setattr(encoder, "TOLERANCE", -1.0)
     with pytest.raises(InputError, match=r"noise and likelihood within .* largest difference is"):
@@ -100,18 +100,18 @@ def test_an_encoder_that_differs_too_much_is_refused(tmp_path, monkeypatch):
         ({"codec": "vae:somewhere", "channels": 4}, False),
     ],
 )
-def test_one_can_draw_for_small_images_of_pixels_with_classes(changes, can):
+def test_draw_mode_needs_small_pixel_images_with_classes(changes, can):
     assert encoder.can_draw(tiny_config(**changes)) == can
 
 
 @pytest.mark.usefixtures("needs_onnx")
 @pytest.mark.parametrize("kind", ["classes", "no classes", "latents"])
-def test_the_folder_has_an_encoder_where_one_can_draw(tmp_path, autoencoder, kind):
+def test_the_folder_has_an_encoder_if_the_page_has_a_draw_mode(tmp_path, autoencoder, kind):
     latents = {"codec": f"vae:{autoencoder}", "channels": 4}
     changes = {"classes": {}, "no classes": {"num_classes": 0}, "latents": latents}[kind]
     (tmp_path / "runtime").mkdir()
     for name in site.FILES:
-        (tmp_path / "runtime" / name).write_text("stands in for it")
+        (tmp_path / "runtime" / name).write_text("placeholder")
     model, out = model_of(tmp_path / "model", **changes), tmp_path / "site"
     site.write_site(model, out, runtime=tmp_path / "runtime")
     card = json.loads((out / "model.json").read_text())
@@ -122,11 +122,11 @@ def test_the_folder_has_an_encoder_where_one_can_draw(tmp_path, autoencoder, kin
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
 @pytest.mark.parametrize(("std", "bin_width"), [(0.2, 0.0), (0.0, 2 / 255), (0.1, 2 / 255)])
-def test_a_drawings_noise_is_that_of_python(tmp_path, std, bin_width):
+def test_the_noise_of_a_drawing_matches_python(tmp_path, std, bin_width):
     shutil.copy(PAGE / "noise.js", tmp_path / "noise.mjs")
     script = (
-        "import { noiseOfDrawing } from './noise.mjs'; import { writeFileSync } from 'node:fs';"
-        f"const noise = noiseOfDrawing(3072, {{ noise_std: {std}, bin_width: {bin_width} }});"
+        "import { drawingNoise } from './noise.mjs'; import { writeFileSync } from 'node:fs';"
+        f"const noise = drawingNoise(3072, {{ noise_std: {std}, bin_width: {bin_width} }});"
         "writeFileSync('noise.bin', new Uint8Array(noise.buffer));"
     )
     subprocess.run(["node", "--input-type=module", "-e", script], cwd=tmp_path, check=True, timeout=60)
@@ -135,20 +135,20 @@ def test_a_drawings_noise_is_that_of_python(tmp_path, std, bin_width):
 
 
 def pixels_of(step, channels):
-    """What was drawn, uint8 (1, P, 4, 4)."""
+    """The drawing, uint8 (1, P, 4, 4)."""
     return torch.tensor(step["pixels"], dtype=torch.uint8).view(1, channels, 4, 4)
 
 
 @torch.no_grad()
 def compare_with_python(step, pipe):
-    """What the page says of a drawing, and shows, is what Python says and draws."""
+    """Compare the class probabilities and edits on the page with Python."""
     patches = noisy_of(pipe, pixels_of(step, pipe.config.channels))
-    shares = by_bayes(pipe.model.flow, patches).softmax(dim=1)[0]
-    np.testing.assert_allclose(step["shares"], shares.numpy(), atol=1e-3)
-    label = int(shares.argmax())
+    probabilities = by_bayes(pipe.model.flow, patches).softmax(dim=1)[0]
+    np.testing.assert_allclose(step["probabilities"], probabilities.numpy(), atol=1e-3)
+    label = int(probabilities.argmax())
     assert (step["label"], step["labels"]) == (label, [label, *range(NUM_CLASSES)])
-    assert step["verdict"] == f"Most likely: {'abc'[label]}"
-    assert f"{100 * step['shares'][label]:.1f} %" in step["bars"]
+    assert step["prediction"] == f"Predicted class: {'abc'[label]}"
+    assert f"{100 * step['probabilities'][label]:.1f}%" in step["bars"]
 
     flow, labels = pipe.model.flow, torch.tensor(step["labels"])
     noise = flow(patches, torch.tensor([label])).z / flow.prior_variance.sqrt()
@@ -161,11 +161,11 @@ def compare_with_python(step, pipe):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("needs_onnx")
-@pytest.mark.parametrize("kind", ["as usual", "colour", "a prior of its own"])
-def test_the_page_says_of_a_drawing_what_python_says_and_edits_it_alike(visit, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["default", "colour", "volume-preserving"])
+def test_the_page_classifies_and_edits_a_drawing_like_python(visit, tmp_path, kind):
     model = model_of(tmp_path / "model", **KINDS[kind])
     found = visit(model, DRIVER)
-    assert found["encoderAsked"] == [True]  # once, when the drawing was opened
+    assert found["encoderRequests"] == [True]  # once, when Draw is opened
 
     pipe, steps = Pipeline.from_pretrained(model), found["steps"]
     channels = pipe.config.channels
@@ -175,15 +175,15 @@ def test_the_page_says_of_a_drawing_what_python_says_and_edits_it_alike(visit, t
             r"Encoded and classified in [\d.]+ ms, 4 images decoded in [\d.]+ ms.", steps[name]["draw-time"]
         )
     for name in ("empty", "cleared"):
-        assert steps[name]["visible"] == {"hint": True, "classified": False, "edited": False, "cursor": False}
+        assert steps[name]["visible"] == {"hint": True, "classification": False, "edits": False, "cursor": False}
         assert steps[name]["hint"].startswith("Draw something")
-    ink = torch.tensor([255] if channels == 1 else [0xFF, 0x80, 0x20])
+    colour = torch.tensor([255] if channels == 1 else [0xFF, 0x80, 0x20])
     drawn = {name: pixels_of(step, channels)[0] for name, step in steps.items() if "pixels" in step}
-    soft = 102 if channels == 1 else 0  # beside what was pressed
-    assert (ink == drawn["mouse"][:, :3, 0].T).all()
+    soft = 102 if channels == 1 else 0  # next to the brush
+    assert (colour == drawn["mouse"][:, :3, 0].T).all()
     assert drawn["mouse"][0].tolist()[3] == [soft, 0, 0, 0]
     assert (drawn["mouse"][:, :3, 1] == soft).all()
-    assert (drawn["keys"][:, 3, 3] == ink).all()  # the cursor stops at the edge
+    assert (drawn["keys"][:, 3, 3] == colour).all()  # the cursor stops at the edge
     assert steps["keys"]["visible"]["cursor"]
     assert (steps["keys"]["strength"], steps["varied"]["strength"]) == (0, 0.6)
     assert steps["varied"]["images"] != steps["keys"]["images"]
@@ -191,6 +191,6 @@ def test_the_page_says_of_a_drawing_what_python_says_and_edits_it_alike(visit, t
     assert (drawn["erased"][:, 3, 3] == 0).all()
     second = pipe.sample_pixels([0, 1], seed=0)[1]
     assert (drawn["sample"].int() - second.int()).abs().max() <= 1
-    assert found["back"] == [True, False]
-    assert found["narrow"] <= 360
-    assert min(found["targets"]) >= 24  # pixels; WCAG 2.2, 2.5.8
+    assert found["modesVisible"] == [True, False]
+    assert found["phoneWidth"] <= 360
+    assert min(found["heights"]) >= 24  # pixels; WCAG 2.2, 2.5.8

@@ -148,14 +148,14 @@ def test_less_precision_is_of_such_weights_and_within_its_tolerance(
     out = tmp_path / "less.onnx"
     code, said, _ = biflow("export", folder, "--out", out, "--precision", precision)
     assert code == 0
-    assert f"{precision}, noise of 4 x 4, gives image" in said
+    assert f"{precision}, noise of 4 x 4, output image" in said
     assert f"{127.5 * export.TOLERANCES[precision]:.2g}" in said  # the difference allowed, in grey levels
     weights = dict.fromkeys(onnx.TensorProto.DataType.values(), 0)
     for each in onnx.load(out).graph.initializer:
         weights[each.data_type] += math.prod(each.dims)
     less = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
     assert weights[less] > weights[onnx.TensorProto.FLOAT]
-    check = export.compare(
+    check = export.verify(
         export.read_onnx(out), Pipeline.from_pretrained(folder), images=True, tolerance=export.TOLERANCES[precision]
     )
     assert export.TOLERANCES["float32"] < check.largest <= check.tolerance
@@ -176,7 +176,7 @@ def test_a_file_that_is_wrong_for_one_class_alone_is_found(six, wrong):
     def run(noise, labels, guidance):
         return sampler(noise, torch.where(labels == wrong, (wrong + 1) % 7, labels), guidance)
 
-    found = export.compare(run, pipe, images=True, tolerance=export.TOLERANCES["float32"])
+    found = export.verify(run, pipe, images=True, tolerance=export.TOLERANCES["float32"])
     assert found.largest > found.tolerance
 
 
@@ -202,7 +202,7 @@ def test_latents_leave_as_they_are_or_as_images(biflow, autoencoder, tmp_path):
     path = tmp_path / "x.pt2"
     code, said, _ = biflow("export", folder, "--out", path, "--to", "torch", "--codec")
     assert code == 0
-    assert "gives image" in said
+    assert "output image" in said
     card = {"biflow.json": ""}
     with path.open("rb") as file:
         torch.export.load(file, extra_files=card)

@@ -1,4 +1,4 @@
-"""The page that samples in the browser: its folder, its noise, and itself in Chromium."""
+"""The playground: its folder, its noise, and the page in Chromium."""
 
 import base64
 import hashlib
@@ -29,18 +29,18 @@ DRIVER = Path(__file__).with_name("drive_playground.mjs")
 
 @pytest.fixture
 def model(tmp_path):
-    """Colour images: three channels, so that none can take another's place unseen."""
+    """A model of colour images, so that swapped channels are detected."""
     save_model(tiny_model(tiny_config(channels=3)), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
-def stand_in(tmp_path):
-    """A folder with files of the runtime's names, as npm unpacks it."""
+def fake_runtime(tmp_path):
+    """A folder with the file names of the runtime, as unpacked by npm."""
     dist = tmp_path / "package" / "dist"
     dist.mkdir(parents=True)
     for name in runtime.FILES:
-        (dist / name).write_text(f"stands in for {name}")
+        (dist / name).write_text(f"placeholder for {name}")
     return tmp_path / "package"
 
 
@@ -51,20 +51,20 @@ def cache(tmp_path, monkeypatch):
 
 
 def pack(folder, path):
-    """An npm package of a folder; its hash as npm gives it."""
+    """Pack a folder as an npm package; returns its hash as npm reports it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz") as archive:
         archive.add(folder, "package")
     return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
 
 
-def test_the_folder_holds_all_that_the_page_needs_and_can_be_written_again(biflow, model, stand_in, tmp_path):
+def test_the_folder_is_complete_and_can_be_replaced(biflow, model, fake_runtime, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     out = tmp_path / "deep" / "site"
-    code, said, _ = biflow("playground", model, "--out", out, "--runtime", stand_in)
+    code, stdout, _ = biflow("playground", model, "--out", out, "--runtime", fake_runtime)
     assert code == 0
-    assert f"Wrote {out}." in " ".join(said.split())
+    assert f"Wrote {out}." in " ".join(stdout.split())
     assert {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()} == {
         *site.SITE_FILES,
         site.ENCODER_FILE,
@@ -73,14 +73,14 @@ def test_the_folder_holds_all_that_the_page_needs_and_can_be_written_again(biflo
     card = json.loads((out / "model.json").read_text())
     assert (card["class_names"], card["null_label"], card["noise_shape"]) == (["a", "b", "c"], 3, [4, 12])
     assert (card["slider_guidance"], card["output"], card["channels"]) == (4.0, "image", 3)
-    assert (out / "ort" / runtime.FILES[0]).read_text() == f"stands in for {runtime.FILES[0]}"
+    assert (out / "ort" / runtime.FILES[0]).read_text() == f"placeholder for {runtime.FILES[0]}"
     save_model(tiny_model(tiny_config(reverse=None)), tmp_path / "flow")
     with pytest.raises(InputError, match="reverse model"):
-        site.write_site(tmp_path / "flow", tmp_path / "another", runtime=stand_in)
+        site.write_site(tmp_path / "flow", tmp_path / "another", runtime=fake_runtime)
     assert not (tmp_path / "another").exists()
 
 
-def test_the_page_names_no_other_place():
+def test_the_page_links_to_no_other_host():
     for name in site.PAGE_FILES:
         text = (PAGE / name).read_text(encoding="utf-8")
         assert set(re.findall(r"https?://[\w.-]+", text)) <= {"http://localhost"}, name
@@ -93,22 +93,22 @@ def test_every_control_has_a_label():
 
 
 BAD = {
-    "a runtime that is none": ("new", "model", "--runtime FOLDER"),
-    "a folder of other files": ("model", "package", "has files"),
+    "not a runtime": ("new", "model", "--runtime FOLDER"),
+    "a folder with other files": ("model", "package", "has files"),
     "a file instead of a folder": ("page.html", "package", "without .html"),
 }
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("fake_runtime")
 @pytest.mark.parametrize(("out", "given", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_refused_before_anything_is_written(model, tmp_path, out, given, message):
+def test_bad_input_is_rejected_before_anything_is_written(model, tmp_path, out, given, message):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match=message):
         site.write_site(model, tmp_path / out, runtime=tmp_path / given)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_npm_the_way_without_it_is_named(cache, tmp_path, monkeypatch):
+def test_without_npm_the_error_suggests_a_folder(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"Expected npm.* not installed.*--runtime FOLDER"):
         runtime.copy_runtime(tmp_path / "ort", None)
@@ -119,7 +119,7 @@ def test_without_npm_the_way_without_it_is_named(cache, tmp_path, monkeypatch):
     ("script", "message"),
     [("echo 'npm error code ENOTFOUND' >&2; exit 1", "ENOTFOUND"), ("echo no package > x.tgz", "another file")],
 )
-def test_a_package_that_cannot_be_had_or_is_not_the_right_one_is_refused(cache, tmp_path, monkeypatch, script, message):
+def test_an_unavailable_or_wrong_package_is_rejected(cache, tmp_path, monkeypatch, script, message):
     (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -128,51 +128,53 @@ def test_a_package_that_cannot_be_had_or_is_not_the_right_one_is_refused(cache, 
     assert not any(cache.iterdir())
 
 
-def test_a_package_that_was_fetched_is_used_again_unless_it_is_damaged(cache, stand_in, tmp_path, monkeypatch):
-    kept = cache / f"onnxruntime-web-{runtime.VERSION}.tgz"
-    monkeypatch.setattr(runtime, "SHA512", pack(stand_in, kept))
+def test_the_cached_package_is_reused_unless_damaged(cache, fake_runtime, tmp_path, monkeypatch):
+    cached = cache / f"onnxruntime-web-{runtime.VERSION}.tgz"
+    monkeypatch.setattr(runtime, "SHA512", pack(fake_runtime, cached))
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
     runtime.copy_runtime(tmp_path / "ort", None)
     assert sorted(file.name for file in (tmp_path / "ort").iterdir()) == sorted(runtime.FILES)
-    kept.write_bytes(kept.read_bytes()[:-1])
+    cached.write_bytes(cached.read_bytes()[:-1])
     with pytest.raises(InputError, match="Expected npm"):
         runtime.copy_runtime(tmp_path / "ort", None)
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
-def test_the_pages_noise_is_that_of_python(tmp_path):
+def test_the_noise_matches_python(tmp_path):
     shutil.copy(PAGE / "noise.js", tmp_path / "noise.mjs")
     script = (
-        "import { noiseFor } from './noise.mjs'; import { writeFileSync } from 'node:fs';"
+        "import { sampleNoise } from './noise.mjs'; import { writeFileSync } from 'node:fs';"
         "for (const seed of [0, 7, 2 ** 31])"
-        " writeFileSync(`${seed}.bin`, new Uint8Array(noiseFor(seed, 3, 99999).buffer));"
+        " writeFileSync(`${seed}.bin`, new Uint8Array(sampleNoise(seed, 3, 99999).buffer));"
     )
     subprocess.run(["node", "--input-type=module", "-e", script], cwd=tmp_path, check=True, timeout=60)
     for seed in (0, 7, 2**31):
         found = np.fromfile(tmp_path / f"{seed}.bin", np.float32)
         wanted = normal_for(range(3), (99999,), "sample", seed).numpy().ravel()
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)  # two libraries' logarithm, sine and cosine
+        np.testing.assert_allclose(
+            found, wanted, rtol=0, atol=1e-6
+        )  # logarithm, sine and cosine are rounded differently
 
 
-NAMED = {
+CLASS_NAMES = {
     "names": ("cat", "dog's", "blue whale"),
     "numbers from one": ("1", "2", "3"),
     "numbers in another order": ("2", "0", "1"),
     "equal names": ("a", "b", "a"),
     "equal numbers": ("1", "2", "2"),
     "numbers with zeros": ("3", "03", "1"),
-    "signs": ("$HOME", "-x", "a;b"),
+    "special characters": ("$HOME", "-x", "a;b"),
 }
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node")
-@pytest.mark.parametrize("names", NAMED.values(), ids=NAMED.keys())
-def test_the_command_on_the_page_names_the_class_that_is_shown(names):
-    """The last label is of no class."""
+@pytest.mark.parametrize("names", CLASS_NAMES.values(), ids=CLASS_NAMES.keys())
+def test_the_command_on_the_page_selects_the_chosen_class(names):
+    """The last label is the null label."""
     page = (PAGE / "app.js").read_text(encoding="utf-8")
-    (function,) = re.findall(r"^function nameFor\(.*?^}$", page, re.MULTILINE | re.DOTALL)
+    (function,) = re.findall(r"^function labelArgument\(.*?^}$", page, re.MULTILINE | re.DOTALL)
     card = json.dumps({"class_names": names, "num_classes": 3, "null_label": 3})
-    script = f"const card = {card};\n{function}\nconsole.log(['0', '1', '2', '3'].map(nameFor).join(' '))"
+    script = f"const card = {card};\n{function}\nconsole.log(['0', '1', '2', '3'].map(labelArgument).join(' '))"
     done = subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True, timeout=60)
     assert check_labels(shlex.split(done.stdout), 3, names).tolist() == [0, 1, 2, 3]
 
@@ -180,25 +182,25 @@ def test_the_command_on_the_page_names_the_class_that_is_shown(names):
 def images_of(grid, size=4, columns=10, gap=1):
     """The images (N, 3, H, W) on a canvas."""
     pixels = np.array(grid["data"]).reshape(grid["height"], grid["width"], 4)
-    corners = [divmod(place, columns) for place in range(grid["count"])]
+    corners = [divmod(i, columns) for i in range(grid["count"])]
     cells = [pixels[row * (size + gap) :, column * (size + gap) :][:size, :size, :3] for row, column in corners]
     return np.stack(cells).transpose(0, 3, 1, 2)
 
 
 @pytest.mark.slow
-def test_the_page_shows_pythons_images_follows_its_sliders_and_asks_nobody_else(model, visit):
+def test_the_page_matches_python_and_follows_its_controls(model, visit):
     found = visit(model, DRIVER)
     pipe = Pipeline.from_pretrained(model)
     assert [found["grids"][name]["guidance"] for name in ("first", "guided", "seeded")] == [0, 0.5, 0.5]
     for grid in found["grids"].values():
         count = grid["count"]
-        labels = torch.arange(count) % 3 if grid["label"] == "turn" else torch.full((count,), int(grid["label"]))
+        labels = torch.arange(count) % 3 if grid["label"] == "all" else torch.full((count,), int(grid["label"]))
         wanted = pipe.sample_pixels(labels, guidance=grid["guidance"], seed=grid["seed"]).int().numpy()
         assert abs(images_of(grid) - wanted).max() <= 1
         assert f"--num {count} --seed {grid['seed']}" in grid["command"]
-    assert len(set(found["moving"])) == 4  # the grid changes while the slider is held
-    assert found["walked"]["seed"] > found["grids"]["seeded"]["seed"]
-    assert re.search(r"ms a grid of 10, .* an image \(median of \d+\)", found["time"])
+    assert len(set(found["moving"])) == 4  # the grid changes while the slider is dragged
+    assert found["animated"]["seed"] > found["grids"]["seeded"]["seed"]
+    assert re.search(r"10 images in .* ms, .* ms each \(median of \d+\)", found["time"])
     assert found["download"].endswith(".png")
-    assert found["narrow"] <= 360
-    assert min(found["targets"]) >= 24  # pixels; WCAG 2.2, 2.5.8
+    assert found["phoneWidth"] <= 360
+    assert min(found["heights"]) >= 24  # pixels; WCAG 2.2, 2.5.8

@@ -1,4 +1,4 @@
-"""Encoders of every family: small checkpoints of the real architectures, saved and loaded as real ones are."""
+"""Encoders of every family, as small checkpoints of the real architectures that are saved and loaded."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PLACES = [[1, 1]]
 
 
 class Pairs(nn.Module):
-    """A user's own encoder: the mean of every two rows and columns, as tokens."""
+    """A user's encoder: the mean of every two rows and columns, as tokens."""
 
     def forward(self, images):
         return torch.nn.functional.avg_pool2d(images, 2).flatten(2).transpose(1, 2)
@@ -58,7 +58,7 @@ FAMILIES = ["dinov2", "registers", "dinov3", "clip", "mae"]
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_patch_features_lie_on_the_grid_of_the_image(name, folders):
-    """Half of the image is changed: the features of the other half move less, and classes and registers are gone."""
+    """Changing half of the image changes the other half's features less; class and register tokens are dropped."""
     encoder = encoder_of(name, folders)
     before = images()
     features = encoder(before)
@@ -80,8 +80,8 @@ def test_features_are_the_same_each_time_and_for_each_size_and_frozen(name, fold
     assert not encoder(images().requires_grad_()).requires_grad
 
 
-def test_a_masked_autoencoder_sees_every_patch_in_its_place(folders):
-    """Left alone, it shuffles its patches at random; put back, they are the same features."""
+def test_a_masked_autoencoder_keeps_the_order_of_its_patches(folders):
+    """By default it shuffles its patches; unshuffled, the features are equal."""
     encoder = encoder_of("mae", folders)
     network = encoder.network
     shuffled = network.network(pixel_values=network.normalise(images()))

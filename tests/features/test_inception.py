@@ -1,4 +1,4 @@
-"""FID's Inception: its layout, its peculiarities one by one, and files that are not its weights."""
+"""FID's Inception: its layout, its differences from torchvision's, and files that are not its weights."""
 
 import hashlib
 
@@ -132,7 +132,7 @@ def test_the_first_layers_are_those_of_their_tensors(network):
 
 
 def average(x):
-    """The mean of the up to nine places around each that lie in the map."""
+    """The mean of the up to nine positions around each that lie inside the map."""
     rows, columns = x.shape[-2:]
     out = torch.empty_like(x)
     for i in range(rows):
@@ -143,7 +143,7 @@ def average(x):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "width", "pooled"), [("5b", 192, 32), ("6b", 768, 192), ("7b", 1280, 192)])
-def test_averages_are_over_places_in_the_map_alone(network, name, width, pooled):
+def test_averages_exclude_the_padding(network, name, width, pooled):
     state, x = network.state_dict(), torch.rand(1, width, 8, 8, generator=torch.Generator().manual_seed(0))
     block = network.get_submodule(f"Mixed_{name}")
     expected = convolve(average(x), state, f"Mixed_{name}.branch_pool")
@@ -199,7 +199,7 @@ def test_a_block_is_its_branches_in_their_published_order(network, block):
 
 
 def read_as_tensorflow1(image: np.ndarray, size: int) -> np.ndarray:
-    """One channel, place by place, in float32."""
+    """One channel, pixel by pixel, in float32."""
     out = np.empty((size, size), np.float32)
     scales = [np.float32(length) / np.float32(size) for length in image.shape]
     for i in range(size):
@@ -237,7 +237,9 @@ def test_files_that_are_not_these_weights_are_one_sentence(weights, tmp_path):
         load_inception(tmp_path / "nothing.pth")
     state = torch.load(weights, weights_only=True)
     torch.save({**state, "fc.weight": torch.zeros(1000, 2048)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"fc.weight has shape \(1000, 2048\), not \(1008, 2048\). Give the file that"):
+    with pytest.raises(
+        InputError, match=r"fc.weight has shape \(1000, 2048\), not \(1008, 2048\). Give the file published"
+    ):
         load_inception(tmp_path / "other.pth")
     del state["Mixed_5b.branch1x1.bn.bias"]
     torch.save(state, tmp_path / "part.pth")

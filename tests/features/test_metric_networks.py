@@ -1,4 +1,4 @@
-"""Networks whose features are compared: small ones of every kind, saved and loaded as real ones are."""
+"""Feature networks of every kind, as small checkpoints that are saved and loaded."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_features_are_of_every_image_alone_in_float32_and_frozen(kind, folder):
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_grey_is_repeated_and_autocast_is_not_taken_over(kind, folder):
+def test_grey_is_repeated_and_autocast_is_ignored(kind, folder):
     net = net_of(kind, folder)
     grey = pixels(1, channels=1)
     expected = net(grey.expand(-1, 3, -1, -1)).pooled
@@ -79,7 +79,7 @@ def test_an_identity_is_that_of_the_weights(kind, folder):
     assert len({net_of(each, folder).identity() for each in (*PLACES, "judge:judge1")}) == 4
 
 
-def test_dinov2_sees_the_class_token_behind_the_last_norm(folder):
+def test_dinov2_gives_the_class_token_after_the_last_norm(folder):
     transformers = pytest.importorskip("transformers")
     network = transformers.AutoModel.from_pretrained(folder / "dinov2").eval()
     positions = network.embeddings.position_embeddings
@@ -93,17 +93,17 @@ def test_dinov2_sees_the_class_token_behind_the_last_norm(folder):
 
 
 def test_positions_are_fitted_as_dinov2_fits_them():
-    """By a factor that is a tenth of a place too large, for a square of 37 places as for any other."""
+    """By a factor that is a tenth of a patch too large, for a square of 37 patches as for any other."""
     positions = torch.randn(1, 1 + 37 * 37, 6, generator=torch.Generator().manual_seed(0))
     fitted = fit_positions(positions, 16)
     assert fitted.shape == (1, 257, 6)
     assert torch.equal(fitted[:, :1], positions[:, :1])
     assert torch.equal(fit_positions(positions, 37), positions)
     ramp = torch.arange(37.0).expand(37, 37).flatten()[None, :, None]
-    places = fit_positions(torch.cat([ramp[:, :1], ramp], dim=1), 16)[0, 1:, 0].view(16, 16)
+    patches = fit_positions(torch.cat([ramp[:, :1], ramp], dim=1), 16)[0, 1:, 0].view(16, 16)
     inside = (torch.arange(1, 15) + 0.5) * 37 / 16.1 - 0.5
-    torch.testing.assert_close(places[3, 1:15], inside, rtol=0, atol=0.06)  # cubics do not follow a ramp exactly
-    assert places[3, 14] < 14.5 * 37 / 16 - 0.5 - 0.12
+    torch.testing.assert_close(patches[3, 1:15], inside, rtol=0, atol=0.06)  # cubics do not follow a ramp exactly
+    assert patches[3, 14] < 14.5 * 37 / 16 - 0.5 - 0.12
 
 
 @pytest.mark.parametrize("size", [28, 32, 64, 224, 300, 512])
@@ -115,7 +115,7 @@ def test_images_are_scaled_as_by_pillow(size):
     assert abs(found - expected).max() <= 2
 
 
-def test_a_judge_comes_back_as_it_was_saved(tmp_path):
+def test_a_saved_judge_loads(tmp_path):
     torch.manual_seed(0)
     judge = Judge(3, 5)
     save_judge(judge, tmp_path / "judge")
@@ -127,18 +127,18 @@ def test_a_judge_comes_back_as_it_was_saved(tmp_path):
     features = make_feature_net(f"judge:{tmp_path / 'judge'}")(pixels())
     torch.testing.assert_close(features.pooled, judge.features(images).detach())
     torch.testing.assert_close(features.logits, judge(images).detach())
-    save_judge(Judge(1, 2), tmp_path / "judge")  # in the place of another judge
+    save_judge(Judge(1, 2), tmp_path / "judge")  # over another judge
     assert load_judge(tmp_path / "judge").channels == 1
 
 
-def test_a_judge_takes_no_place_of_other_files(tmp_path):
+def test_a_judge_does_not_overwrite_other_files(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="new or empty folder"):
         save_judge(Judge(1, 2), tmp_path)
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_a_judge_of_grey_images_takes_no_colours(folder):
+def test_a_judge_of_grey_images_refuses_colour(folder):
     net = net_of("judge:judge1", folder)
     assert net(pixels(channels=1)).pooled.shape == (2, 64)
     with pytest.raises(InputError, match=r"pixels \(B, 1, H, W\) for judge; got torch.uint8 \(2, 3, 12, 12\)"):
@@ -146,7 +146,7 @@ def test_a_judge_of_grey_images_takes_no_colours(folder):
 
 
 @pytest.mark.parametrize("wrong", [pixels().float(), pixels()[0], pixels(channels=2)])
-def test_what_are_no_pixels_is_refused(wrong, folder):
+def test_other_than_uint8_pixels_is_refused(wrong, folder):
     with pytest.raises(InputError, match=r"Expected uint8 pixels \(B, 1 or 3, H, W\) for judge"):
         net_of("judge", folder)(wrong)
 
@@ -155,13 +155,13 @@ def test_what_are_no_pixels_is_refused(wrong, folder):
     ("name", "message"),
     [
         ("inceptoin", "Unknown feature network 'inceptoin'; did you mean inception"),
-        ("judge", "Expected the folder of a judge, as save_judge writes it; got none"),
-        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder of save_judge"),
+        ("judge", "Expected the folder of a judge, written by save_judge; got none"),
+        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder written by save_judge"),
         ("inception:nowhere.pth", r"cannot read nowhere.pth \(No such file"),
-        ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a name on the"),
+        ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a reachable name on the"),
     ],
 )
-def test_networks_that_are_not_there_are_one_sentence(name, message):
+def test_missing_networks_are_one_sentence(name, message):
     with pytest.raises(InputError, match=message):
         make_feature_net(name)
 
@@ -181,10 +181,10 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
             load_judge(folder)
     (folder / "judge.json").write_text(whole)
     (folder / "judge.safetensors").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"Expected whole weights in .*judge.safetensors; the file is damaged"):
+    with pytest.raises(InputError, match=r"Expected intact weights in .*judge.safetensors; the file is damaged"):
         load_judge(folder)
     (folder / "judge.safetensors").unlink()
-    with pytest.raises(InputError, match="Copy the judge's folder whole"):
+    with pytest.raises(InputError, match="Copy the judge's folder again"):
         load_judge(folder)
 
 

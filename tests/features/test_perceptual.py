@@ -1,4 +1,4 @@
-"""Distances through networks: small checkpoints of the real architectures, saved and loaded as real ones are."""
+"""Perceptual distances, on small checkpoints of the real architectures that are saved and loaded."""
 
 import shutil
 
@@ -9,14 +9,14 @@ from torch import nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.perceptual import VGG16, make_distance, see_through
+from biflow.features.perceptual import VGG16, crop_and_resize, make_distance
 from biflow.losses.perceptual import WHOLE
 
 MIDDLE = (0.25, 0.25, 0.5, 0.5)
 
 
 class Halves(nn.Module):
-    """A user's own network: the mean of either half of the rows."""
+    """A user's network: the mean of each half of the rows."""
 
     def forward(self, images):
         return list(images.mean(dim=(1, 3)).chunk(2, dim=1))
@@ -63,7 +63,7 @@ KINDS = ["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "module"]
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_distance_is_one_number_an_image_and_moves_the_images_alone(kind, channels, files):
+def test_a_distance_is_one_number_per_image_without_gradient_through_the_target(kind, channels, files):
     distance = make_distance(config_of(kind, files))
     distance.train()
     ours, theirs = images(0, channels).requires_grad_(), images(1, channels).requires_grad_()
@@ -92,8 +92,8 @@ def test_the_same_folder_gives_the_same_distance(files):
         assert torch.equal(first, second)
 
 
-def test_vgg_sees_what_torchvisions_names_mean(files):
-    """The third map is the output of the seventh convolution, after its ReLU, behind two poolings."""
+def test_vgg_equals_torchvisions_layers(files):
+    """The third map is the output of the seventh convolution, after its ReLU and two poolings."""
     state = torch.load(files / "vgg16.pth", weights_only=True)
     trunk = VGG16()
     trunk.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith("features.")})
@@ -114,7 +114,7 @@ def test_a_users_module_is_compared_by_the_mean_of_its_outputs():
     torch.testing.assert_close(distance(images(0), images(1), WHOLE), expected)
 
 
-def test_both_images_are_seen_through_the_same_window():
+def test_both_images_are_cropped_to_the_same_window():
     distance = make_distance(DistanceConfig(kind="module", network=f"{__name__}:IDENTITY", input_size=8))
     ours, theirs = images(0), images(0)
     theirs[..., :4, :] = 0  # outside the window
@@ -122,10 +122,10 @@ def test_both_images_are_seen_through_the_same_window():
     assert (distance(ours, theirs, WHOLE) > 0).all()
 
 
-def test_a_window_keeps_what_lies_in_it():
+def test_a_window_keeps_its_contents():
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
-    torch.testing.assert_close(see_through(ramp, MIDDLE, 8), torch.arange(4.0, 12.0).expand(1, 1, 8, 8))
-    assert see_through(ramp, (0.99, 0.99, 0.01, 0.01), 4).unique().tolist() == pytest.approx([15.0])
+    torch.testing.assert_close(crop_and_resize(ramp, MIDDLE, 8), torch.arange(4.0, 12.0).expand(1, 1, 8, 8))
+    assert crop_and_resize(ramp, (0.99, 0.99, 0.01, 0.01), 4).unique().tolist() == pytest.approx([15.0])
 
 
 def test_the_classifiers_maps_are_compared():
@@ -142,13 +142,16 @@ def test_the_classifiers_maps_are_compared():
     ("config", "message"),
     [
         ({"kind": "vgg", "network": "missing.pth"}, r"vgg16-397923af.pth; cannot read missing.pth \(No such file"),
-        ({"kind": "dinov2", "network": "nobody/nothing"}, "'nobody/nothing' to be a local folder or a name on the"),
+        (
+            {"kind": "dinov2", "network": "nobody/nothing"},
+            "'nobody/nothing' to be a local folder or a reachable name on the",
+        ),
         ({"kind": "module", "network": "biflow.nothing:Here"}, "importable as 'package.module:name'"),
-        ({"kind": "module", "network": "biflow.errors"}, "of a torch module, or of what makes one"),
-        ({"kind": "module", "network": f"{__name__}:NUMBER"}, "of a torch module, or of what makes one"),
+        ({"kind": "module", "network": "biflow.errors"}, "of a torch module or its factory"),
+        ({"kind": "module", "network": f"{__name__}:NUMBER"}, "of a torch module or its factory"),
     ],
 )
-def test_networks_that_are_not_there_are_one_sentence(config, message):
+def test_missing_networks_are_one_sentence(config, message):
     with pytest.raises(InputError, match=message):
         make_distance(DistanceConfig(**config))
 
@@ -162,19 +165,19 @@ def test_files_of_another_kind_are_refused(files, tmp_path):
     with pytest.raises(InputError, match=r"of type dinov2 or dinov2_with_registers; .* is of type 'convnextv2'"):
         make_distance(DistanceConfig(kind="dinov2", network=str(files / "convnextv2")))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="Copy the folder whole"):
+    with pytest.raises(InputError, match="Copy the whole folder"):
         make_distance(DistanceConfig(kind="convnextv2", network=str(tmp_path)))
 
 
 def test_a_checkpoint_with_a_layer_missing_is_refused(files, tmp_path):
-    """transformers would draw the missing weights at random, others each time."""
+    """transformers would initialise the missing weights at random."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(files / "dinov2", tmp_path / "dinov2")
     weights = load_file(tmp_path / "dinov2" / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if "layer.1." not in name}
     save_file(kept, tmp_path / "dinov2" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"are missing or of another shape, the first of them .*layer\.1\."):
+    with pytest.raises(InputError, match=r"are missing or of another shape, first .*layer\.1\."):
         make_distance(DistanceConfig(kind="dinov2", network=str(tmp_path / "dinov2")))
 
 
@@ -195,6 +198,6 @@ def test_weights_are_float32_whatever_the_file_holds(files, tmp_path):
         ({"kind": "classifier", "space": "images"}, "Expected space=latents"),
     ],
 )
-def test_what_a_kind_does_not_read_is_refused_and_what_it_needs_is_asked_for(config, message):
+def test_unused_settings_are_refused_and_missing_ones_requested(config, message):
     with pytest.raises(ValueError, match=message):
         DistanceConfig(**config)

@@ -1,4 +1,4 @@
-"""Models of the hub, and their cards; the network itself is replaced at its edge."""
+"""Models on the hub and their cards, with a fake hub in place of the network."""
 
 import json
 
@@ -50,13 +50,13 @@ EVALUATION["tables"] = {"quality": quality_rows(EVALUATION), "cost": cost_rows(E
 
 @pytest.fixture
 def made():
-    """What was asked of the hub for each repository: whether it is private, and with which token."""
+    """Repository -> (private, token) of the requests to create it."""
     return {}
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path, made):
-    """A hub that keeps what is uploaded in a folder, and gives it back."""
+    """A fake hub that stores uploads in a folder and serves them."""
     store = tmp_path / "hub"
 
     class Api:
@@ -84,7 +84,7 @@ def hub(monkeypatch, tmp_path, made):
     return store
 
 
-def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
+def test_a_pushed_model_loads_by_name(hub, tmp_path):
     pipe = Pipeline(tiny_model(), TRAINING)
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     assert pipe.push_to_hub("me/tiny", evaluation=tmp_path / "evaluation.json") == "https://hub/me/tiny"
@@ -101,7 +101,7 @@ def test_a_model_that_was_pushed_is_loaded_by_name(hub, tmp_path):
 
 
 @pytest.mark.usefixtures("hub")
-def test_a_repository_is_private_if_that_was_asked_for(biflow, made, tmp_path):
+def test_a_repository_is_private_on_request(biflow, made, tmp_path):
     save_model(tiny_model(), tmp_path / "model")
     pipe = Pipeline.from_pretrained(tmp_path / "model")
     pipe.push_to_hub("me/hidden", private=True, token="mine")
@@ -118,7 +118,7 @@ def test_a_repository_is_private_if_that_was_asked_for(biflow, made, tmp_path):
     }
 
 
-def test_a_preview_is_what_would_be_uploaded_and_nothing_is(biflow, hub, made, tmp_path):
+def test_a_preview_writes_the_same_files_and_uploads_nothing(biflow, hub, made, tmp_path):
     Pipeline(tiny_model(), TRAINING).save_pretrained(tmp_path / "model")
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     out, facts = tmp_path / "new", ("--license", "cc0-1.0", "--evaluation", tmp_path / "evaluation.json")
@@ -128,7 +128,7 @@ def test_a_preview_is_what_would_be_uploaded_and_nothing_is(biflow, hub, made, t
     assert not hub.exists()
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "license: cc0-1.0" in card
-    assert "| Fréchet distance, reference classifier | 8.69 |" in card
+    assert "| Fréchet distance, reference classifier | 8.690 |" in card
     assert biflow("push", tmp_path / "model", "me/tiny", *facts)[0] == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()
@@ -137,8 +137,8 @@ def test_a_preview_is_what_would_be_uploaded_and_nothing_is(biflow, hub, made, t
     assert (code, "new or empty folder" in said) == (2, True)
 
 
-def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
-    with pytest.raises(InputError, match="no folder me/none, and the hub is not asked"):
+def test_missing_models_and_bad_names_are_rejected(hub, tmp_path):
+    with pytest.raises(InputError, match="no folder me/none, and the hub is not used"):
         Pipeline.from_pretrained("me/none")
     with pytest.raises(InputError, match="does not exist"):
         Pipeline.from_pretrained(tmp_path / "a" / "b" / "c")
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_said_with_what_to_do(hub, tmp_path):
     assert not hub.exists()
 
 
-def test_a_card_has_the_runs_own_numbers():
+def test_a_card_has_the_numbers_of_the_run():
     card = render_card(tiny_model(), "me/tiny", TRAINING, EVALUATION, licence="cc0-1.0", picture="samples.png")
     _, head, text = card.split("---\n", 2)
     facts = yaml.safe_load(head)
@@ -168,13 +168,14 @@ def test_a_card_has_the_runs_own_numbers():
     }
     assert "(samples.png)" in text
     assert "Pipeline.from_pretrained('me/tiny')" in text
-    assert "6 steps of 4, 12 s; loss -0.25" in text
+    assert "6 steps at batch size 4, 12 s; loss -0.25" in text
+    assert "| reference classifier | 3 steps, 1 s |" in text
     assert "3 classes: a, b, c" in text
-    assert "| Fréchet distance, reference classifier | 8.69 |" in text
+    assert "| Fréchet distance, reference classifier | 8.690 |" in text
     assert "5,000 samples, method reverse, guidance 0.25" in text
 
 
-def test_a_card_guesses_nothing():
+def test_a_card_leaves_out_missing_facts():
     card = render_card(tiny_model(tiny_config(reverse=None)), "tiny")
     assert "Training" not in card
     assert "Evaluation" not in card
@@ -184,19 +185,19 @@ def test_a_card_guesses_nothing():
     assert "samples.png" not in card
 
 
-def test_a_card_of_partial_facts_leaves_out_the_rest():
+def test_a_card_of_partial_training_facts():
     assert "| data | digits |" in render_card(tiny_model(), "me/tiny", {"data": "digits"})
 
 
-def test_nothing_is_written_where_the_evaluation_is_no_evaluation(tmp_path):
+def test_an_invalid_evaluation_is_rejected_before_anything_is_written(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"metrics": {"inception": {"frechet_distance": 1}}}))
     with pytest.raises(InputError, match=r"Expected an evaluation\.json"):
         Pipeline(tiny_model()).save_for_hub(tmp_path / "new", "me/tiny", evaluation=tmp_path / "evaluation.json")
     assert not (tmp_path / "new").exists()
 
 
-def test_an_autoencoder_of_this_machine_is_not_published(autoencoder, tmp_path):
+def test_a_model_with_a_local_autoencoder_is_rejected(autoencoder, tmp_path):
     pipe = Pipeline(tiny_model(tiny_config(codec=f"vae:{autoencoder}", channels=4)))
-    with pytest.raises(InputError, match="Expected an autoencoder of the hub"):
+    with pytest.raises(InputError, match="Expected an autoencoder on the hub"):
         pipe.save_for_hub(tmp_path / "new", "me/tiny")
     assert not (tmp_path / "new").exists()

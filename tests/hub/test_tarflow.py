@@ -1,4 +1,4 @@
-"""Published checkpoints: golden numbers of an independent implementation, and a float64 reference of our own."""
+"""ml-tarflow checkpoints, compared with golden outputs of an independent implementation and a float64 reference."""
 
 import json
 import math
@@ -31,7 +31,7 @@ ON = {"a": "log_scale", "b": "shift", "ab": "both"}
 
 @dataclass
 class Golden:
-    """A file, what the independent implementation made of it, and the flow that we load from it."""
+    """A checkpoint, the outputs of the independent implementation, and the loaded flow."""
 
     path: Path
     numbers: dict[str, np.ndarray]
@@ -48,7 +48,7 @@ class Golden:
         return patchify(self[name], self.flow.config.patch_size)
 
     def labels(self, name: str | None = "y") -> Tensor:
-        """Labels in our counting, where the null label is the last row."""
+        """Labels as biflow counts them, with the null label last."""
         null = self.flow.config.null_label
         if name not in self.numbers:
             return torch.full((len(self["x"]),), null)
@@ -85,7 +85,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_sizes_are_read_off_the_tensors(golden):
+def test_the_config_is_inferred_from_the_tensors(golden):
     config, meta = golden.flow.config, golden.meta
     assert (config.image_size, config.channels, config.patch_size) == (8, meta["channels_in"], meta["patch_size"])
     assert config.num_classes == meta["num_classes"]
@@ -93,7 +93,7 @@ def test_sizes_are_read_off_the_tensors(golden):
     assert config.flow.layers == meta["layers_per_block"]
 
 
-def test_every_state_log_det_and_the_loss_are_the_golden_ones(golden):
+def test_states_log_det_and_loss_equal_the_golden_ones(golden):
     x = golden.patches("x")
     out = golden.flow(x, golden.labels())
     for i, state in enumerate(out.states[1:]):
@@ -104,28 +104,28 @@ def test_every_state_log_det_and_the_loss_are_the_golden_ones(golden):
     close(-log_prob.mean() - 0.5 * math.log(2 * math.pi), golden["loss"])
 
 
-def test_log_prob_is_the_golden_one_and_its_constant(golden):
+def test_log_prob_equals_the_golden_one_up_to_its_constant(golden):
     x = golden.patches("x")
     constant = 0.5 * math.log(2 * math.pi) * x[0].numel()
     close(golden.flow.log_prob(x, golden.labels()) + constant, golden["logp_unnormalised"])
 
 
 @pytest.mark.parametrize(("labels", "suffix"), [("y_drop", "_drop"), (None, "_uncond")])
-def test_dropped_labels_and_none_are_the_golden_passes(labels, suffix):
+def test_dropped_and_missing_labels_equal_the_golden_ones(labels, suffix):
     golden = load("tarflow_conditional")
     out = golden.flow(golden.patches("x"), golden.labels(labels))
     close(out.z, golden[f"z{suffix}"])
     close(out.log_det / 64, golden[f"logdet{suffix}"])
 
 
-def test_the_score_is_the_golden_one(golden):
+def test_the_score_equals_the_golden_one(golden):
     x = golden.patches("x").requires_grad_()
     (score,) = torch.autograd.grad(golden.flow.log_prob(x, golden.labels()).sum(), x)
     close(score, golden.patches("score"))
 
 
 @pytest.mark.parametrize("invert", [invert_sequentially, invert_by_jacobi])
-def test_every_guided_inverse_is_the_golden_one(golden, invert):
+def test_every_guided_inverse_equals_the_golden_one(golden, invert):
     options = {"tolerance": 1e-7} if invert is invert_by_jacobi else {}
     for name, guidance in every_guidance(golden).items():
         x = invert(golden.flow, golden["noise"], golden.labels(), guidance=guidance, **options).x
@@ -154,7 +154,7 @@ def test_float64_agrees_with_the_reference(golden):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-def test_a_learned_prior_variance_is_taken_over(tmp_path):
+def test_a_learned_prior_variance_is_loaded(tmp_path):
     state = torch.load(GOLDEN / "tarflow_unconditional_rgb.pth", weights_only=True)
     state["var"] = torch.rand(4, 48) + 0.5
     for i in range(2):  # volume preserving: the shift alone
@@ -168,7 +168,7 @@ def test_a_learned_prior_variance_is_taken_over(tmp_path):
     close(pipe.noise([0], seed=1), unscaled * state["var"].sqrt())
 
 
-def test_an_imported_model_survives_its_folder_and_can_be_sampled(tmp_path):
+def test_an_imported_model_can_be_saved_loaded_and_sampled(tmp_path):
     pipe = Pipeline.from_tarflow(
         GOLDEN / "tarflow_conditional.pth", noise_std=0.1, image_size=8, class_names=list("abcde")
     )
@@ -180,7 +180,7 @@ def test_an_imported_model_survives_its_folder_and_can_be_sampled(tmp_path):
 
 
 def changed(tmp_path: Path, change: dict[str, Tensor | None]) -> Path:
-    """The conditional file with tensors put in the place of others, or left out."""
+    """The conditional file with some tensors replaced or left out."""
     state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
     state.update(change)
     torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "file.pth")
@@ -198,12 +198,12 @@ def changed(tmp_path: Path, change: dict[str, Tensor | None]) -> Path:
         ({"blocks.1.attn_blocks.9.mlp.norm.bias": torch.zeros(64)}, r"blocks.1.attn_blocks.2.\* is missing"),
         ({"var": torch.zeros(0, 4)}, "var with 2 dimensions"),
         ({"blocks.2.pos_embed": torch.zeros(15, 64)}, r"blocks.2.pos_embed has shape \(15, 64\), not \(16, 64\)"),
-        ({"var": torch.zeros(15, 4)}, "no square number"),
+        ({"var": torch.zeros(15, 4)}, "not a square number"),
         ({"var": torch.zeros(16)}, "var with 2 dimensions"),
         ({"blocks.1.class_embed": None}, "blocks.1.class_embed is missing"),
     ],
 )
-def test_files_with_the_wrong_tensors_are_refused_with_their_names(tmp_path, change, message):
+def test_files_with_wrong_tensors_are_rejected_by_name(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         load_tarflow(changed(tmp_path, change), noise_std=0.1, image_size=8)
     assert "\n" not in str(caught.value)
@@ -217,21 +217,21 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a": torch.zeros(1), "b": Payload()}, "needs more, which is refused"),
+        ({"a": torch.zeros(1), "b": Payload()}, "other objects, which are refused"),
         ({"a": torch.zeros(1), "b": 3}, "names and tensors"),
         ([torch.zeros(1)], "names and tensors"),
         ({}, "names and tensors"),
         ({"model.weight": torch.zeros(2, 2)}, r"blocks.0.\* is missing"),
     ],
 )
-def test_files_that_hold_more_than_tensors_are_refused(tmp_path, content, message, capsys):
+def test_files_with_other_objects_than_tensors_are_rejected(tmp_path, content, message, capsys):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(InputError, match=message):
         load_tarflow(tmp_path / "file.pth", noise_std=0.1)
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_damaged_and_missing_files_are_refused(tmp_path):
+def test_damaged_and_missing_files_are_rejected(tmp_path):
     (tmp_path / "short.pth").write_bytes((GOLDEN / "tarflow_conditional.pth").read_bytes()[:1000])
     (tmp_path / "text.pth").write_text("hello")
     for name in ("short.pth", "text.pth", "none.pth"):
@@ -239,7 +239,7 @@ def test_damaged_and_missing_files_are_refused(tmp_path):
             load_tarflow(tmp_path / name, noise_std=0.1)
 
 
-def test_what_the_file_leaves_open_is_asked_for():
+def test_ambiguous_files_need_more_arguments():
     path = GOLDEN / "tarflow_conditional.pth"
     with pytest.raises(InputError, match=r"8 \(1 channel, patches of 2x2\) or 4 \(4 channels, patches of 1x1\).*none"):
         load_tarflow(path, noise_std=0.1)
@@ -257,8 +257,8 @@ def test_what_the_file_leaves_open_is_asked_for():
     assert load_tarflow(GOLDEN / "tarflow_unconditional_rgb.pth", noise_std=0.1).config.image_size == 8
 
 
-def test_a_reference_state_that_is_not_ours_would_be_noticed(golden):
-    """The golden comparison can fail: one weight changed a little is seen."""
+def test_the_golden_comparison_detects_a_changed_weight(golden):
+    """A small change of one weight is detected."""
     block = golden.flow.blocks[0]
     assert isinstance(block, FlowBlock)
     with torch.no_grad():

@@ -3,7 +3,6 @@ import torch
 
 from biflow.errors import InputError
 from biflow.inference.classify import METHODS, by_bayes, by_gradient, by_steps, classify_images
-from biflow.models.codec import PixelCodec
 from tests.builders import tiny_config, tiny_flow, tiny_images, tiny_model
 
 
@@ -12,11 +11,11 @@ def patches() -> torch.Tensor:
 
 
 def test_the_gradient_is_that_of_algorithm_1():
-    """Autograd through lambda itself, the logits of a mixture of the class vectors, times the number of classes."""
+    """Autograd through lambda itself, the logits of a mixture of class embeddings, times the number of classes."""
     flow, x = tiny_flow(), patches()
     shares_of = torch.zeros(5, 3, dtype=torch.float64, requires_grad=True)
     mixed = [(shares_of.softmax(1) @ block.classes.weight[:3])[:, None] for block in flow.flow_blocks]
-    flow.log_prob_of(flow.forward_given(x, mixed)).sum().backward()
+    flow.log_prob_of(flow.forward_conditioned(x, mixed)).sum().backward()
     torch.testing.assert_close(by_gradient(flow, x), 3 * shares_of.grad)
 
 
@@ -48,41 +47,41 @@ def test_bayes_tries_every_class():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_images_logits_do_not_depend_on_the_others_and_leave_the_model_as_it_is(method):
+def test_logits_do_not_depend_on_the_batch_and_leave_the_model_without_gradients(method):
     model, pixels = tiny_model(), tiny_images(6).images
-    whole = classify_images(model, pixels, codec=PixelCodec(), method=method)
+    whole = classify_images(model, pixels, method=method)
     assert whole.logits.shape == (6, 3)
     torch.testing.assert_close(whole.probabilities.sum(1), torch.ones(6, dtype=torch.float64))
-    part = classify_images(model, pixels[:2], codec=PixelCodec(), method=method)
+    part = classify_images(model, pixels[:2], method=method)
     torch.testing.assert_close(part.logits, whole.logits[:2], rtol=1e-4, atol=1e-5)
     assert all(parameter.grad is None for parameter in model.flow.parameters())
 
 
-def test_what_an_image_is_called_does_not_depend_on_its_place():
+def test_the_class_of_an_image_does_not_depend_on_its_position():
     model, pixels = tiny_model(), tiny_images(6).images
-    forwards, backwards = (classify_images(model, each, codec=PixelCodec()).logits for each in (pixels, pixels.flip(0)))
+    forwards, backwards = (classify_images(model, each).logits for each in (pixels, pixels.flip(0)))
     torch.testing.assert_close(backwards.flip(0), forwards, rtol=1e-4, atol=1e-5)
 
 
-def test_images_without_a_finite_likelihood_are_told_of():
+def test_nan_likelihoods_warn():
     model = tiny_model()
     model.flow.flow_blocks[0].project_out.bias.data[:] = torch.nan
-    with pytest.warns(UserWarning, match="4 of 4 images have no finite likelihood"):
-        classify_images(model, tiny_images(4).images, codec=PixelCodec())
+    with pytest.warns(UserWarning, match="4 of 4 images have a NaN or Inf likelihood"):
+        classify_images(model, tiny_images(4).images)
 
 
 def test_classifying_works_in_inference_mode():
     model, pixels = tiny_model(), tiny_images(4).images
-    expected = classify_images(model, pixels, codec=PixelCodec()).logits
+    expected = classify_images(model, pixels).logits
     with torch.inference_mode():
-        assert torch.equal(classify_images(model, pixels, codec=PixelCodec()).logits, expected)
+        assert torch.equal(classify_images(model, pixels).logits, expected)
 
 
 def test_draws_average_the_logits_and_no_noise_needs_none():
     model, pixels = tiny_model(), tiny_images(3).images
-    several = classify_images(model, pixels, codec=PixelCodec(), draws=3).logits
-    assert not torch.allclose(several, classify_images(model, pixels, codec=PixelCodec()).logits)
-    plain = [classify_images(model, pixels, codec=PixelCodec(), noise="none", seed=seed).logits for seed in (0, 1)]
+    several = classify_images(model, pixels, draws=3).logits
+    assert not torch.allclose(several, classify_images(model, pixels).logits)
+    plain = [classify_images(model, pixels, noise="none", seed=seed).logits for seed in (0, 1)]
     assert torch.equal(*plain)
 
 
@@ -91,15 +90,15 @@ def test_draws_average_the_logits_and_no_noise_needs_none():
     [
         ({"method": "gradien"}, "Unknown method 'gradien'; did you mean gradient"),
         ({"noise": "some"}, "Unknown noise 'some'"),
-        ({"draws": 0}, "number of draws, 1 or more; got 0"),
+        ({"draws": 0}, "draws to be a whole number, 1 or more; got 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        classify_images(tiny_model(), tiny_images(2).images, codec=PixelCodec(), **options)
+        classify_images(tiny_model(), tiny_images(2).images, **options)
 
 
 def test_an_unconditional_flow_cannot_classify():
     model = tiny_model(tiny_config(num_classes=0, reverse=None))
     with pytest.raises(InputError, match="this one is unconditional"):
-        classify_images(model, tiny_images(2).images, codec=PixelCodec())
+        classify_images(model, tiny_images(2).images)

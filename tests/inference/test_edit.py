@@ -1,4 +1,4 @@
-"""Edits by way of noise: what they keep, what they change, what they refuse."""
+"""Edits of the noise: what they keep, what they change, what they refuse."""
 
 import pytest
 import torch
@@ -44,9 +44,9 @@ def seen(monkeypatch):
 
 
 def test_a_patch_is_masked_if_any_of_its_pixels_is():
-    for place in range(16):
+    for i in range(16):
         mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
-        mask.view(-1)[place] = True
+        mask.view(-1)[i] = True
         expected = patchify(mask.float(), 2).any(dim=2)
         assert expected.sum() == 1
         assert torch.equal(mask_patches(mask, 2), expected)
@@ -78,13 +78,13 @@ def test_inpainting_keeps_the_noise_that_the_composed_image_has_at_known_patches
 
 
 @pytest.mark.parametrize("start", ["draw", "grey"])
-def test_what_stood_in_the_masked_place_is_never_read(pipe, images, start):
+def test_masked_pixels_are_never_read(pipe, images, start):
     other = torch.where(LEFT, 255 - images, images)
     found, same = (pipe.inpaint(each, LEFT, LABELS, start=start, proposals=2) for each in (images, other))
     assert torch.equal(found.pixels, same.pixels)
 
 
-def test_known_pixels_are_pasted_to_the_pixel_unless_told_otherwise(pipe, images):
+def test_known_pixels_are_pasted_exactly_by_default(pipe, images):
     ragged = torch.zeros(4, 4, dtype=torch.bool)
     ragged[1, 1:3] = True  # cuts through two patches
     pasted = pipe.inpaint(images, ragged, LABELS).pixels
@@ -97,8 +97,8 @@ def test_known_pixels_are_pasted_to_the_pixel_unless_told_otherwise(pipe, images
 def test_proposals_differ_and_the_likeliest_comes_first(pipe, images):
     found = pipe.inpaint(images, LEFT, LABELS, proposals=5)
     assert (found.nats[:, :-1] > found.nats[:, 1:]).all()
-    for place in range(len(images)):
-        assert len({each.tobytes() for each in found.images(place)}) == 5
+    for i in range(len(images)):
+        assert len({each.tobytes() for each in found.images(i)}) == 5
 
 
 def test_the_log_densities_are_those_of_the_results_under_one_noise(pipe, images):
@@ -109,13 +109,13 @@ def test_the_log_densities_are_those_of_the_results_under_one_noise(pipe, images
         torch.testing.assert_close(pipe.log_prob(found.pixels[:, i], LABELS, noise="training").nats, found.nats[:, i])
 
 
-def test_ranking_puts_what_is_no_number_last():
+def test_ranking_puts_nan_last():
     pixels = torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1, 1)
     found = editing.ranked(pixels, torch.tensor([[torch.nan, 1.0, 2.0]]))
     assert found.pixels.flatten().tolist() == [2, 1, 0]
 
 
-def test_a_mask_of_everything_gives_samples_that_no_image_moves(pipe):
+def test_a_full_mask_gives_samples_independent_of_the_image(pipe):
     everything, black = torch.ones(4, 4, dtype=torch.bool), torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     made = [pipe.inpaint(each, everything, [1]).pixels for each in (black, black + 200)]
     assert torch.equal(*made)
@@ -148,7 +148,7 @@ def test_noise_and_back_by_hand_is_the_reconstruction(pipe, images):
     assert pipe.decode(pipe.encode(images, LABELS), LABELS) == pipe.reconstruct(images, LABELS)
 
 
-def test_what_becomes_of_an_image_does_not_depend_on_those_beside_it(pipe, images):
+def test_results_do_not_depend_on_the_batch(pipe, images):
     options = {"proposals": 2, "seed": 4}
     together = pipe.inpaint(images, LEFT, LABELS, **options).pixels
     alone = pipe.inpaint(images[3:4], LEFT, LABELS[3:4], **options).pixels
@@ -191,7 +191,7 @@ def test_the_arc_ends_where_its_ends_are_and_keeps_the_norm():
         )
 
 
-def test_equal_ends_have_a_way_between_them():
+def test_equal_ends_can_be_interpolated():
     z = torch.randn(2, 4, 4)
     torch.testing.assert_close(slerp(z, z.clone(), 0.3), z)
 
@@ -203,17 +203,17 @@ def test_an_interpolation_begins_and_ends_with_the_reconstructions(pipe, images)
     assert torch.equal(found[:, -1], to_pixels(pipe.reconstruct(images.flip(0), labels[1])))
 
 
-def test_an_interpolation_changes_its_label_in_the_middle_which_is_the_lasts(pipe, images):
+def test_an_interpolation_changes_its_label_at_the_midpoint(pipe, images):
     first, last = pipe.encode(images[:1], [0]), pipe.encode(images[1:2], [2])
     found = pipe.interpolate(images[:1], images[1:2], labels=([0], [2]), steps=5).images()
-    for place, label in enumerate([0, 0, 2, 2, 2]):
-        z = slerp(first, last, place / 4)
-        assert [found[place]] == pipe.decode(z, [label])
-        assert [found[place]] != pipe.decode(z, [2 - label])
+    for i, label in enumerate([0, 0, 2, 2, 2]):
+        z = slerp(first, last, i / 4)
+        assert [found[i]] == pipe.decode(z, [label])
+        assert [found[i]] != pipe.decode(z, [2 - label])
 
 
-def test_an_interpolation_is_measured_in_units_of_the_prior(images):
-    """In a flow that preserves volume noise has a variance of its own; the arc is that of standard normal noise."""
+def test_an_interpolation_is_spherical_in_units_of_the_prior(images):
+    """A volume-preserving flow has its own prior variance; slerp works on standard normal noise."""
     config = tiny_config(flow=tiny_config().flow.model_copy(update={"volume_preserving": True}))
     pipe = Pipeline(tiny_model(config))
     scale = torch.rand(4, 4) + 0.5
@@ -239,18 +239,18 @@ def test_strength_0_is_the_reconstruction_and_strength_1_forgets_the_image(pipe,
 
 
 def test_at_strength_1_the_noise_is_drawn_from_the_prior_for_the_images_key_alone(pipe, images):
-    """The prior is one of its own, as in a flow that preserves volume."""
+    """With a prior variance other than 1, as in a volume-preserving flow."""
     scale = torch.rand(4, 4) + 0.5
     pipe.model.flow.prior_variance.copy_(scale**2)
     keys = content_keys(images)
-    drawn = [normal_for(keys, (4, 4), "vary", 5, place) for place in range(2)]
-    wanted = torch.stack([pipe.pixels_from(noise * scale, torch.tensor(LABELS)) for noise in drawn], dim=1)
+    drawn = [normal_for(keys, (4, 4), "vary", 5, i) for i in range(2)]
+    wanted = torch.stack([pipe.decode_pixels(noise * scale, torch.tensor(LABELS)) for noise in drawn], dim=1)
     assert torch.equal(pipe.vary(images, LABELS, strength=1, num=2, seed=5).pixels, wanted)
-    fresh = [pipe._editor(seed=5).fresh(keys, "vary", place) for place in range(2)]
+    fresh = [pipe._editor(seed=5).fresh(keys, "vary", i) for i in range(2)]
     torch.testing.assert_close(fresh, [noise * scale for noise in drawn])
 
 
-def test_every_image_has_noise_of_its_own(images):
+def test_every_image_has_its_own_noise(images):
     """A fresh flow is the identity, so the noise can be looked at."""
     pipe = Pipeline(new_model(tiny_config(), tuple("abc")))
     z = pipe.encode(images, LABELS)
@@ -289,14 +289,14 @@ def test_latents_are_edited_through_their_codec(autoencoder):
     assert (made[..., corner] != images[:, None].expand_as(made)[..., corner]).any()
 
 
-def test_a_picture_is_a_mask_white_where_to_redraw(pipe, images):
+def test_an_image_is_a_mask_white_where_to_resample(pipe, images):
     picture = Image.new("RGB", (4, 4))
     picture.paste("white", (0, 0, 2, 4))
     assert torch.equal(to_mask(picture, images), LEFT.expand(5, 1, 4, 4))
     assert torch.equal(pipe.inpaint(images, picture, LABELS).pixels, pipe.inpaint(images, LEFT, LABELS).pixels)
 
 
-def test_every_image_may_have_a_mask_of_its_own(pipe, images):
+def test_every_image_may_have_its_own_mask(pipe, images):
     masks = torch.stack([LEFT, ~LEFT, LEFT, LEFT, LEFT])
     made = pipe.inpaint(images, masks, LABELS).pixels
     assert torch.equal(made[0], pipe.inpaint(images[:1], LEFT, LABELS[:1]).pixels[0])
@@ -310,19 +310,22 @@ BAD = {
     "masks of another number": (lambda p, x: p.inpaint(x, torch.ones(3, 4, 4) > 0), r"got shape \(3, 4, 4\)"),
     "mask of numbers": (lambda p, x: p.inpaint(x, torch.ones(4, 4)), "bool tensor.*; got a tensor of torch.float32"),
     "mask that is a path": (lambda p, x: p.inpaint(x, "mask.png"), "got a str"),
-    "no proposal": (lambda p, x: p.inpaint(x, LEFT, proposals=0), "number of proposals, 1 or more; got 0"),
-    "no round": (lambda p, x: p.inpaint(x, LEFT, rounds=0), "number of rounds"),
-    "unknown start": (lambda p, x: p.inpaint(x, LEFT, start="black"), "'draw' or 'grey'; got 'black'"),
+    "no proposal": (lambda p, x: p.inpaint(x, LEFT, proposals=0), "proposals to be a whole number, 1 or more; got 0"),
+    "no round": (lambda p, x: p.inpaint(x, LEFT, rounds=0), "rounds to be a whole number"),
+    "unknown start": (
+        lambda p, x: p.inpaint(x, LEFT, start="black"),
+        "Unknown start 'black'; choose one of draw, grey",
+    ),
     "too few labels": (lambda p, x: p.inpaint(x, LEFT, [1]), "one label for each of 5 images; got 1"),
     "unknown label": (lambda p, x: p.reclass(x, LABELS, [9] * 5), "labels from 0 to 2"),
     "too few targets": (lambda p, x: p.reclass(x, LABELS, [1]), "one label for each of 5 images; got 1"),
-    "one step": (lambda p, x: p.interpolate(x, x, steps=1), "2 or more steps"),
-    "unequal ends": (lambda p, x: p.interpolate(x, x[:2]), "as many last images as first ones; got 2 for 5"),
-    "strength too large": (lambda p, x: p.vary(x, strength=1.1), "strength from 0 .* to 1 .*; got 1.1"),
-    "strength below 0": (lambda p, x: p.vary(x, strength=-0.1), "strength from 0"),
-    "strength that is no number": (lambda p, x: p.vary(x, strength=float("nan")), "strength from 0"),
-    "no variation": (lambda p, x: p.vary(x, num=0), "number of variations"),
-    "half a seed": (lambda p, x: p.vary(x, seed=0.5), "whole number as seed"),
+    "one step": (lambda p, x: p.interpolate(x, x, steps=1), "steps to be a whole number, 2 or more"),
+    "unequal ends": (lambda p, x: p.interpolate(x, x[:2]), "as many last images as first images; got 2 for 5"),
+    "strength too large": (lambda p, x: p.vary(x, strength=1.1), "strength to be a number from 0 to 1; got 1.1"),
+    "strength below 0": (lambda p, x: p.vary(x, strength=-0.1), "strength to be a number"),
+    "strength that is no number": (lambda p, x: p.vary(x, strength=float("nan")), "strength to be a number"),
+    "no variation": (lambda p, x: p.vary(x, num=0), "num to be a whole number"),
+    "half a seed": (lambda p, x: p.vary(x, seed=0.5), "seed to be a whole number"),
     "unknown method": (lambda p, x: p.vary(x, method="revers"), "did you mean reverse"),
     "images of another size": (lambda p, x: p.encode(x[..., :2]), r"got \(5, 1, 4, 2\)"),
     "noise of another shape": (lambda p, _: p.decode(torch.zeros(1, 3, 4), [0]), r"shape \(1, 4, 4\).*got \(1, 3, 4\)"),

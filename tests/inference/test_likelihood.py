@@ -24,7 +24,7 @@ def test_bits_of_a_standard_normal_are_the_closed_form():
     torch.testing.assert_close(scores.bits_per_dim, -(scores.nats / 16 + math.log(width)) / math.log(2))
 
 
-def test_training_noise_is_that_of_the_model():
+def test_training_noise_is_the_models():
     model, images = tiny_model(), tiny_images()
     scores = score_images(model, images.images, NOBODY, noise="training", seed=2)
     noisy = add_noise(PixelCodec().encode(images.images), range(12), 0.2, "score", 2, 0)
@@ -59,7 +59,7 @@ def test_the_ranking_begins_with_the_least_likely(tmp_path):
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 13
 
 
-def test_what_has_no_likelihood_is_ranked_first():
+def test_nan_is_ranked_first():
     nats = torch.tensor([1.0, float("nan"), 0.5])
     assert [each.image for each in Scores(nats, nats).rank(["a", "b", "c"])] == ["b", "c", "a"]
 

@@ -9,14 +9,14 @@ def maps(seed: int) -> list[torch.Tensor]:
     return [torch.randn(2, 3, 4, 4, generator=generator), torch.randn(2, 5, 2, 2, generator=generator)]
 
 
-def test_values_are_compared_image_by_image():
+def test_values_are_compared_per_image():
     images, target = maps(0)[0], maps(1)[0]
     for i in range(2):
         torch.testing.assert_close(squared_distance(images, target)[i], (images[i] - target[i]).square().mean())
         torch.testing.assert_close(absolute_distance(images, target)[i], (images[i] - target[i]).abs().mean())
 
 
-def test_directions_ignore_the_size_of_features():
+def test_directions_ignore_the_norm_of_features():
     ours, theirs = maps(0), maps(1)
     louder = [3 * each for each in theirs]
     torch.testing.assert_close(direction_distance(ours, louder), direction_distance(ours, theirs))
@@ -28,7 +28,7 @@ def test_opposite_directions_are_a_squared_distance_of_four_in_every_map():
     torch.testing.assert_close(direction_distance(ours, [-each for each in ours]), torch.full((2,), 8.0))
 
 
-def test_a_calibration_weighs_channels():
+def test_a_calibration_weights_channels():
     ours, theirs = maps(0), maps(1)
     ones = [torch.ones(3), torch.ones(5)]
     torch.testing.assert_close(direction_distance(ours, theirs, ones), direction_distance(ours, theirs))

@@ -1,10 +1,10 @@
-"""Which blocks a loss on the features of a block reaches, for every way of taking them (ALGORITHMS: FlowBack, 4.2)."""
+"""Which blocks a loss on a block's features trains, for every alignment path (FlowBack, section 4.2)."""
 
 import pytest
 import torch
 
 from biflow.config import FlowConfig
-from biflow.models.alignment_paths import WAYS, reversed_
+from biflow.models.alignment_paths import ALIGNMENT_PATHS, reverse_features
 from tests.builders import tiny_config, tiny_model
 
 BLOCKS, LAYERS = 4, 3
@@ -28,17 +28,17 @@ def inputs():
     return torch.randn(3, 4, 4, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 3])
 
 
-def features_of(way, flow, places, **options):
+def features_of(path, flow, layers, **options):
     patches, labels = inputs()
-    trajectory = flow(patches, labels, places)
-    return (WAYS[way] if isinstance(way, str) else way)(flow, trajectory, labels, places, **options)
+    trajectory = flow(patches, labels, layers)
+    return (ALIGNMENT_PATHS[path] if isinstance(path, str) else path)(flow, trajectory, labels, layers, **options)
 
 
-def gradients(way, block, *, layer=2, **options) -> list[torch.Tensor]:
-    """Of a loss on the features of one place: for each block, of all its parameters, one after another."""
+def gradients(path, block, *, layer=2, **options) -> list[torch.Tensor]:
+    """Gradients of a loss on one layer's features: for each block, of all its parameters, concatenated."""
     flow = deep_flow()
     weights = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    (features_of(way, flow, [(block, layer)], **options)[block, layer].sin() @ weights).sum().backward()
+    (features_of(path, flow, [(block, layer)], **options)[block, layer].sin() @ weights).sum().backward()
     return [
         torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in each.parameters()])
         for each in flow.blocks
@@ -46,21 +46,21 @@ def gradients(way, block, *, layer=2, **options) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("block", range(1, BLOCKS + 1))
-@pytest.mark.parametrize("way", WAYS)
-def test_a_loss_reaches_exactly_the_blocks_that_its_way_claims(way, block):
-    reached = [number for number, gradient in enumerate(gradients(way, block), start=1) if gradient.any()]
-    assert reached == list(REACH[way](block))
+@pytest.mark.parametrize("path", ALIGNMENT_PATHS)
+def test_a_loss_trains_exactly_the_blocks_that_its_path_claims(path, block):
+    reached = [number for number, gradient in enumerate(gradients(path, block), start=1) if gradient.any()]
+    assert reached == list(REACH[path](block))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_features_are_those_of_the_forward_pass_whatever_the_way(way):
-    flow, places = deep_flow(), [(1, 1), (2, 3), (4, 2)]
+@pytest.mark.parametrize("path", ALIGNMENT_PATHS)
+def test_features_are_those_of_the_forward_pass_for_every_path(path):
+    flow, layers = deep_flow(), [(1, 1), (2, 3), (4, 2)]
     patches, labels = inputs()
-    trajectory = flow(patches, labels, places)
-    found = WAYS[way](flow, trajectory, labels, places)
-    assert found.keys() == set(places)
-    for place in places:
-        torch.testing.assert_close(found[place], trajectory.features[place], rtol=1e-10, atol=1e-12)
+    trajectory = flow(patches, labels, layers)
+    features = ALIGNMENT_PATHS[path](flow, trajectory, labels, layers)
+    assert features.keys() == set(layers)
+    for layer in layers:
+        torch.testing.assert_close(features[layer], trajectory.features[layer], rtol=1e-10, atol=1e-12)
 
 
 def test_the_literal_algorithm_has_the_gradient_of_detaching():
@@ -69,18 +69,18 @@ def test_the_literal_algorithm_has_the_gradient_of_detaching():
             assert torch.equal(literal, detached)
 
 
-def test_reverse_is_near_the_gradient_of_the_exact_inverse_and_reaches_it_with_a_sweep_a_patch():
+def test_reverse_approximates_the_gradient_of_the_exact_inverse_and_equals_it_with_a_sweep_per_patch():
     exact = torch.cat(gradients("reverse_sequential", 2))
     cosines = []
     for sweeps in range(1, 5):
-        near = torch.cat(gradients(reversed_, 2, sweeps=sweeps))
+        near = torch.cat(gradients(reverse_features, 2, sweeps=sweeps))
         cosines.append(torch.cosine_similarity(near, exact, dim=0).item())
     assert cosines[0] > 0.9
     assert cosines == sorted(cosines)
     torch.testing.assert_close(near, exact, rtol=1e-9, atol=1e-12)
 
 
-def test_a_feature_belongs_to_its_patch_and_has_seen_it_and_those_read_before():
+def test_a_feature_depends_on_its_patch_and_those_before_it_in_reading_order():
     flow = deep_flow()
     patches, labels = inputs()
     for number, block in enumerate(flow.flow_blocks):
@@ -91,17 +91,17 @@ def test_a_feature_belongs_to_its_patch_and_has_seen_it_and_those_read_before():
         assert seen == ([False, True, True, True] if number % 2 else [True, True, False, False])
 
 
-def test_nothing_is_evaluated_that_no_loss_reads():
-    """Detached, layers up to the one read; reversed, blocks from the top down to the lowest, whole, and its layers."""
+def test_only_layers_that_a_loss_reads_are_evaluated():
+    """detach: layers up to the requested one; reverse: whole blocks from the top down to the lowest, and its layers."""
     flow = deep_flow()
     patches, labels = inputs()
     trajectory = flow(patches, labels)
     calls = []
     for number, block in enumerate(flow.flow_blocks, start=1):
         for depth, layer in enumerate(block.transformer.layers, start=1):
-            layer.register_forward_hook(lambda *_, place=(number, depth): calls.append(place))
-    WAYS["detach"](flow, trajectory, labels, [(4, 2)])
+            layer.register_forward_hook(lambda *_, index=(number, depth): calls.append(index))
+    ALIGNMENT_PATHS["detach"](flow, trajectory, labels, [(4, 2)])
     assert calls == [(4, 1), (4, 2)]
     calls.clear()
-    WAYS["reverse"](flow, trajectory, labels, [(3, 1)])
+    ALIGNMENT_PATHS["reverse"](flow, trajectory, labels, [(3, 1)])
     assert calls == [(4, 1), (4, 2), (4, 3), (3, 1), (3, 2), (3, 3), (3, 1)]

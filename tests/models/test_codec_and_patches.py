@@ -36,7 +36,7 @@ def test_latents_are_the_means_of_the_encoder_scaled(autoencoder):
     assert codec.decode(latents).dtype == torch.uint8
 
 
-def test_gradients_flow_through_the_decoder_and_leave_it_alone(autoencoder):
+def test_gradients_flow_through_the_frozen_decoder(autoencoder):
     codec = make_codec(f"vae:{autoencoder}")
     latents = torch.randn(1, 4, 4, 4, requires_grad=True)
     codec.to_images(latents).square().mean().backward()
@@ -56,6 +56,6 @@ def test_patches_are_in_raster_order_channel_row_column():
     torch.testing.assert_close(patchify(images, 2), expected)
 
 
-def test_unpatchify_undoes_patchify():
+def test_unpatchify_inverts_patchify():
     images = torch.randn(2, 3, 12, 12)
     assert torch.equal(unpatchify(patchify(images, 4), 4, 3), images)

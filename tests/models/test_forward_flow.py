@@ -14,7 +14,7 @@ def flow_of(**changes: object) -> dict[str, object]:
 FLOWS = {
     "three blocks": {},
     "one block": {"flow": FlowConfig(blocks=1, layers=1, width=16, head_width=16)},
-    "one value a patch": {"patch_size": 1, "image_size": 2},
+    "one value per patch": {"patch_size": 1, "image_size": 2},
     "unconditional": {"num_classes": 0},
     "deep-shallow": flow_of(layers=(1, 1, 3)),
     "rms norm": flow_of(norm="rms"),
@@ -76,9 +76,9 @@ def test_layers_of_a_list_are_those_of_each_block():
 def test_clip_bounds_shift_and_log_scale():
     free, clipped = tiny_flow(), tiny_flow(**FLOWS["clipped"])
     x, labels = noise_and_labels()
-    found, bounded = (flow.blocks[0].predict(x, flow.blocks[0].classes(labels)) for flow in (free, clipped))
-    assert max(part.abs().max() for part in found) > 0.05
-    for part, limited in zip(found, bounded, strict=True):
+    unbounded, bounded = (flow.blocks[0].predict(x, flow.blocks[0].classes(labels)) for flow in (free, clipped))
+    assert max(part.abs().max() for part in unbounded) > 0.05
+    for part, limited in zip(unbounded, bounded, strict=True):
         assert torch.equal(limited, part.clamp(-0.05, 0.05))
 
 
@@ -90,7 +90,7 @@ def test_volume_preserving_shifts_and_does_not_scale():
     assert not torch.allclose(out.z, x)
 
 
-def test_prior_variance_counts_in_the_likelihood_and_in_the_noise():
+def test_prior_variance_scales_the_likelihood_and_the_noise():
     flow = tiny_flow(**FLOWS["volume preserving"])
     x, labels = noise_and_labels()
     variance = torch.rand(4, 4, dtype=torch.float64) + 0.5
@@ -101,7 +101,7 @@ def test_prior_variance_counts_in_the_likelihood_and_in_the_noise():
     torch.testing.assert_close(flow.scale_noise(x).square(), x.square() * variance)
 
 
-def test_rotary_positions_hold_no_parameters_and_tell_places_apart():
+def test_rotary_positions_hold_no_parameters_and_distinguish_positions():
     flow = tiny_flow(**FLOWS["rotary"])
     assert not any("rotary" in name or "positions" in name for name in flow.state_dict())
     block, (x, labels) = flow.blocks[0], noise_and_labels(batch=1)
@@ -111,9 +111,9 @@ def test_rotary_positions_hold_no_parameters_and_tell_places_apart():
     assert not torch.allclose(last, other)
 
 
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_block_maps_each_patch_by_the_patches_read_before_it(place):
-    block = tiny_flow().blocks[place]
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_block_maps_each_patch_by_the_patches_read_before_it(index):
+    block = tiny_flow().blocks[index]
     x, labels = noise_and_labels()
     changed = x.clone()
     last_read = 0 if block.reads_backwards else 3
@@ -135,7 +135,7 @@ def test_label_changes_the_likelihood():
     assert len(set(values)) == 4
 
 
-def test_restore_undoes_standardise():
+def test_restore_inverts_standardise():
     x, shift, log_scale = torch.randn(3, 2, 4, 3, dtype=torch.float64)
     affine = Affine(shift, log_scale)
     torch.testing.assert_close(restore(standardise(x, affine)[0], affine), x, rtol=0, atol=1e-12)

@@ -54,7 +54,7 @@ def test_decoding_several_patches_at_once_equals_one_full_pass(parts):
     torch.testing.assert_close(torch.cat(done, dim=1), net(x, rotary=rotary(0, 6)), rtol=0, atol=1e-12)
 
 
-def test_a_cache_set_back_forgets_the_last_patches():
+def test_a_shortened_cache_drops_the_last_patches():
     net, x = transformer(causal=True), torch.randn(2, 5, 16, dtype=torch.float64)
     caches = net.new_caches(2, 5)
     net(x[:, :3], caches)
@@ -64,14 +64,14 @@ def test_a_cache_set_back_forgets_the_last_patches():
     torch.testing.assert_close(net(x[:, 3:], caches), net(x)[:, 3:], rtol=0, atol=1e-12)
 
 
-def test_temperature_acts_on_each_sample_alone():
+def test_temperature_acts_on_each_sample_separately():
     net, x = transformer(causal=True), torch.randn(2, 6, 16, dtype=torch.float64)
     mixed = net(x, temperature=torch.tensor([1.0, 2.0], dtype=torch.float64))
     torch.testing.assert_close(mixed[:1], net(x)[:1], rtol=0, atol=1e-12)
     assert not torch.allclose(mixed[1], net(x)[1])
 
 
-def test_endless_temperature_attends_to_all_patches_alike():
+def test_infinite_temperature_attends_uniformly():
     net = Transformer(CONFIG, 1, causal=False).double()
     attention, x = net.layers[0].attention, torch.randn(1, 4, 16, dtype=torch.float64)
     values = attention.qkv(x)[..., 32:].mean(dim=1, keepdim=True).expand(1, 4, 16)
@@ -82,21 +82,21 @@ def test_endless_temperature_attends_to_all_patches_alike():
 def test_rotary_products_depend_on_the_offset_along_rows_and_columns():
     rotary = RotaryPositions(16, 8).double()
     query, key = torch.randn(2, 8, dtype=torch.float64)
-    turned = [rotate(each.expand(1, 1, 16, 8), rotary(0, 16))[0, 0] for each in (query, key)]
-    products = (turned[0] @ turned[1].T).reshape(4, 4, 4, 4)  # row, column of the query; row, column of the key
+    rotated = [rotate(each.expand(1, 1, 16, 8), rotary(0, 16))[0, 0] for each in (query, key)]
+    products = (rotated[0] @ rotated[1].T).reshape(4, 4, 4, 4)  # row, column of the query; row, column of the key
     torch.testing.assert_close(products[0, 0, 1, 2], products[2, 1, 3, 3])
     torch.testing.assert_close(products[1, 1, 1, 1], query @ key)
     assert not torch.isclose(products[0, 0, 1, 2], products[0, 0, 2, 1])
 
 
-def test_rotary_leaves_a_prefix_as_it_is():
+def test_rotary_leaves_the_prefix_unrotated():
     table = RotaryPositions(4, 8, prefix=2)(0, 6)
     x = torch.randn(1, 1, 6, 8)
-    assert torch.equal(rotate(x, table)[:, :, :3], x[:, :, :3])  # the first place of the grid has angle 0 as well
+    assert torch.equal(rotate(x, table)[:, :, :3], x[:, :, :3])  # the first position of the grid has angle 0 as well
     assert not torch.allclose(rotate(x, table)[:, :, 3:], x[:, :, 3:])
 
 
-def test_query_key_norm_makes_attention_blind_to_the_scale_of_queries():
+def test_query_key_norm_makes_attention_invariant_to_the_scale_of_queries():
     config = TransformerConfig(width=16, head_width=8, qk_norm=True)
     attention = Transformer(config, 1, causal=False).double().layers[0].attention
     x = torch.randn(1, 4, 16, dtype=torch.float64)

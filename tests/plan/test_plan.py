@@ -1,4 +1,4 @@
-"""What a run will cost, against what torch counts and autograd keeps."""
+"""Cost estimates against torch's FLOP counter and the tensors that autograd saves."""
 
 from inspect import unwrap
 from math import inf
@@ -53,7 +53,7 @@ MODERN = {"norm": "rms", "mlp": "swiglu", "mlp_ratio": 2.5, "positions": "rotary
 
 
 def counted(call) -> float:
-    """Operations for one image of a batch, as torch counts them."""
+    """FLOPs per image, as counted by torch."""
     with FlopCounterMode(display=False, custom_mapping=ON_A_CPU) as counter:
         call()
     return counter.get_total_flops() / BATCH
@@ -165,7 +165,7 @@ def test_a_joint_step_takes_the_operations_that_torch_counts(align):
     assert training_step(config, "joint").operations == pytest.approx(count_step(config, "joint"), rel=0.01)
 
 
-def test_networks_that_only_their_files_describe_are_left_out_and_named():
+def test_networks_unknown_before_loading_are_left_out_and_named():
     config = run_config(stage="joint", align={"encoder": "dinov2", "network": "x", "layers": PLACES})
     distances = (DistanceConfig(kind="dinov2"), DistanceConfig(kind="mse"))
     config = config.model_copy(update={"fit_reverse": ReverseFitConfig(distances=distances)})
@@ -216,7 +216,7 @@ def test_exact_inverses_take_the_operations_that_torch_counts(changes, strength)
 
 
 def saved_bytes(sizes: TransformerConfig, *, half: bool) -> float:
-    """Bytes a token that autograd saves in one layer: each storage once, without weights and rotary angles."""
+    """Bytes per token that autograd saves in one layer: each storage once, without weights and rotary tables."""
     module, x = TransformerLayer(sizes, causal=True), torch.randn(4, 16, sizes.width, requires_grad=True)
     rotary = RotaryPositions(16, sizes.head_width)(0, 16) if sizes.positions == "rotary" else None
     saved = []
@@ -237,22 +237,22 @@ def saved_bytes(sizes: TransformerConfig, *, half: bool) -> float:
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("changes", FLOWS[:6], ids=str)
-def test_a_layer_keeps_the_bytes_that_autograd_saves(changes, half):
+def test_a_layer_saves_the_bytes_that_autograd_saves(changes, half):
     sizes = TransformerConfig(**{**SIZES, "mlp_ratio": 3.5, **changes})
-    assert layer(sizes, 1, value=2 if half else 4).kept == saved_bytes(sizes, half=half)
+    assert layer(sizes, 1, value=2 if half else 4).saved == saved_bytes(sizes, half=half)
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_planned(name):
     config = load_recipe(name)
     for stage in stage_fits(config):
-        assert memory_rows(config, stage, Machine())[-1][0] == "most images a device"
+        assert memory_rows(config, stage, Machine())[-1][0] == "largest batch per device"
         assert trained_parameters(config, stage).all > 0
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_the_most_images_a_device_are_as_many_as_fit(sharded, recompute):
+def test_the_largest_batch_per_device_just_fits(sharded, recompute):
     memory = step_memory(run_config(), "flow", devices=4, sharded=sharded, recompute=recompute)
     for room in (2 * memory.fixed, 100 * memory.fixed):
         most = memory.largest_batch(room)
@@ -277,6 +277,6 @@ def test_sharding_and_recomputing_save_memory():
         ({"utilisation": 40.0}, "utilisation above 0, up to 1"),
     ],
 )
-def test_machines_that_cannot_be_are_refused(changes, message):
+def test_impossible_machines_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         Machine(**changes)

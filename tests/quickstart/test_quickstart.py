@@ -14,20 +14,20 @@ from tests.builders import read_npz
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One smoke-sized quickstart for all tests here: its folder, its report, and what it printed."""
+    """One smoke-sized quickstart for all tests: its folder, its report, and its output."""
     out, printed = tmp_path_factory.mktemp("quickstart") / "run", io.StringIO()
     report = run_quickstart(out, make_plan(small=True), resume=False, console=Console(file=printed, width=100))
     return out, report, printed.getvalue()
 
 
-def test_every_promised_file_is_written(finished):
+def test_all_documented_files_are_written(finished):
     out, _, _ = finished
     names = {path.name for path in out.iterdir()}
     assert {"model", "report.json", "report.html", "samples_exact.npz", "samples_reverse.npz"} <= names
     assert not [name for name in names if name.endswith(".part")]
 
 
-def test_report_holds_every_promised_number(finished):
+def test_report_has_all_documented_numbers(finished):
     report = json.loads((finished[0] / "report.json").read_text())
     assert report["total_seconds"] > 0
     assert {"device", "threads", "torch"} <= report["machine"].keys()
@@ -48,7 +48,7 @@ def test_report_holds_every_promised_number(finished):
         assert {"accuracy", "calibration_error", "milliseconds_per_image"} == found.keys()
 
 
-def test_exact_samples_are_tried_with_annealed_guidance_too(finished):
+def test_the_sweep_of_the_exact_inverse_includes_annealed_guidance(finished):
     sweep = finished[1]["sweep"]
     assert [(row["guidance"], row["annealed"]) for row in sweep["exact"]] == [(0, False), (1, False), (1, True)]
     assert [row["guidance"] for row in sweep["reverse"]] == [0, 1]
@@ -63,7 +63,7 @@ def test_samples_are_in_the_adm_format_with_the_same_labels(finished):
     assert (exact["arr_1"] == reverse["arr_1"]).all()
 
 
-def test_the_model_folder_needs_nothing_else_and_gives_the_same_samples(finished):
+def test_the_model_folder_reproduces_the_samples(finished):
     out, report, _ = finished
     pipe = Pipeline.from_pretrained(out / "model")
     saved = read_npz(out / "samples_reverse.npz")
@@ -72,22 +72,22 @@ def test_the_model_folder_needs_nothing_else_and_gives_the_same_samples(finished
     assert (drawn.permute(0, 2, 3, 1).numpy() == saved["arr_0"][:20]).all()
 
 
-def test_the_page_loads_nothing_from_elsewhere(finished):
+def test_the_page_is_self_contained(finished):
     page = (finished[0] / "report.html").read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page)
     assert not re.findall(r"\$[a-z{]", page)  # no placeholder is left
     assert page.count("<img") == 3 + 6 + 5
 
 
-def test_progress_tells_step_loss_speed_and_time_left(finished):
+def test_progress_shows_step_loss_speed_and_time_left(finished):
     lines = [line for line in finished[2].splitlines() if line.startswith(("flow", "reverse", "judge"))]
     assert len(lines) >= 9
     assert all(re.search(r"step +\d+/20 +loss .* images/s +\d+:\d\d left", line) for line in lines)
 
 
-def test_the_table_at_the_end_fits_a_terminal(finished):
+def test_the_final_tables_fit_a_terminal(finished):
     printed = io.StringIO()
     for table in summary_tables(finished[1]):
         Console(file=printed, width=80).print(table)
-    assert "Frechet distance" in printed.getvalue()
+    assert "Fréchet distance" in printed.getvalue()
     assert "…" not in printed.getvalue()

@@ -1,4 +1,4 @@
-"""Networks whose calls are captured draw what the plain ones draw; without a GPU the same steps run one by one."""
+"""Captured networks sample the same as eager ones; without a GPU the same steps run eagerly."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from biflow.config import FlowConfig, ReverseConfig
 from biflow.pipeline import Pipeline
 from biflow.sampling import captured
-from biflow.sampling.captured import CapturedFlow, CapturedReverse, span_of
+from biflow.sampling.captured import CapturedFlow, CapturedReverse, padded_span
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi
 from biflow.sampling.one_pass import guess_states, sample_in_one_pass
@@ -21,7 +21,7 @@ GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def long_flow(**changes):
-    """8x8 images in 64 patches of one value, so that steps look back on spans of two lengths."""
+    """8x8 images in 64 patches of one value, so that steps attend to spans of two lengths."""
     return tiny_flow(image_size=8, patch_size=1, **changes)
 
 
@@ -33,68 +33,68 @@ def noise_of(flow, batch=3):
 
 @pytest.mark.parametrize("guidance", GUIDANCES, ids=str)
 @pytest.mark.parametrize("changes", [{}, ROTARY], ids=["learned positions", "rotary"])
-def test_captured_steps_invert_as_the_sequential_inverse(guidance, changes):
+def test_captured_steps_equal_the_sequential_inverse(guidance, changes):
     flow = long_flow(**changes)
     z, labels = noise_of(flow)
     x = invert_sequentially(CapturedFlow(flow), z, labels, guidance=guidance).x
     torch.testing.assert_close(x, invert_sequentially(flow, z, labels, guidance=guidance).x, rtol=0, atol=1e-9)
 
 
-def test_a_flow_stays_ready_for_other_labels_and_after_noise_that_is_not_finite():
+def test_a_prepared_flow_serves_other_labels_even_after_nan_noise():
     flow = long_flow()
-    ready, (z, labels) = CapturedFlow(flow), noise_of(flow)
-    invert_sequentially(ready, torch.full_like(z, torch.nan), labels)
+    prepared, (z, labels) = CapturedFlow(flow), noise_of(flow)
+    invert_sequentially(prepared, torch.full_like(z, torch.nan), labels)
     others = (labels + 1) % 4
-    x = invert_sequentially(ready, z, others).x
+    x = invert_sequentially(prepared, z, others).x
     torch.testing.assert_close(x, invert_sequentially(flow, z, others).x, rtol=0, atol=1e-9)
-    assert len(ready.ready) == 1
+    assert len(prepared.prepared) == 1
 
 
-def test_a_flow_keeps_few_batch_sizes_ready():
+def test_a_flow_caches_few_batch_sizes():
     flow = tiny_flow()
-    ready = CapturedFlow(flow)
-    for batch in range(1, captured.KEPT + 3):
-        invert_sequentially(ready, *noise_and_labels(batch))
-    assert len(ready.ready) == captured.KEPT
+    prepared = CapturedFlow(flow)
+    for batch in range(1, captured.CACHE_SIZE + 3):
+        invert_sequentially(prepared, *noise_and_labels(batch))
+    assert len(prepared.prepared) == captured.CACHE_SIZE
 
 
 @pytest.mark.parametrize("groups", [None, 1, 20, (63, 7, 30)])
-def test_captured_blocks_iterate_as_plain_ones(groups):
+def test_captured_blocks_iterate_as_eager_ones(groups):
     flow = long_flow()
     z, labels = noise_of(flow)
-    ready = CapturedFlow(flow)
+    prepared = CapturedFlow(flow)
     for guidance in (Guidance(), Guidance(0.5)):
         options = {"guidance": guidance, "tolerance": 1e-6, "groups": groups}
         for _ in range(2):
-            found = invert_by_jacobi(ready, z, labels, **options)
-            wanted = invert_by_jacobi(flow, z, labels, **options)
-            torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-9)
-            assert found.network_calls == wanted.network_calls
+            found = invert_by_jacobi(prepared, z, labels, **options)
+            expected = invert_by_jacobi(flow, z, labels, **options)
+            torch.testing.assert_close(found.x, expected.x, rtol=0, atol=1e-9)
+            assert found.network_calls == expected.network_calls
 
 
-def test_captured_blocks_refine_as_plain_ones():
+def test_captured_blocks_refine_as_eager_ones():
     model = tiny_model()
     z, labels = (part.to(torch.float32) if part.is_floating_point() else part for part in noise_and_labels())
     start = guess_states(model.reverse, z, labels)
     found = refine(CapturedFlow(model.flow), z, labels, start=start, guidance=Guidance(0.5))
-    wanted = refine(model.flow, z, labels, start=start, guidance=Guidance(0.5))
-    torch.testing.assert_close(found.x, wanted.x, rtol=0, atol=1e-6)
-    assert found.rounds == wanted.rounds
+    expected = refine(model.flow, z, labels, start=start, guidance=Guidance(0.5))
+    torch.testing.assert_close(found.x, expected.x, rtol=0, atol=1e-6)
+    assert found.rounds == expected.rounds
 
 
 @pytest.mark.parametrize("guidance", ["trained", "two_passes"])
-def test_a_captured_pass_is_the_plain_one_at_every_strength(guidance):
+def test_a_captured_pass_equals_the_eager_one_at_every_strength(guidance):
     reverse = tiny_reverse(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance=guidance))
-    ready, (z, labels) = CapturedReverse(reverse), noise_and_labels()
+    prepared, (z, labels) = CapturedReverse(reverse), noise_and_labels()
     for strength in (0.0, 1.0, 0.3, 0.0):
-        found = sample_in_one_pass(ready, z, labels, guidance=Guidance(strength)).x
+        found = sample_in_one_pass(prepared, z, labels, guidance=Guidance(strength)).x
         torch.testing.assert_close(found, sample_in_one_pass(reverse, z, labels, guidance=Guidance(strength)).x)
-    assert len(ready.passes) == (1 if guidance == "trained" else 2)
+    assert len(prepared.passes) == (1 if guidance == "trained" else 2)
 
 
 def test_spans_are_few():
-    assert {span_of(place + 1) for place in range(1023)} == {32, 64, 128, 256, 512, 1024}
-    assert all(span_of(place + 1) > place for place in range(1023))
+    assert {padded_span(t + 1) for t in range(1023)} == {32, 64, 128, 256, 512, 1024}
+    assert all(padded_span(t + 1) > t for t in range(1023))
 
 
 METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine", Jacobi(groups=2), Sequential(denoise=0), Refine()]
@@ -105,10 +105,10 @@ METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine", Jacobi(grou
 def test_a_compiled_pipeline_draws_the_same_images_whatever_the_batch(method):
     pipe, compiled = Pipeline(tiny_model()), Pipeline(tiny_model()).compile(layers=False)
     labels = [0, 1, 2, 0, 1, 2, 0]
-    wanted = pipe.sample_pixels(labels, method=method, guidance=0.5).int()
+    expected = pipe.sample_pixels(labels, method=method, guidance=0.5).int()
     for batch_size in (7, 4, 1):
         found = compiled.sample_pixels(labels, method=method, guidance=0.5, batch_size=batch_size).int()
-        assert (found - wanted).abs().max() <= 1
+        assert (found - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize("method", ["reverse", "sequential", "jacobi", Jacobi(groups=2), "refine"], ids=str)
@@ -119,27 +119,28 @@ def test_a_compiled_pipeline_draws_in_inference_mode_and_after_it(method):
     assert torch.equal(compiled.sample_pixels([0, 1], method=method), inside)
 
 
-def test_a_compiled_pipeline_draws_in_few_sizes():
-    pipe, counts = Pipeline(tiny_model()), (100, 99, 64, 37, 5, 1)
-    assert [pipe._size_to_draw(count, 100) for count in counts] == list(counts)
-    pipe.compiled, pipe.device = True, torch.device("cuda")
-    assert [pipe._size_to_draw(count, 100) for count in counts] == [100, 100, 64, 64, 8, 1]
+def test_a_compiled_pipeline_draws_in_few_sizes(monkeypatch):
+    engine, counts = Pipeline(tiny_model()).engine, (100, 99, 64, 37, 5, 1)
+    assert [engine.size_to_draw(count, 100) for count in counts] == list(counts)
+    engine.compiled = True
+    monkeypatch.setattr(type(engine.model), "device", torch.device("cuda"))
+    assert [engine.size_to_draw(count, 100) for count in counts] == [100, 100, 64, 64, 8, 1]
 
 
-def test_few_graphs_are_kept_those_used_last():
-    found: dict[int, str] = {}
-    for key in [*range(captured.KEPT), 0, captured.KEPT]:
-        assert captured.keep_latest(found, key, lambda key=key: f"made {key}") == f"made {key}"
-    assert list(found) == [*range(2, captured.KEPT), 0, captured.KEPT]
+def test_the_most_recently_used_graphs_are_cached():
+    cache: dict[int, str] = {}
+    for key in [*range(captured.CACHE_SIZE), 0, captured.CACHE_SIZE]:
+        assert captured.get_or_make(cache, key, lambda key=key: f"made {key}") == f"made {key}"
+    assert list(cache) == [*range(2, captured.CACHE_SIZE), 0, captured.CACHE_SIZE]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", ["reverse", "sequential", "refine"])
-def test_weights_in_half_precision_draw_nearly_the_same_and_leave_the_model_alone(dtype, method):
+def test_half_precision_samples_are_close_and_leave_the_model_in_float32(dtype, method):
     pipe = Pipeline(tiny_model(tiny_config()))
-    wanted = pipe.sample_pixels([0, 1, 2], method=method, guidance=0.5).int()
+    expected = pipe.sample_pixels([0, 1, 2], method=method, guidance=0.5).int()
     found = pipe.to(dtype).sample_pixels([0, 1, 2], method=method, guidance=0.5).int()
-    assert (found - wanted).abs().float().mean() <= 2
+    assert (found - expected).abs().float().mean() <= 2
     assert pipe.model.flow.prior_variance.dtype == torch.float32
 
 
@@ -153,9 +154,11 @@ def test_on_a_gpu_graphs_draw_the_images_of_the_eager_path(method, dtype):
     compiled = Pipeline(tiny_model()).to("cuda").compile(dtype)
     for guidance in (0.0, 0.5):
         options = {"method": method, "guidance": guidance}
-        wanted = eager.sample_pixels(labels, **options).int()
+        expected = eager.sample_pixels(labels, **options).int()
         for batch_size in (7, 4):
-            difference = (compiled.sample_pixels(labels, **options, batch_size=batch_size).int() - wanted).abs().float()
+            difference = (
+                (compiled.sample_pixels(labels, **options, batch_size=batch_size).int() - expected).abs().float()
+            )
             if dtype == torch.float32:
                 assert difference.max() <= 1
             assert difference.mean() <= 2  # other kernels round otherwise, which an exact inverse amplifies

@@ -16,7 +16,7 @@ EXACT = {
     "jacobi": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, **options),
     "groups of two": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=2, **options),
     "one by one": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=1, **options),
-    "a size a block": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=[4, 1, 2], **options),
+    "a size per block": lambda *args, **options: invert_by_jacobi(*args, tolerance=0, groups=[4, 1, 2], **options),
 }
 GUIDANCES = {
     "none": Guidance(),
@@ -40,14 +40,14 @@ def variant(name: str) -> ForwardFlow:
 
 
 @pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
-def test_inverse_undoes_forward(invert):
+def test_inverse_inverts_forward(invert):
     flow, (x, labels) = tiny_flow(), noise_and_labels()
     back = invert(flow, flow(x, labels).z, labels)
     torch.testing.assert_close(back.x, x, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
-def test_forward_undoes_inverse(invert):
+def test_forward_inverts_inverse(invert):
     flow, (z, labels) = tiny_flow(), noise_and_labels()
     x = invert(flow, z, labels).x
     torch.testing.assert_close(flow(x, labels).z, z, rtol=0, atol=1e-9)
@@ -55,7 +55,7 @@ def test_forward_undoes_inverse(invert):
 
 @pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_inverse_undoes_every_variant(name, invert):
+def test_inverse_inverts_every_variant(name, invert):
     flow, (x, labels) = variant(name), noise_and_labels()
     torch.testing.assert_close(invert(flow, flow(x, labels).z, labels).x, x, rtol=0, atol=1e-9)
 
@@ -82,7 +82,7 @@ def guided_without_cache(flow: ForwardFlow, z: torch.Tensor, labels: torch.Tenso
 @torch.no_grad()
 @pytest.mark.parametrize("invert", EXACT.values(), ids=EXACT)
 @pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES)
-def test_guided_inverse_equals_two_full_passes_a_patch(guidance, invert):
+def test_guided_inverse_equals_two_full_passes_per_patch(guidance, invert):
     flow, (z, labels) = tiny_flow(), noise_and_labels()
     fast = invert(flow, z, labels, guidance=guidance)
     torch.testing.assert_close(fast.x, guided_without_cache(flow, z, labels, guidance), rtol=0, atol=1e-9)
@@ -103,7 +103,7 @@ def test_sampling_twice_gives_the_same_images():
     assert torch.equal(first, invert_sequentially(flow, z, labels, guidance=Guidance(1.0)).x)
 
 
-def test_sequential_takes_one_call_for_every_patch_but_the_first():
+def test_sequential_takes_one_call_per_patch_but_the_first():
     z, labels = noise_and_labels()
     assert invert_sequentially(tiny_flow(), z, labels).network_calls == 3 * (4 - 1)
 
@@ -144,7 +144,7 @@ def test_an_image_does_not_depend_on_how_long_others_iterate():
     torch.testing.assert_close(together.x[:1], alone.x, rtol=0, atol=1e-12)
 
 
-def test_a_start_at_the_answer_saves_calls():
+def test_starting_at_the_solution_saves_calls():
     flow, (x, labels) = tiny_flow(), noise_and_labels()
     states = flow(x, labels).states
     best = invert_by_jacobi(flow, states[-1], labels, start=states[:-1])
@@ -152,7 +152,7 @@ def test_a_start_at_the_answer_saves_calls():
     torch.testing.assert_close(best.x, x, rtol=0, atol=1e-9)
 
 
-def test_iterates_that_overflow_on_the_way_do_not_spoil_the_end():
+def test_overflowing_iterates_do_not_spoil_the_result():
     flow = tiny_flow().float()
     with torch.no_grad():
         for block in flow.blocks:
@@ -176,7 +176,7 @@ def long_noise(batch: int) -> torch.Tensor:
     return torch.randn(batch, 36, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 
 
-def test_measured_groups_are_one_valid_size_a_block_and_small_where_a_block_is_hard():
+def test_measured_groups_are_one_valid_size_per_block_and_small_for_a_hard_block():
     flow = long_flow()
     with torch.no_grad():
         flow.blocks[0].project_out.weight.mul_(9)  # each patch hangs on those before it
@@ -194,13 +194,13 @@ def test_measured_groups_are_one_valid_size_a_block_and_small_where_a_block_is_h
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": -1e-3}, r"tolerance of 0 .* got -0.001"),
-        ({"tolerance": float("nan")}, "tolerance of 0"),
-        ({"tolerance": "a"}, "tolerance of 0"),
-        ({"groups": 0}, "groups of 1 to 4 patches; got 0"),
-        ({"groups": 5}, "groups of 1 to 4 patches; got 5"),
+        ({"tolerance": -1e-3}, r"tolerance to be a number, 0 or more; got -0.001"),
+        ({"tolerance": float("nan")}, "tolerance to be a number, 0 or more"),
+        ({"tolerance": "a"}, "tolerance to be a number, 0 or more"),
+        ({"groups": 0}, "group size to be a whole number from 1 to 4; got 0"),
+        ({"groups": 5}, "group size to be a whole number from 1 to 4; got 5"),
         ({"groups": [2, 2]}, "one group size for each of 3 blocks; got 2"),
-        ({"groups": [2, 2, 1.5]}, "groups of 1 to 4 patches; got 1.5"),
+        ({"groups": [2, 2, 1.5]}, "group size to be a whole number from 1 to 4; got 1.5"),
         ({"start": [torch.zeros(5, 4, 4)]}, "a guess for each of 3 blocks; got 1"),
     ],
 )
@@ -230,15 +230,15 @@ def test_guidance_changes_the_result_and_zero_does_not():
 
 
 @pytest.mark.parametrize("strength", [-0.5, float("nan"), float("inf"), "a"])
-def test_guidance_that_is_no_strength_is_refused(strength):
-    with pytest.raises(InputError, match="guidance of 0"):
+def test_invalid_strengths_are_refused(strength):
+    with pytest.raises(InputError, match="guidance to be a number, 0 or more"):
         Guidance(strength)
 
 
-def test_other_faults_of_guidance_are_refused():
+def test_other_invalid_guidance_is_refused():
     with pytest.raises(InputError, match="'both', 'shift' or 'log_scale'; got 'scale'"):
         Guidance(1, on="scale")
-    with pytest.raises(InputError, match=r"temperature above 0 .*; got 0"):
+    with pytest.raises(InputError, match=r"temperature to be a number above 0; got 0"):
         Guidance(1, temperature=0)
 
 
@@ -250,7 +250,7 @@ def test_denoising_follows_the_score():
     torch.testing.assert_close((moved * direction).sum((1, 2)), slope, rtol=1e-5, atol=1e-5)
 
 
-def test_denoising_goes_as_far_as_its_step():
+def test_denoising_scales_with_its_step():
     flow, (x, labels) = tiny_flow(), noise_and_labels()
     whole = score_denoise(flow, x, labels) - x
     torch.testing.assert_close(score_denoise(flow, x, labels, step=0.5) - x, 0.5 * whole)

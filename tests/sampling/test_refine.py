@@ -11,7 +11,7 @@ GUIDANCES = [Guidance(), Guidance(1.5), Guidance(2.0, annealed=True, on="shift")
 
 
 def rough_start(flow, z, labels, guidance=NO_GUIDANCE):
-    """The true states, with an error on them."""
+    """The true states plus noise."""
     x = invert_sequentially(flow, z, labels, guidance=guidance).x
     states = flow(x, labels).states[:-1]
     generator = torch.Generator().manual_seed(3)
@@ -26,7 +26,7 @@ def test_without_tolerance_it_is_the_exact_inverse(guidance):
     torch.testing.assert_close(refined.x, exact, rtol=0, atol=1e-9)
 
 
-def test_any_start_ends_at_the_exact_inverse():
+def test_any_start_converges_to_the_exact_inverse():
     flow, (z, labels) = tiny_flow(), noise_and_labels()
     start = [torch.full_like(z, 5.0), torch.zeros_like(z), torch.randn_like(z)]
     refined = refine(flow, z, labels, start=start, tolerance=0)
@@ -34,7 +34,7 @@ def test_any_start_ends_at_the_exact_inverse():
     assert refined.rounds <= 3 * (4 - 1)
 
 
-def test_a_true_start_is_seen_in_one_round():
+def test_the_true_states_converge_in_one_round():
     flow, (x, labels) = tiny_flow(), noise_and_labels()
     states = flow(x, labels).states
     refined = refine(flow, states[-1], labels, start=states[:-1])
@@ -42,7 +42,7 @@ def test_a_true_start_is_seen_in_one_round():
     torch.testing.assert_close(refined.x, x, rtol=0, atol=1e-9)
 
 
-def test_it_obeys_its_tolerance_and_leaves_out_blocks_that_are_done():
+def test_it_obeys_its_tolerance_and_skips_blocks_that_are_done():
     flow = tiny_flow(image_size=6, patch_size=1)
     z = torch.randn(3, 36, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 3])

@@ -14,7 +14,7 @@ from biflow.sampling.samplers import Jacobi, OnePass, Sequential, parse_sampler
         ("1e-1,annealed=false", Guidance(0.1)),
     ],
 )
-def test_guidance_in_one_word(text, expected):
+def test_guidance_shorthand(text, expected):
     assert parse_guidance(text) == expected
 
 
@@ -29,7 +29,7 @@ def test_guidance_in_one_word(text, expected):
         ("jacobi,groups=[16, 8],tolerance=0", Jacobi(groups=(16, 8), tolerance=0)),
     ],
 )
-def test_a_sampler_in_one_word(text, expected):
+def test_sampler_shorthand(text, expected):
     assert parse_sampler(text) == expected
 
 
@@ -43,7 +43,7 @@ def test_a_sampler_in_one_word(text, expected):
         ("sequential,denoise=nan", "Expected denoise"),
         ("sequential,denoise=-1", "Expected denoise"),
         ("reverse,steps=2", "it has none"),
-        ("jacobi,tolerance", "no flag"),
+        ("jacobi,tolerance", "not a flag"),
         ("jacobi,groups=many", "groups"),
     ],
 )

@@ -12,7 +12,7 @@ from biflow.errors import InputError
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.losses.representation import FEATURE_DISTANCES, cosine_distance, resample
-from biflow.models.alignment_paths import WAYS
+from biflow.models.alignment_paths import ALIGNMENT_PATHS
 from biflow.models.forward_flow import ForwardFlow
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
@@ -73,7 +73,7 @@ def test_grids_are_resampled_to_the_flows():
     assert resample(ramp, 8).shape == (1, 64, 1)
 
 
-@pytest.mark.parametrize("strategy", WAYS)
+@pytest.mark.parametrize("strategy", ALIGNMENT_PATHS)
 def test_the_distance_is_added_with_its_weight_and_trains_the_projector(strategy):
     flow = tiny_model().flow
     objective, plain = aligned(flow, strategy=strategy, weight=0.5), FitFlow(flow)
@@ -86,7 +86,7 @@ def test_the_distance_is_added_with_its_weight_and_trains_the_projector(strategy
 
 
 def test_every_strategy_has_the_same_loss():
-    losses = [aligned(tiny_model().flow, strategy=strategy)(batch()).total for strategy in WAYS]
+    losses = [aligned(tiny_model().flow, strategy=strategy)(batch()).total for strategy in ALIGNMENT_PATHS]
     for loss in losses[1:]:
         torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-6)
 

@@ -1,1 +1,1 @@
-"""A page in the browser for the person at the machine; gradio is imported inside functions only."""
+"""The local web demo (`biflow app`); gradio is imported only inside functions."""

@@ -1,172 +1,181 @@
-"""The Edit tab: one image, painted over, of another class, or varied."""
+"""The Edit tab: inpaint an image, change its class, or create variations."""
 
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from biflow.app.desk import SUFFIXES, Desk, new_seed, options_of, whole
-from biflow.app.html import as_html, hint_html
-from biflow.app.studio import MOST_RESULTS, NO_CLASS, VARY_ENDS, Studio
-from biflow.app.uploads import EVERYTHING, HALVES, PAINTED, Picture, mask_of
+from biflow.app.backend import MAX_RESULTS, NO_CLASS, STRENGTH_INFO, Backend
+from biflow.app.controls import SUFFIXES, Controls, random_seed, sampling_options, to_int
+from biflow.app.html import hint_html, notes_html, result_html
+from biflow.app.mask import EVERYTHING, HALVES, PAINTED, mask_of
 from biflow.data.images import enlarge, to_pil
+from biflow.data.pictures import Picture
 
-CANVAS = 320  # pixels of the picture's side on it, at least
-MARGIN = 8  # the canvas goes on beside the picture by an 8th of it, so that strokes can begin there
-SURROUND = "#c9c5bc"
-RESULTS = "Results appear here."
-PAINT = "rgba(180, 68, 31, 0.85)"
+MIN_CANVAS = 320  # pixels of the image's side on the canvas, at least
+MARGIN = 8  # the canvas has a margin of 1/8 of the image's side, so that strokes can start outside the image
+MARGIN_COLOUR = "#c9c5bc"
+BRUSH_COLOUR = "rgba(180, 68, 31, 0.85)"
+OUTPUT_HINT = "Results appear here."
 
 
-class Easel(NamedTuple):
-    """The components that hold the image and say how it is edited."""
+class ImageInputs(NamedTuple):
+    """The components that hold the image and the settings all edits share."""
 
-    held: Any  # a Picture
+    picture: Any  # gr.State of a Picture
     canvas: Any
-    name: Any  # of its class
-    way: list[Any]
-    said: Any
+    class_name: Any
+    sampling: list[Any]
+    notes: Any
 
 
-def edit_tab(desk: Desk, studio: Studio) -> None:
-    """One image at the left, what is done with it at the right."""
-    result = desk.result(RESULTS, "edit-result", render=False)
-    with desk.left():
-        easel = make_easel(desk, studio, result)
-    with desk.right():
-        with desk.gr.Tabs():
+def edit_tab(controls: Controls, backend: Backend) -> None:
+    """Edit one image."""
+    output = controls.output(OUTPUT_HINT, "edit-result", render=False)
+    with controls.input_column():
+        inputs = make_image_inputs(controls, backend, output)
+    with controls.output_column():
+        with controls.gr.Tabs():
             for title, fill in EDITS.items():
-                with desk.gr.Tab(title):
-                    fill(desk, studio, easel, result)
-        result.render()
+                with controls.gr.Tab(title):
+                    fill(controls, backend, inputs, output)
+        output.render()
 
 
-def make_easel(desk: Desk, studio: Studio, result: Any) -> Easel:
-    """Where the image comes from, where it is shown and painted on; another image clears the result."""
-    gr = desk.gr
+def make_image_inputs(controls: Controls, backend: Backend, output: Any) -> ImageInputs:
+    """Upload or sample an image and paint on it; a new image clears the output."""
+    gr, names = controls.gr, backend.class_names
     with gr.Row(elem_classes="pair"):
         upload = gr.UploadButton("Upload", file_types=SUFFIXES, min_width=90, size="md", elem_id="edit-upload")
-        draw = desk.button("Sample one", main=False, name="edit-sample")
-    canvas = make_canvas(gr, enlarged_side(studio))
-    said = gr.HTML(notes_of(["Upload or sample an image, then paint over what is to be redrawn."]), elem_id="edit-said")
-    name = desk.one_class("Class of the image", studio.names[0] if studio.names else None, "Guessed after an upload")
-    easel = Easel(gr.State(None), canvas, name, desk.way(), said)
+        sample = controls.button("Sample", "edit-sample", primary=False)
+    canvas = make_canvas(gr, canvas_side(backend))
+    notes = gr.HTML(
+        notes_html(["Upload or sample an image, then paint over the region to inpaint."]), elem_id="edit-notes"
+    )
+    class_name = controls.class_dropdown(
+        "Class of the image", names[0] if names else None, "Predicted when you upload an image."
+    )
+    inputs = ImageInputs(gr.State(None), canvas, class_name, controls.sampling_inputs(), notes)
 
-    def take(file: str | None) -> tuple[Any, ...]:
-        picture, notes = studio.open(file)
-        guess = studio.guess(picture)
-        guessed = f"Its class was guessed: {guess}. Correct it below if it is wrong."
-        notes = [said_of(picture), *notes, *[guessed] * bool(guess)]
-        return picture, canvas_of(picture), notes_of(notes), hint_html(RESULTS), guess or None
+    def open_upload(file: str | None) -> tuple[Any, ...]:
+        picture, notes = backend.open(file)
+        predicted = backend.predict_class(picture)
+        notes = [picture_note(picture), *notes]
+        notes += [f"Predicted class: {predicted}. Change it below if it is wrong."] if predicted else []
+        return picture, canvas_value(picture), notes_html(notes), hint_html(OUTPUT_HINT), predicted or None
 
-    def sample(name: str | None, guidance: float, _: Any, *method: Any) -> tuple[Any, ...]:
-        picture = studio.sample_one(name or NO_CLASS, **options_of(guidance, new_seed(), *method))
-        return picture, canvas_of(picture), notes_of([said_of(picture)]), hint_html(RESULTS)
+    def sample_image(name: str | None, guidance: float, _: Any, *method: Any) -> tuple[Any, ...]:
+        picture = backend.sample_one(name or NO_CLASS, **sampling_options(guidance, random_seed(), *method))
+        return picture, canvas_value(picture), notes_html([picture_note(picture)]), hint_html(OUTPUT_HINT)
 
-    def restore(held: Picture | None, editor: dict[str, Any] | None) -> Any:
-        gone = held is not None and (editor or {}).get("background") is None
-        return canvas_of(held) if held and gone else gr.skip()
+    def restore_image(picture: Picture | None, editor: dict[str, Any] | None) -> Any:
+        """Show the image again after the canvas was cleared."""
+        cleared = (editor or {}).get("background") is None
+        return canvas_value(picture) if picture is not None and cleared else gr.skip()
 
-    desk.on(upload.upload, take, [upload], [easel.held, canvas, said, result, name])
-    desk.on(draw.click, sample, [name, *easel.way], [easel.held, canvas, said, result])
-    canvas.change(restore, [easel.held, canvas], [canvas], api_visibility="private", show_progress="hidden")
-    return easel
+    controls.connect(upload.upload, open_upload, [upload], [inputs.picture, canvas, notes, output, class_name])
+    controls.connect(
+        sample.click, sample_image, [class_name, *inputs.sampling], [inputs.picture, canvas, notes, output]
+    )
+    canvas.change(restore_image, [inputs.picture, canvas], [canvas], api_visibility="private", show_progress="hidden")
+    return inputs
 
 
 def make_canvas(gr: Any, side: int) -> Any:
-    """A square to paint on with one brush; images come onto it through the server alone."""
-    brush = gr.Brush(default_size=side // 8, colors=[PAINT], default_color=PAINT, color_mode="fixed")
-    bare: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": []}
+    """A square image editor with one brush; images are placed on it by the server only."""
+    brush = gr.Brush(default_size=side // 8, colors=[BRUSH_COLOUR], default_color=BRUSH_COLOUR, color_mode="fixed")
+    minimal: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": []}
     return gr.ImageEditor(
-        **bare, brush=brush, type="numpy", format="png", canvas_size=(side, side), fixed_canvas=True,
-        height=CANVAS + 80, label="Image", placeholder="No image yet", elem_id="canvas",
+        **minimal, brush=brush, type="numpy", format="png", canvas_size=(side, side), fixed_canvas=True,
+        height=MIN_CANVAS + 80, label="Image", placeholder="No image yet", elem_id="canvas",
     )  # fmt: skip
 
 
-def redraw_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
-    """Inpainting; halves can be chosen without painting."""
-    part = desk.gr.Radio([PAINTED, *HALVES, EVERYTHING], value=PAINTED, label="Part to redraw", elem_id="edit-part")
-    proposals = desk.number("Proposals", MOST_RESULTS, 4)
-    button = desk.button("Redraw", name="edit-redraw")
+def inpaint_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: Any) -> None:
+    """Inpaint the painted region, or a preset one."""
+    region = controls.gr.Radio(
+        [PAINTED, *HALVES, EVERYTHING], value=PAINTED, label="Region to inpaint", elem_id="edit-region"
+    )
+    proposals = controls.count_slider("Proposals", MAX_RESULTS, 4)
+    button = controls.button("Inpaint", "edit-inpaint")
 
-    def act(held: Picture | None, name: str | None, *rest: Any) -> str:
-        editor, part, proposals, *chosen = rest
-        layers = [without_margin(layer) for layer in (editor or {}).get("layers") or []]
-        mask = mask_of(part, layers, studio.image_shape[1])
-        count = whole(proposals, "number of proposals")
-        return as_html(studio.inpaint(held, mask, name, proposals=count, **options_of(*chosen)))
+    def inpaint(picture: Picture | None, name: str | None, *args: Any) -> str:
+        editor, region, proposals, *options = args
+        layers = [crop_margin(layer) for layer in (editor or {}).get("layers") or []]
+        mask = mask_of(region, layers, backend.image_shape[1])
+        count = to_int(proposals, "number of proposals")
+        return result_html(backend.inpaint(picture, mask, name, proposals=count, **sampling_options(*options)))
 
-    desk.on(button.click, act, [easel.held, easel.name, easel.canvas, part, proposals, *easel.way], [result])
+    controls.connect(
+        button.click,
+        inpaint,
+        [inputs.picture, inputs.class_name, inputs.canvas, region, proposals, *inputs.sampling],
+        [output],
+    )
 
 
-def change_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
-    """Change of class."""
-    if not studio.names:
-        desk.hint("This model has no classes to change.")
+def reclass_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: Any) -> None:
+    """Change the class."""
+    if not backend.class_names:
+        controls.message("This model is unconditional, so there is no class to change.")
         return
-    targets = desk.classes("Becomes", "One result for each")
-    button = desk.button("Change", name="edit-change")
+    targets = controls.classes_dropdown("Target classes", "One result per class.")
+    button = controls.button("Change class", "edit-reclass")
 
-    def act(held: Picture | None, name: str | None, targets: list[str] | None, *chosen: Any) -> str:
-        return as_html(studio.reclass(held, name, targets or [], **options_of(*chosen)))
+    def reclass(picture: Picture | None, name: str | None, targets: list[str] | None, *options: Any) -> str:
+        return result_html(backend.reclass(picture, name, targets or [], **sampling_options(*options)))
 
-    desk.on(button.click, act, [easel.held, easel.name, targets, *easel.way], [result])
-
-
-def vary_tab(desk: Desk, studio: Studio, easel: Easel, result: Any) -> None:
-    """Variations."""
-    strength = desk.gr.Slider(0, 1, 0.3, step=0.05, label="Strength", info=VARY_ENDS, buttons=[])
-    num = desk.number("Variations", MOST_RESULTS, 6)
-    button = desk.button("Vary", name="edit-vary")
-
-    def act(held: Picture | None, name: str | None, *rest: Any) -> str:
-        strength, num, *chosen = rest
-        count = whole(num, "number of variations")
-        return as_html(studio.vary(held, name, strength=strength, num=count, **options_of(*chosen)))
-
-    desk.on(button.click, act, [easel.held, easel.name, strength, num, *easel.way], [result])
+    controls.connect(button.click, reclass, [inputs.picture, inputs.class_name, targets, *inputs.sampling], [output])
 
 
-EDITS: dict[str, Callable[[Desk, Studio, Easel, Any], None]] = {
-    "Redraw a part": redraw_tab,
-    "Change the class": change_tab,
-    "Vary": vary_tab,
+def vary_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: Any) -> None:
+    """Create variations."""
+    strength = controls.gr.Slider(0, 1, 0.3, step=0.05, label="Strength", info=STRENGTH_INFO, buttons=[])
+    num = controls.count_slider("Number of variations", MAX_RESULTS, 6)
+    button = controls.button("Create variations", "edit-vary")
+
+    def vary(picture: Picture | None, name: str | None, *args: Any) -> str:
+        strength, num, *options = args
+        count = to_int(num, "number of variations")
+        return result_html(backend.vary(picture, name, strength=strength, num=count, **sampling_options(*options)))
+
+    controls.connect(button.click, vary, [inputs.picture, inputs.class_name, strength, num, *inputs.sampling], [output])
+
+
+EDITS: dict[str, Callable[[Controls, Backend, ImageInputs, Any], None]] = {
+    "Inpaint": inpaint_tab,
+    "Change class": reclass_tab,
+    "Variations": vary_tab,
 }
 
 
-def enlarged_side(studio: Studio) -> int:
-    """Pixels of the side of the canvas: a multiple of the image's, and a margin all around."""
-    size = studio.image_shape[1]
-    side = size * max(1, -(-CANVAS // size))
+def canvas_side(backend: Backend) -> int:
+    """Side of the canvas in pixels: a multiple of the image's side, plus the margins."""
+    size = backend.image_shape[1]
+    side = size * max(1, -(-MIN_CANVAS // size))
     return side + 2 * (side // MARGIN)
 
 
-def canvas_of(picture: Picture) -> dict[str, Any]:
-    """An image as the editor takes it, nothing painted on it yet, nothing in its margin."""
-    image = to_pil(enlarge(picture.pixels, CANVAS)).convert("RGBA")
+def canvas_value(picture: Picture) -> dict[str, Any]:
+    """The image with its margin as a value of `gr.ImageEditor`, nothing painted yet."""
+    image = to_pil(enlarge(picture.pixels, MIN_CANVAS)).convert("RGBA")
     margin = image.width // MARGIN
-    framed = Image.new("RGBA", (image.width + 2 * margin, image.height + 2 * margin), SURROUND)
+    framed = Image.new("RGBA", (image.width + 2 * margin, image.height + 2 * margin), MARGIN_COLOUR)
     framed.paste(image, (margin, margin))
     return {"background": framed, "layers": [], "composite": None}
 
 
-def without_margin(layer: np.ndarray) -> np.ndarray:
-    """The part of a layer of the canvas that is over the picture.
+def crop_margin(layer: np.ndarray) -> np.ndarray:
+    """A layer of the canvas without its margin.
 
-    >>> without_margin(np.zeros((10 * MARGIN + 20, 10 * MARGIN + 20, 4))).shape
+    >>> crop_margin(np.zeros((10 * MARGIN + 20, 10 * MARGIN + 20, 4))).shape
     (80, 80, 4)
     """
     margin = round(len(layer) / (MARGIN + 2))
     return layer[margin:-margin, margin:-margin]
 
 
-def said_of(picture: Picture) -> str:
-    """What is on the canvas, and what to do with it."""
-    return f"This is {picture.name}. Paint over what is to be redrawn."
-
-
-def notes_of(notes: Sequence[str]) -> str:
-    """Sentences as HTML."""
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+def picture_note(picture: Picture) -> str:
+    """A note that names the image on the canvas."""
+    return f"Image: {picture.name}. Paint over the region to inpaint."

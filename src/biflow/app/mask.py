@@ -1,4 +1,4 @@
-"""The part of an image that a person paints over, or names, to redraw it."""
+"""The region of an image to inpaint: painted, or chosen by name."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from biflow.errors import choose
 
-COVERED = 64  # of 255: how far a pixel is painted over before it counts
+COVERED = 64  # of 255: coverage from which a pixel counts as painted
 
 HALVES: Mapping[str, tuple[int, float]] = {  # axis, and where along it the half begins
     "upper half": (0, 0.0),
@@ -17,11 +17,11 @@ HALVES: Mapping[str, tuple[int, float]] = {  # axis, and where along it the half
     "left half": (1, 0.0),
     "right half": (1, 0.5),
 }
-PAINTED, EVERYTHING = "what I paint", "everything"
+PAINTED, EVERYTHING = "painted area", "whole image"
 
 
 def mask_of(part: str, layers: Sequence[np.ndarray], side: int) -> Tensor:
-    """What to redraw, bool (side, side): a part by its name, or where layers, RGBA, are painted on.
+    """The mask, bool (side, side): a region by its name, or where RGBA layers are painted.
 
     >>> mask_of("left half", [], 2)
     tensor([[ True, False],

@@ -1,4 +1,4 @@
-"""The server of the page: this machine's, with nothing open that the page does not need."""
+"""Serves the page locally and disables everything in Gradio that the page does not need."""
 
 import errno
 import os
@@ -13,32 +13,31 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from biflow.app.desk import import_gradio
-from biflow.app.studio import Studio
+from biflow.app.backend import MAX_PIXELS, Backend
+from biflow.app.controls import import_gradio
 from biflow.app.tabs import make_page
-from biflow.app.uploads import MOST_PIXELS
 from biflow.errors import InputError
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-MOST_BYTES = "32mb"  # of an upload
-MOST_BODY = 512 * 2**20  # bytes of all uploads that are sent together
-MOST_WAITING = 20  # requests behind the one that is worked on
+MAX_FILE_SIZE = "32mb"  # of one upload
+MAX_BODY_BYTES = 512 * 2**20  # of all uploads in one request
+MAX_QUEUE = 20  # requests waiting behind the one that runs
 
 
 @contextmanager
-def serve(studio: Studio, *, host: str, port: int) -> Iterator[str]:
-    """The page at this address for as long as the context lasts; uploads are kept until then, and deleted."""
+def serve(backend: Backend, *, host: str, port: int) -> Iterator[str]:
+    """Serve the page until the context exits, which deletes all uploads; yields the address."""
     gr = import_gradio()
     check_address(host, port)
     refuse_large_images()
     with tempfile.TemporaryDirectory(prefix="biflow-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = make_page(studio).queue(max_size=MOST_WAITING, api_open=False)
+        page = make_page(backend).queue(max_size=MAX_QUEUE, api_open=False)
         try:
             limits = {"app_kwargs": app_options(host)}
-            _, address, _ = page.launch(**launch_options(gr), **limits, server_name=bracketed(host), server_port=port)
-        except OSError:  # taken since it was looked at
-            raise taken(host, port) from None
+            _, address, _ = page.launch(**launch_options(gr), **limits, server_name=url_host(host), server_port=port)
+        except OSError:  # the port was taken after check_address
+            raise port_error(host, port) from None
         try:
             yield address
         finally:
@@ -46,7 +45,7 @@ def serve(studio: Studio, *, host: str, port: int) -> Iterator[str]:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise where one cannot listen: the address is none of this machine, or the port is in use."""
+    """Raise unless the server can listen here: the address belongs to this machine, and the port is available."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trial:
@@ -54,64 +53,64 @@ def check_address(host: str, port: int) -> None:
             trial.bind(address)
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
-            raise taken(host, port) from None
+            raise port_error(host, port) from None
         raise InputError(
-            f"Expected an address of this machine; got {host!r}. Leave --host out, or use 0.0.0.0 for all addresses."
+            f"Expected an address of this machine; got {host!r}. Omit --host, or use 0.0.0.0 for all interfaces."
         ) from None
 
 
-def bracketed(host: str) -> str:
-    """A host as it is written in an address.
+def url_host(host: str) -> str:
+    """A host as written in a URL: IPv6 addresses in brackets.
 
-    >>> bracketed("127.0.0.1"), bracketed("::1")
+    >>> url_host("127.0.0.1"), url_host("::1")
     ('127.0.0.1', '[::1]')
     """
     return f"[{host}]" if ":" in host else host
 
 
-def taken(host: str, port: int) -> InputError:
-    """What to say of a port that cannot be had."""
-    return InputError(f"Expected a free port of {host}; {port} is none. Choose another: --port.")
+def port_error(host: str, port: int) -> InputError:
+    """The error for a port that is in use or not permitted."""
+    return InputError(f"Expected a free port on {host}; {port} is not available. Choose another with --port.")
 
 
 def launch_options(gr: Any) -> dict[str, Any]:
-    """Nothing but the page: no public link, no API, no paths of this machine, no second server."""
+    """Options of `gr.Blocks.launch`: no public link, no API, no access to local paths, no second server."""
     css = (resources.files("biflow.app") / "app.css").read_text(encoding="utf-8")
     closed = {"share": False, "allowed_paths": [], "show_error": False, "strict_cors": True, "mcp_server": False}
     quiet = {"quiet": True, "inbrowser": False, "enable_monitoring": False, "run_history": False, "footer_links": []}
     plain = {"ssr_mode": False, "pwa": False, "prevent_thread_lock": True, "css": css, "theme": make_theme(gr)}
-    return {**closed, **quiet, **plain, "max_file_size": MOST_BYTES}
+    return {**closed, **quiet, **plain, "max_file_size": MAX_FILE_SIZE}
 
 
 def app_options(host: str) -> dict[str, Any]:
-    """No description of the server's routes, no request that is too long, none under another machine's name."""
+    """Options of the FastAPI app: no API docs, limits on request size, host and origin."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guards = [Middleware(LimitBody, most=MOST_BODY)]
-    if host in LOCAL:  # or else a site could have its own name point to this machine
-        guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
-        guards.append(Middleware(OwnPages))
-    return {"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": guards}
+    middleware = [Middleware(LimitBody, max_bytes=MAX_BODY_BYTES)]
+    if host in LOCAL:  # against DNS rebinding and cross-site requests
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
+        middleware.append(Middleware(LocalOriginOnly))
+    return {"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": middleware}
 
 
-class OwnPages:
-    """Answers a request that another site's page has a browser send, unless it only reads (ASGI)."""
+class LocalOriginOnly:
+    """ASGI middleware that rejects cross-site requests other than GET and HEAD."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass the request on, unless it is another site's."""
+        """Forward the request, or respond with 403."""
         origin = dict(scope.get("headers") or ()).get(b"origin")
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or origin is None or is_local(origin):
             await self.app(scope, receive, send)
             return
-        await answer(send, 403, "Expected a request of this app's own page. Open its address in the browser.")
+        await respond(send, 403, "Expected a request from this app's own page. Open its address in the browser.")
 
 
 def is_local(origin: bytes) -> bool:
-    """Whether a page is of a server of this machine.
+    """Whether an Origin header names a server on this machine.
 
     >>> is_local(b"http://127.0.0.1:7860"), is_local(b"http://evil.example"), is_local(b"null")
     (True, False, False)
@@ -123,38 +122,38 @@ def is_local(origin: bytes) -> bool:
         return False
 
 
-async def answer(send: Any, status: int, text: str) -> None:
-    """One sentence instead of what was asked for (ASGI)."""
-    kind = (b"content-type", b"text/plain; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [kind]})
+async def respond(send: Any, status: int, text: str) -> None:
+    """Send a plain-text ASGI response."""
+    content_type = (b"content-type", b"text/plain; charset=utf-8")
+    await send({"type": "http.response.start", "status": status, "headers": [content_type]})
     await send({"type": "http.response.body", "body": text.encode()})
 
 
 class LimitBody:
-    """Answers a request whose body is too long before it is read (ASGI)."""
+    """ASGI middleware that rejects too large request bodies before they are read."""
 
-    def __init__(self, app: Any, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: Any, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass the request on, unless it is too long."""
+        """Forward the request, or respond with 411 or 413."""
         headers = dict(scope.get("headers") or ())
-        unknown = b"transfer-encoding" in headers  # in pieces, without a length
-        if scope["type"] != "http" or not (unknown or int(headers.get(b"content-length", b"0")) > self.most):
+        chunked = b"transfer-encoding" in headers  # has no content-length
+        if scope["type"] != "http" or not (chunked or int(headers.get(b"content-length", b"0")) > self.max_bytes):
             await self.app(scope, receive, send)
             return
-        text = f"Expected at most {self.most // 2**20} MiB at once, and their length. Choose fewer files."
-        await answer(send, 411 if unknown else 413, text)
+        text = f"Expected at most {self.max_bytes // 2**20} MiB at once, with a Content-Length. Select fewer files."
+        await respond(send, 411 if chunked else 413, text)
 
 
 def refuse_large_images() -> None:
-    """Make Pillow, in all of this process, refuse images of too many pixels before it decodes them."""
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    """Make Pillow refuse images with too many pixels before decoding them; applies to the whole process."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 def make_theme(gr: Any) -> Any:
-    """Ink on paper, the fonts of the system: none is fetched."""
+    """The Gradio theme; uses system fonts, so that none is downloaded."""
     accent = ["#fbf1ec", "#f6ded3", "#edbca8", "#e8a083", "#e8805a", "#c9572f", "#b4441f", "#963718", "#742b14"]
     return gr.themes.Base(
         primary_hue=gr.themes.Color(*accent, "#5c2311", "#3d170b"),

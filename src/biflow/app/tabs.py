@@ -1,90 +1,99 @@
-"""The tabs of the page, and the page."""
+"""The tabs, and the page that holds them."""
 
 from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from biflow.app.desk import Desk, import_gradio, new_seed, options_of, whole
+from biflow.app.backend import MAX_COMPARED, NO_CLASS, Backend
+from biflow.app.controls import Controls, import_gradio, random_seed, sampling_options, to_int
 from biflow.app.edit import edit_tab
-from biflow.app.html import as_html
-from biflow.app.studio import MOST_COMPARED, NO_CLASS, Studio
+from biflow.app.html import result_html
 
-CLASSIFY = [  # best first
-    ("every class tried: best, a pass each", "bayes"),
-    ("ten gradients: ten times the cost", "steps"),
-    ("one gradient: quick, least sure", "gradient"),
+CLASSIFY_METHODS = [  # most accurate first
+    ("Bayes' rule: most accurate", "bayes"),
+    ("10 gradients: 10x the cost of one", "steps"),
+    ("1 gradient: fastest, least accurate", "gradient"),
 ]
+ALL_CLASSES = "Leave empty to cycle through all classes."
 
 
-def sample_tab(desk: Desk, studio: Studio) -> None:
-    """Images of classes."""
-    with desk.left():
-        classes = desk.classes("Classes", "None chosen: all in turn")
-        count = desk.number("Images", studio.most, 16)
-        way = desk.way()
-        with desk.gr.Row(elem_classes="pair"):
-            button = desk.button("Sample", name="sample-go")
-            again = desk.button("New seed", main=False, name="sample-again")
-    with desk.right():
-        result = desk.result("Images appear here.", "sample-result")
+def sample_tab(controls: Controls, backend: Backend) -> None:
+    """Sample images of given classes."""
+    with controls.input_column():
+        classes = controls.classes_dropdown("Classes", ALL_CLASSES)
+        count = controls.count_slider("Number of images", backend.max_images, 16)
+        sampling = controls.sampling_inputs()
+        with controls.gr.Row(elem_classes="pair"):
+            button = controls.button("Sample", "sample-go")
+            reseed = controls.button("New seed", "sample-again", primary=False)
+    with controls.output_column():
+        output = controls.output("Samples appear here.", "sample-result")
 
-    def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.sample(names or [], whole(count, "number of images"), **options_of(*chosen)))
+    def sample(names: list[str] | None, count: int, *options: Any) -> str:
+        return result_html(backend.sample(names or [], to_int(count, "number of images"), **sampling_options(*options)))
 
-    def anew(names: list[str] | None, count: int, guidance: float, _: Any, *method: Any) -> tuple[str, int]:
-        seed = new_seed()
-        return act(names, count, guidance, seed, *method), seed
+    def sample_new_seed(names: list[str] | None, count: int, guidance: float, _: Any, *method: Any) -> tuple[str, int]:
+        seed = random_seed()
+        return sample(names, count, guidance, seed, *method), seed
 
-    desk.on(button.click, act, [classes, count, *way], [result])
-    desk.on(again.click, anew, [classes, count, *way], [result, way[1]])
+    controls.connect(button.click, sample, [classes, count, *sampling], [output])
+    controls.connect(reseed.click, sample_new_seed, [classes, count, *sampling], [output, sampling[1]])
 
 
-def classify_tab(desk: Desk, studio: Studio) -> None:
-    """The classes of uploads."""
-    if not studio.names:
-        desk.hint("This model has no classes, so it cannot classify.")
+def classify_tab(controls: Controls, backend: Backend) -> None:
+    """Classify uploaded images."""
+    if not backend.class_names:
+        controls.message("This model is unconditional, so it cannot classify images.")
         return
-    with desk.left():
-        files = desk.files("classify-files")
-        method = desk.gr.Dropdown(CLASSIFY, value=studio.classify_method, label="Method")
-        button = desk.button("Classify", name="classify-go")
-    with desk.right():
-        result = desk.result("The likeliest classes of each image appear here.", "classify-result")
-    desk.on(button.click, lambda files, how: as_html(studio.classify(files, how)), [files, method], [result])
+    with controls.input_column():
+        files = controls.file_upload("classify-files")
+        method = controls.gr.Dropdown(
+            CLASSIFY_METHODS,
+            value=backend.classify_method,
+            label="Classification method",
+            info="Bayes' rule takes one pass per class.",
+        )
+        button = controls.button("Classify", "classify-go")
+    with controls.output_column():
+        output = controls.output("The most likely classes of each image appear here.", "classify-result")
+    controls.connect(
+        button.click, lambda files, method: result_html(backend.classify(files, method)), [files, method], [output]
+    )
 
 
-def rank_tab(desk: Desk, studio: Studio) -> None:
-    """Uploads by likelihood."""
-    if not studio.scores:
-        desk.hint("This model is one of latents: it cannot tell how likely images are, so it cannot rank them.")
+def rank_tab(controls: Controls, backend: Backend) -> None:
+    """Rank uploaded images by likelihood."""
+    if not backend.has_likelihood:
+        controls.message("This model works on latents and gives no image likelihood, so it cannot rank images.")
         return
-    with desk.left():
-        files = desk.files("rank-files")
-        name = desk.one_class("As images of", NO_CLASS)
-        button = desk.button("Rank", name="rank-go")
-    with desk.right():
-        hint = "Images appear here, the least likely first. To rank a whole folder, choose all files in it."
-        result = desk.result(hint, "rank-result")
-    desk.on(button.click, lambda files, name: as_html(studio.rank(files, name)), [files, name], [result])
+    with controls.input_column():
+        files = controls.file_upload("rank-files")
+        name = controls.class_dropdown("Likelihood given class", NO_CLASS)
+        button = controls.button("Rank", "rank-go")
+    with controls.output_column():
+        hint = "Images appear here, least likely first. To rank a folder, select all files in it."
+        output = controls.output(hint, "rank-result")
+    controls.connect(button.click, lambda files, name: result_html(backend.rank(files, name)), [files, name], [output])
 
 
-def compare_tab(desk: Desk, studio: Studio) -> None:
-    """Every sampler on the same noise."""
-    with desk.left():
-        classes = desk.classes("Classes", "None chosen: all in turn")
-        count = desk.number("Images", min(MOST_COMPARED, studio.most), 8)
-        way = desk.way(method=False)
-        button = desk.button("Compare", name="compare-go")
-    with desk.right():
-        result = desk.result("Images by every sampler appear here, with their times.", "compare-result")
+def compare_tab(controls: Controls, backend: Backend) -> None:
+    """Compare all sampling methods on the same noise."""
+    with controls.input_column():
+        classes = controls.classes_dropdown("Classes", ALL_CLASSES)
+        count = controls.count_slider("Images per method", min(MAX_COMPARED, backend.max_images), 8)
+        sampling = controls.sampling_inputs(method=False)
+        button = controls.button("Compare", "compare-go")
+    with controls.output_column():
+        output = controls.output("Samples and timings of every sampling method appear here.", "compare-result")
 
-    def act(names: list[str] | None, count: int, *chosen: Any) -> str:
-        return as_html(studio.compare(names or [], whole(count, "number of images"), **options_of(*chosen)))
+    def compare(names: list[str] | None, count: int, *options: Any) -> str:
+        count = to_int(count, "number of images")
+        return result_html(backend.compare(names or [], count, **sampling_options(*options)))
 
-    desk.on(button.click, act, [classes, count, *way], [result])
+    controls.connect(button.click, compare, [classes, count, *sampling], [output])
 
 
-TABS: dict[str, Callable[[Desk, Studio], None]] = {
+TABS: dict[str, Callable[[Controls, Backend], None]] = {
     "Sample": sample_tab,
     "Edit": edit_tab,
     "Classify": classify_tab,
@@ -93,13 +102,13 @@ TABS: dict[str, Callable[[Desk, Studio], None]] = {
 }
 
 
-def make_page(studio: Studio) -> Any:
-    """All tabs."""
+def make_page(backend: Backend) -> Any:
+    """The page as `gr.Blocks`."""
     gr = import_gradio()
     with gr.Blocks(title="biflow", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
-        gr.HTML(f"<header><h1>biflow</h1><p>{escape(studio.facts())}</p></header>", elem_id="head")
+        gr.HTML(f"<header><h1>biflow</h1><p>{escape(backend.model_summary())}</p></header>", elem_id="head")
         with gr.Tabs():
             for title, fill in TABS.items():
-                with gr.Tab(title, elem_id=title.lower()), gr.Row(elem_classes="desk"):
-                    fill(Desk(gr, studio), studio)
+                with gr.Tab(title, elem_id=title.lower()), gr.Row(elem_classes="columns"):
+                    fill(Controls(gr, backend), backend)
     return page

@@ -16,14 +16,14 @@ def app(
     device: Device = None,
 ) -> None:
     """Open a web page: sample, edit, classify, rank, compare."""
-    from biflow.app.desk import import_gradio
+    from biflow.app.backend import Backend
+    from biflow.app.controls import import_gradio
     from biflow.app.server import LOCAL, serve
-    from biflow.app.studio import Studio
 
     import_gradio()
 
-    studio = Studio(open_pipeline(model, device), most=max_images)
-    with serve(studio, host=host, port=port) as address:
+    backend = Backend(open_pipeline(model, device), max_images)
+    with serve(backend, host=host, port=port) as address:
         if host not in LOCAL:
             say(f"Note: anyone who can reach {host} can use this page; it has no password.")
         tell(f"Open {address} in a browser; press Ctrl-C to stop.")

@@ -1,4 +1,4 @@
-"""What is drawn at random for a batch: noise on the images, labels dropped, strengths of guidance."""
+"""Random training inputs: image noise, flips, label dropout, guidance strengths and crops."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ from biflow.data.randomness import Key, normal_for, stream, uniform_for
 from biflow.losses.perceptual import WHOLE, Window
 
 GUIDED_SHARE = 0.25
-WINDOW_AREA, WINDOW_ASPECT, WINDOW_TRIES = (0.08, 1.0), 4 / 3, 10  # the aspect is at most this, or 1 over this
+WINDOW_AREA, WINDOW_ASPECT, WINDOW_TRIES = (0.08, 1.0), 4 / 3, 10  # the aspect is between 1 / this and this
 
 
 def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bin_width: float = 0.0) -> Tensor:
-    """images (B, P, H, W) plus noise drawn for (keys, index): Gaussian of this standard deviation, and uniform.
+    """Add noise drawn for (keys, index) to images (B, P, H, W): Gaussian of this standard deviation, and uniform.
 
-    The uniform noise is spread evenly over a bin of this width around each value: with the distance between grey
-    levels, it makes the density of the result a bound on the probability of the quantised image ("dequantisation").
+    The uniform noise fills a bin of this width around each value. At the distance between grey levels it dequantises:
+    the density of the result bounds the probability of the quantised image.
     """
     shape = tuple(images.shape[1:])
     if bin_width:
@@ -27,13 +27,13 @@ def add_noise(images: Tensor, indices: Sequence[int], std: float, *keys: Key, bi
 
 
 def flip(images: Tensor, indices: Sequence[int], *keys: Key) -> Tensor:
-    """images (B, P, H, W), half of them mirrored left to right, drawn for (keys, index)."""
+    """Mirror images (B, P, H, W) left to right with probability 1/2, drawn for (keys, index)."""
     mirrored = uniform_for(indices, (), "flip", *keys).to(images.device) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
 def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label: int, *keys: Key) -> Tensor:
-    """labels (B,), this share of them replaced by the null label, drawn for (keys, index)."""
+    """Replace labels (B,) by the null label with probability `share`, drawn for (keys, index)."""
     if not share:
         return labels
     dropped = uniform_for(indices, (), "label drop", *keys).to(labels.device) < share
@@ -41,9 +41,9 @@ def drop_labels(labels: Tensor, indices: Sequence[int], share: float, null_label
 
 
 def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, null_label: int, *keys: Key) -> Tensor:
-    """Strengths w of guidance (B,) to train with, drawn for (keys, index): 0 for most images and the null label.
+    """Guidance strengths w (B,) for training, drawn for (keys, index): 0 for most images and the null label.
 
-    For the others 1 + w is log-uniform on [1, 1 + max_guidance], so that weak guidance is seen most.
+    For the others 1 + w is log-uniform on [1, 1 + max_guidance], which favours weak guidance.
     """
     if not max_guidance:
         return torch.zeros(len(labels), device=labels.device)
@@ -53,10 +53,7 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
 
 
 def draw_window(*keys: Key) -> Window:
-    """A random part of an image, drawn for the keys.
-
-    Its area is uniform, its aspect log-uniform, as in the random resized crops that classifiers are trained with.
-    """
+    """A random crop of uniform area and log-uniform aspect, as for training classifiers, drawn for the keys."""
     generator = stream("window", *keys)
     for _ in range(WINDOW_TRIES):
         area = generator.uniform(*WINDOW_AREA)

@@ -1,4 +1,4 @@
-"""What there is in a folder of images: numbers for a table, and a sheet of examples."""
+"""Statistics and a contact sheet of a folder of images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from biflow.data.scan import Scan, printable, scan
 from biflow.errors import InputError
 
 SHEET_COLUMNS = 8
-SHEET_CLASSES = 100  # more would make a picture that few programs open
+SHEET_CLASSES = 100  # most image viewers cannot open more
 
 Rows = list[list[str]]
 
 
 class FolderCheck(NamedTuple):
-    """A folder of images, with what reading all of it told."""
+    """A folder of images and the result of scanning it."""
 
     root: Path
     layout: Layout
@@ -30,17 +30,17 @@ class FolderCheck(NamedTuple):
 
 
 def check_folder(root: Path) -> FolderCheck:
-    """Read every file of a folder once, whatever was read before.  Raises if it is no folder that can be trained on."""
+    """Scan all files of a folder anew; raise if it cannot be trained on."""
     layout = lay_out(root)
     return FolderCheck(root, layout, scan(root, layout.names, afresh=True))
 
 
 def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
-    """How many images each class has, below a heading; where there is a test set, for training and for testing."""
+    """Images per class, below a heading; if there is a test set, for training and testing."""
     tested = check.layout.tested
-    places = tested or [False] * len(check.layout.names)
+    is_test = tested or [False] * len(check.layout.names)
     counts: Counter[tuple[str, str]] = Counter()
-    for name, kind, test in zip(check.layout.names, check.layout.classes, places, strict=True):
+    for name, kind, test in zip(check.layout.names, check.layout.classes, is_test, strict=True):
         counts[kind, "rejected" if name in check.found.rejected else "test" if test else "train"] += 1
     columns = ["train", "test", "rejected"] if tested else ["train", "rejected"]
     kinds = check.layout.class_names or ("",)
@@ -49,29 +49,29 @@ def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
 
 
 def size_rows(check: FolderCheck) -> Rows:
-    """The smallest, the median and the largest width, height and shorter side of the images that can be read."""
+    """Minimum, median and maximum width, height and shorter side of the readable images."""
     sizes = [(facts.width, facts.height) for facts in check.found.readable.values()]
     sides = {"width": [w for w, _ in sizes], "height": [h for _, h in sizes], "shorter side": [min(s) for s in sizes]}
-    rows = [[what, str(min(side)), f"{median(side):g}", str(max(side))] for what, side in sides.items() if side]
-    return [["pixels", "least", "median", "most"], *rows]
+    rows = [[name, str(min(side)), f"{median(side):g}", str(max(side))] for name, side in sides.items() if side]
+    return [["pixels", "min", "median", "max"], *rows]
 
 
 def common_size_rows(check: FolderCheck, limit: int = 5) -> Rows:
-    """The sizes that most images have."""
+    """The most common sizes."""
     sizes = Counter(f"{facts.width}x{facts.height}" for facts in check.found.readable.values())
     return [["size", "images"], *_first(_counted(sizes), limit)]
 
 
 def kind_rows(check: FolderCheck, limit: int = 20) -> Rows:
-    """How many images there are of each file format and mode, by Pillow's names."""
+    """Images per file format and mode, by Pillow's names."""
     kinds = Counter(f"{facts.format} {facts.mode}" for facts in check.found.readable.values())
     return [["format and mode", "images"], *_first(_counted(kinds), limit)]
 
 
 def contact_sheet(check: FolderCheck, size: int) -> Tensor:
-    """A few images of each class, one class a row, or many of a folder without classes: uint8 (3, H, W).
+    """A few images per class, one class per row, or many of a folder without classes: uint8 (3, H, W).
 
-    Only the first hundred classes have a row.  Where a class has fewer images than there are columns, it is black.
+    Only the first hundred classes are shown; missing images are black.
     """
     if not check.found.readable:
         raise InputError(f"Expected images for a contact sheet in {check.root}; none can be read. Leave out --out.")
@@ -89,17 +89,17 @@ def contact_sheet(check: FolderCheck, size: int) -> Tensor:
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:
-    """So many of the names, evenly spread over them."""
+    """Select `count` names, evenly spaced."""
     count = min(count, len(names))
-    return [names[place * len(names) // count] for place in range(count)]
+    return [names[i * len(names) // count] for i in range(count)]
 
 
 def _counted(counter: Counter[str]) -> Rows:
-    return [[what, f"{count:,}"] for what, count in counter.most_common()]
+    return [[name, f"{count:,}"] for name, count in counter.most_common()]
 
 
 def _first(rows: Rows, limit: int) -> Rows:
-    """The first rows, and a line that says how many more there are."""
+    """The first rows, and a line that counts the rest."""
     if len(rows) <= limit:
         return rows
     return [*rows[:limit], [f"... and {len(rows) - limit:,} more", *[""] * (len(rows[0]) - 1)]]

@@ -49,7 +49,7 @@ def read_image(path: Path, size: int, channels: int, *, crop: str = "adm", backg
     return at_size(decode(path, background).image, size, channels, crop=crop)
 
 
-def decode(path: Path, background: str = "white") -> Decoded:
+def decode(path: Path, background: str = "white", *, most_pixels: int | None = None) -> Decoded:
     """A file, read whole; of an animation or a file of several pages, the first.  Raises where it cannot be read."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -58,7 +58,7 @@ def decode(path: Path, background: str = "white") -> Decoded:
         raise InputError("an empty file")
     try:
         with Image.open(path, formats=FORMATS) as file:  # reads the header only
-            _check_size(*file.size)
+            _check_size(*file.size, most_pixels or Image.MAX_IMAGE_PIXELS)
             return Decoded(as_seen(file, background), file.mode, file.format or "")
     except UnidentifiedImageError:
         with path.open("rb") as start:
@@ -111,21 +111,21 @@ CROPS: Mapping[str, Callable[[Image.Image, int], Image.Image]] = {"adm": adm_cro
 def reason_of(error: Exception) -> str:
     """In a few words, without the path, why a file could not be decoded."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_many_pixels()
+        return _too_many_pixels(Image.MAX_IMAGE_PIXELS or 0)
     system = error.strerror if isinstance(error, OSError) else None
     return system or str(error).partition("\n")[0] or type(error).__name__
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, most_pixels: int | None) -> None:
     """Raise for what would take up the memory, judged by the header alone."""
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise InputError(_too_many_pixels())
+    if most_pixels is not None and width * height > most_pixels:
+        raise InputError(_too_many_pixels(most_pixels))
     if max(width, height) > MOST_STRETCHED * min(width, height):
         raise InputError(f"{width}x{height} pixels, one side more than {MOST_STRETCHED} times the other")
 
 
-def _too_many_pixels() -> str:
-    return f"more than {(Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels, which may be a decompression bomb"
+def _too_many_pixels(most: int) -> str:
+    return f"more than {most // 10**6} megapixels, which may be a decompression bomb"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or saved on disk by `datasets`: by place, or as a stream."""
+"""Data sets on the Hugging Face hub or saved on disk by `datasets`: by index, or as a stream."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +16,22 @@ from biflow.errors import InputError
 from biflow.extras import require
 
 TEST_NAMES = ("validation", "test")
-GOLDEN = (5**0.5 - 1) / 2  # its multiples fall evenly between 0 and 1, in step with no order of the classes
-COUNTED_AT_ONCE = 1000
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are equidistributed, whatever the order of the classes
+ROWS_PER_COUNT = 1000
 
 Shape = tuple[int, int, int]
 
 
 def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split[Source]:
-    """The data set of this name on the hub (`NAME` or `NAME,CONFIG`) or in this folder, at image_shape (P, H, W).
+    """Open a data set on the hub (`NAME` or `NAME,CONFIG`) or in a folder, at image_shape (P, H, W).
 
-    A split "validation" or "test" that has labels is the test set; else it is the share that `reading` asks for.
+    The test set is the first split of "validation" and "test" that has labels, else `reading.test_share` of the
+    training images.
     """
     splits = _load(name, streaming=reading.streaming)
     if "train" not in splits:
         raise InputError(
-            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save one under this name: "
+            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save it under this name: "
             "DatasetDict(train=...).save_to_disk(PATH)."
         )
     columns = find_columns(splits["train"], reading, name)
@@ -39,18 +40,18 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
         train = open_stream(splits["train"], columns, image_shape, reading)
         empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), train.class_names)
         return Split(train, replace(train, dataset=columns.of(tests[0])) if tests else empty)
-    everything = open_images(splits["train"], columns, image_shape, reading)
+    images = open_images(splits["train"], columns, image_shape, reading)
     for test in tests:
         if columns.labels_of(test).ge(0).all():
-            held_out = open_images(test, columns, image_shape, reading, class_names=everything.class_names)
-            return Split(everything, held_out)
-    held_out_places = torch.arange(len(everything)).double().mul(GOLDEN).frac() < reading.test_share
-    return Split(everything.take(~held_out_places), everything.take(held_out_places))
+            held_out = open_images(test, columns, image_shape, reading, class_names=images.class_names)
+            return Split(images, held_out)
+    is_test = torch.arange(len(images)).double().mul(GOLDEN).frac() < reading.test_share
+    return Split(images.take(~is_test), images.take(is_test))
 
 
 @dataclass(frozen=True)
 class HubImages:
-    """A stored data set, its images decoded when they are read."""
+    """A stored data set; images are decoded when they are read."""
 
     dataset: HubData
     columns: Columns
@@ -67,27 +68,26 @@ class HubImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, places: Tensor) -> Tensor:
-        """The images at these places (n,): uint8 (n, P, H, W)."""
-        rows = self.dataset[places.tolist()][self.columns.image]
-        named = zip(rows, places.tolist(), strict=True)
-        how = self.image_shape, self.reading
-        return torch.stack([decode(row, f"image {place} of {self.columns.origin!r}", *how) for row, place in named])
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at these indices (n,): uint8 (n, P, H, W)."""
+        rows = self.dataset[indices.tolist()][self.columns.image]
+        numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
+        return torch.stack([decode(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
 
     def without_classes(self) -> "HubImages":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        """The same images without classes: every label is 0."""
         return replace(self, labels=torch.zeros_like(self.labels), class_names=())
 
-    def take(self, kept: Tensor) -> "HubImages":
-        """The images where `kept` (N,) is true."""
-        chosen = kept.nonzero().flatten().tolist()
-        return replace(self, dataset=self.dataset.select(chosen), labels=self.labels[kept])
+    def take(self, mask: Tensor) -> "HubImages":
+        """The images where `mask` (N,) is true."""
+        indices = mask.nonzero().flatten().tolist()
+        return replace(self, dataset=self.dataset.select(indices), labels=self.labels[mask])
 
 
 def open_images(
     data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig, *, class_names: tuple[str, ...] = ()
 ) -> HubImages:
-    """A split of a stored data set; the names of the classes are its own unless given."""
+    """Open a split of a stored data set, by default with its own class names."""
     labels = columns.labels_of(data)
     names = class_names or columns.class_names_of(data)
     if not names and columns.label and len(labels):
@@ -99,7 +99,7 @@ def open_images(
 
 @dataclass(frozen=True)
 class HubStream:
-    """A data set that is read as it comes, from any of its shards."""
+    """A data set that is streamed shard by shard."""
 
     dataset: HubData
     columns: Columns
@@ -114,20 +114,20 @@ class HubStream:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are: files, as a rule."""
+        """Number of shards, usually files."""
         return int(self.dataset.num_shards)
 
     def encoded(self, shard: int, start: int) -> Iterator[Encoded]:
-        """The examples of a shard from this one on."""
+        """The examples of a shard, from index `start` on."""
         rows = self._shard(shard).skip(start) if start else self._shard(shard)
-        for place, row in enumerate(rows, start=start):
-            name = f"image {place} of shard {shard} of {self.columns.origin!r}"
+        for i, row in enumerate(rows, start=start):
+            name = f"image {i} of shard {shard} of {self.columns.origin!r}"
             label = row[self.columns.label] if self.columns.label else 0
             yield Encoded(name, row[self.columns.image], -1 if label is None else label)
 
     def count(self, shard: int) -> int:
-        """How many examples a shard has; it is read for that, unless its rows can be counted."""
-        return sum(len(table) for table in self._shard(shard).with_format("arrow").iter(COUNTED_AT_ONCE))
+        """Number of examples in a shard, counted without decoding images."""
+        return sum(len(table) for table in self._shard(shard).with_format("arrow").iter(ROWS_PER_COUNT))
 
     def decode(self, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """n examples -> images, uint8 (n, P, H, W), and labels (n,)."""
@@ -136,7 +136,7 @@ class HubStream:
         return torch.stack(images), torch.tensor(labels)
 
     def without_classes(self) -> "HubStream":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
+        """The same images without classes: every label is 0."""
         return replace(self, columns=self.columns._replace(label=None), class_names=())
 
     def _shard(self, shard: int) -> HubData:
@@ -144,18 +144,18 @@ class HubStream:
 
 
 def open_stream(data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig) -> HubStream:
-    """A split of a data set as a stream; the names of its classes must be known beforehand."""
+    """Open a split as a stream; its class names must be known in advance."""
     names = columns.class_names_of(data)
     if columns.label and not names:
         raise InputError(
-            f"Expected labels of type ClassLabel in {columns.origin!r}, since the classes of a stream must be known "
-            f"before it is read; got integers in {columns.label!r}. Set reading.streaming=false."
+            f"Expected labels of type ClassLabel in {columns.origin!r}, since a stream's classes must be known in "
+            f"advance; got integers in {columns.label!r}. Set reading.streaming=false."
         )
     return HubStream(columns.of(data), columns, names, image_shape, reading)
 
 
 def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> Tensor:
-    """An image as `datasets` stores it -> uint8 (P, H, W)."""
+    """An image as stored by `datasets` -> uint8 (P, H, W)."""
     from datasets import Image
 
     channels, size, _ = image_shape
@@ -165,48 +165,48 @@ def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> T
     except Exception as error:  # Pillow's decoders raise a dozen types
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"Expected an image that can be read as {name}; got a fault ({reason.rstrip('.')}). Leave it out: select "
-            "the others and save_to_disk."
+            f"Expected a readable image at {name}; got an error ({reason.rstrip('.')}). Remove it with select and "
+            "save_to_disk."
         ) from None
 
 
 def _check_label(label: int, class_names: Sequence[str], name: str) -> int:
     if not 0 <= label < max(1, len(class_names)):
         raise InputError(
-            f"Expected a label from 0 to {max(1, len(class_names)) - 1} for {name}; got {label}. Leave out what has no "
-            "label: filter the data set and save_to_disk."
+            f"Expected a label from 0 to {max(1, len(class_names)) - 1} for {name}; got {label}. Remove unlabelled "
+            "examples with filter and save_to_disk."
         )
     return label
 
 
 def _load(name: str, *, streaming: bool) -> Mapping[str, HubData]:
-    """The splits of a data set by name, which are streams where asked for."""
+    """The splits of a data set by name, as streams if `streaming`."""
     datasets = require("datasets")
     folder = Path(name).expanduser()
     is_local = folder.is_dir()
     try:
         if is_local and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(folder))
-            splits = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
-            return {split: _as_stream(data) for split, data in splits.items()} if streaming else splits
-        where, _, config = (str(folder), "", "") if is_local else name.partition(",")
-        found: Mapping[str, HubData] = datasets.load_dataset(where, config or None, streaming=streaming)
-    except Exception as error:  # of the hub, of the network, of the files: a dozen types
-        raise InputError(_why_not(name, error, offline=datasets.config.HF_HUB_OFFLINE)) from None
-    return found
+            stored = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
+            return {split: _as_stream(data) for split, data in stored.items()} if streaming else stored
+        path, _, config = (str(folder), "", "") if is_local else name.partition(",")
+        splits: Mapping[str, HubData] = datasets.load_dataset(path, config or None, streaming=streaming)
+    except Exception as error:  # hub, network and file errors of a dozen types
+        raise InputError(_describe_failure(name, error, offline=datasets.config.HF_HUB_OFFLINE)) from None
+    return splits
 
 
 def _as_stream(data: HubData) -> HubData:
     return data.to_iterable_dataset(num_shards=max(1, min(len(data.cache_files), len(data))))
 
 
-def _why_not(name: str, error: Exception, *, offline: bool) -> str:
+def _describe_failure(name: str, error: Exception, *, offline: bool) -> str:
     reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
     if "gated" in reason:
-        repair = "Accept its terms on its page, then log in with hf auth login."
+        repair = "Accept the terms on its page, then log in with hf auth login."
     elif isinstance(error, ConnectionError):
         repair = "Give the path of a local folder, hf:PATH, or connect to the network"
         repair += ", with HF_HUB_OFFLINE unset." if offline else "."
     else:
-        repair = "Check the name, and after a comma its configuration; or give a folder of parquet files, hf:PATH."
-    return f"Expected a data set of the hub, or a folder of one; cannot open {name!r} ({reason}). {repair}"
+        repair = "Check the name and its configuration after the comma, or give a folder of parquet files, hf:PATH."
+    return f"Expected a data set on the hub or a local folder; cannot open {name!r} ({reason}). {repair}"

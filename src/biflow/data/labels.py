@@ -1,4 +1,4 @@
-"""Classes as people give them, by name or by number, turned into labels."""
+"""Converts class names and indices to labels."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -9,18 +9,18 @@ from torch import Tensor
 from biflow.errors import InputError, nearest
 
 Labels = Sequence[int | str] | Tensor
-"""Classes by number, or by name; the number after the last is no class."""
+"""Classes by index or name; the index after the last is the null label."""
 
 
 def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ()) -> int:
-    """The label of a class by its name, or else by its number.
+    """The label of a class, by name or else by index.
 
     >>> label_of("dog", 2, ["cat", "dog"]), label_of("0", 2, ["cat", "dog"])
     (1, 0)
     """
     names = tuple(class_names) if num_classes else ()
     if isinstance(name, bool) or not isinstance(name, str | Integral):
-        raise InputError(f"Expected a class by number or by name; got {name!r}.")
+        raise InputError(f"Expected a class by index or name; got {name!r}.")
     if isinstance(name, str) and name in names:
         return names.index(name)
     if isinstance(name, str) and not (name.isascii() and name.isdigit()):
@@ -28,14 +28,14 @@ def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ())
             raise InputError(f"Expected no class, got {name!r}: this model has no classes. Leave it out.")
         if not names:
             raise InputError(
-                f"Unknown class {name!r}: the classes of this model have no names. Give a number below {num_classes}."
+                f"Unknown class {name!r}: the classes of this model have no names. Give an index below {num_classes}."
             )
         raise InputError(f"Unknown class {name!r}; {nearest(name, names)}")
     return int(name)
 
 
 def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = ()) -> Tensor:
-    """Labels as int64 (N,) on the CPU, or an error that says which are allowed.
+    """Convert labels to int64 (N,) on the CPU; raise if any is invalid.
 
     >>> check_labels(["dog", 0], 2, ["cat", "dog"]).tolist()
     [1, 0]
@@ -47,12 +47,12 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
     except (TypeError, ValueError, RuntimeError):
         checked = torch.empty(0)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
-        raise InputError(f"Expected a list of one or more labels, numbers or names; got {labels!r}.")
-    wrong = checked[(checked < 0) | (checked > num_classes)]
-    if not len(wrong):
+        raise InputError(f"Expected a list of one or more labels, indices or names; got {labels!r}.")
+    invalid = checked[(checked < 0) | (checked > num_classes)]
+    if not len(invalid):
         return checked.long().cpu()
     if not num_classes:
-        raise InputError(f"Expected label 0 only, for no class: this model is unconditional; got {wrong[0].item()}.")
+        raise InputError(f"Expected label 0 only, for no class: this model is unconditional; got {invalid[0].item()}.")
     raise InputError(
-        f"Expected labels from 0 to {num_classes - 1}, or {num_classes} for no class; got {wrong[0].item()}."
+        f"Expected labels from 0 to {num_classes - 1}, or {num_classes} for no class; got {invalid[0].item()}."
     )

@@ -1,7 +1,7 @@
-"""Latents that were encoded beforehand: moments of an autoencoder's distribution, in shards with checksums.
+"""Precomputed latents: moments of an autoencoder's posterior, in safetensors shards with checksums.
 
-A cache is a folder of safetensors shards, each with its own small description beside it, and a manifest that says what
-made them.  Moments, not draws, are kept, so that training draws a latent anew each time it sees an image.
+A cache is a folder of shards and a manifest that describes them and their origin. It stores moments instead of samples,
+so that training samples new latents in every epoch.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from biflow.files import replace_file, write_text
 
 MANIFEST_FILE = "latents.json"
 FORMAT_VERSION = 1
-SHARD_SIZE = 512  # images: what a stop of an encoding may cost
-Share = tuple[int, int]  # rank and number of the processes that encode together
+SHARD_SIZE = 512  # images; the most that interrupted encoding loses
+Share = tuple[int, int]  # rank and number of processes
 
 
 class MomentsCodec(Protocol):
-    """What makes latents: an autoencoder whose encoder gives a distribution."""
+    """An autoencoder that gives the moments of its posterior."""
 
     def moments(self, pixels: Tensor) -> Tensor:
         """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H', W')."""
 
     def identity(self) -> str:
-        """A checksum of everything that the moments depend on."""
+        """A checksum of everything that determines the moments."""
 
 
 class LatentSet:
-    """The images of a cache as moments, read by place; mirrored copies follow the images themselves."""
+    """Moments of a cache's images, read by index; mirrored copies follow the originals."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
         self.folder, self.manifest = folder, manifest
@@ -55,73 +55,77 @@ class LatentSet:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def read(self, places: Tensor) -> Tensor:
-        """Means and log-variances of the images at these places (n,): float32 (n, 2P, H, W)."""
-        found = []
-        for place in places.tolist():
-            number = bisect_right(self.ends, place)
+    def read(self, indices: Tensor) -> Tensor:
+        """Means and log-variances of the images at these indices (n,): float32 (n, 2P, H, W)."""
+        moments = []
+        for index in indices.tolist():
+            number = bisect_right(self.ends, index)
             start = self.ends[number] - self.shards[number]["count"]
-            found.append(self._tensors(self.shards[number]).get_slice("moments")[place - start])
-        return torch.stack(found)
+            moments.append(self._tensors(self.shards[number]).get_slice("moments")[index - start])
+        return torch.stack(moments)
 
     def without_classes(self) -> "LatentSet":
-        """The images alone, every one of label 0, which is "no class" where there are no classes."""
-        alone = LatentSet(self.folder, self.manifest, self.shards[0]["split"] if self.shards else "train")
-        alone.labels, alone.class_names = torch.zeros_like(self.labels), ()
-        return alone
+        """The same images without classes: every label is 0."""
+        images = LatentSet(self.folder, self.manifest, self.shards[0]["split"] if self.shards else "train")
+        images.labels, images.class_names = torch.zeros_like(self.labels), ()
+        return images
 
     def _tensors(self, shard: Mapping[str, Any]) -> Any:
-        return safe_open(self.folder / shard["file"], framework="pt")  # maps the file, and reads what is asked for
+        return safe_open(self.folder / shard["file"], framework="pt")  # memory-maps the file
 
 
 def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
-    """A cache that `encode_latents` wrote; raise unless it is whole."""
+    """Open a cache written by `biflow data encode`; raise unless it is complete."""
     if reading.flip or reading.test_share:
         key, value = ("flip", "false") if reading.flip else ("test_share", "0")
         raise InputError(
-            f"Expected reading.{key}={value} with latents, whose copies and splits were made when they were encoded. "
+            f"Expected reading.{key}={value} with latents, whose flips and splits are fixed when encoding. "
             f"Set it, and encode with --set reading.{key}=... instead."
         )
     manifest = read_manifest(folder)
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise InputError(f"Expected {shard['bytes']} bytes in {path}; the file is missing or cut. Encode again.")
+            raise InputError(
+                f"Expected {shard['bytes']} bytes in {path}; the file is missing or truncated. Encode again."
+            )
     return Split(LatentSet(folder, manifest, "train"), LatentSet(folder, manifest, "test"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What a cache says of itself."""
+    """Read the manifest of a cache."""
     path = folder / MANIFEST_FILE
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InputError(
-            f"Expected whole latents in {folder}; it has no {MANIFEST_FILE}. Run biflow data encode to its end."
+            f"Expected complete latents in {folder}; it has no {MANIFEST_FILE}. Run biflow data encode to its end."
         ) from None
     except ValueError:
         manifest = {}
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}. Encode again.")
+        raise InputError(
+            f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}; got another. Encode again."
+        )
     return manifest
 
 
 def damaged_shards(folder: Path) -> list[str]:
-    """The shards of a cache whose checksum is not that of its manifest; reads everything."""
+    """The shards whose checksum differs from the manifest; reads all files."""
     shards = read_manifest(folder)["shards"]
     return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
 
 
-class Piece(NamedTuple):
-    """A shard that is to be written."""
+class Shard(NamedTuple):
+    """A shard to write."""
 
     name: str
     mirrored: bool
-    places: Tensor  # of its images in the split
+    indices: Tensor  # of its images in the split
 
 
 class Encoder:
-    """Writes a cache: shard by shard, those of other processes left to them, those that are there already kept."""
+    """Writes a cache shard by shard, skipping those of other processes and those already written."""
 
     def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, share: Share) -> None:
         self.folder, self.codec, self.flip = folder, codec, flip
@@ -129,40 +133,40 @@ class Encoder:
         self.identity = codec.identity()
 
     def write(self, data: ImageSource, split: str, progress: Callable[[int], None]) -> list[str]:
-        """The shards of one split; progress(n) is told of every n images done.  Returns the names of all shards."""
-        pieces = self.pieces(len(data), split)
-        for name, mirrored, places in self.own(pieces):
-            if not self._is_there(name, len(places)):
-                self._write_shard(name, data, places, mirrored=mirrored)
-            progress(len(places))
-        return [piece.name for piece in pieces]
+        """Write the shards of one split and return the names of all; progress(n) reports n finished images."""
+        shards = self.shards(len(data), split)
+        for name, mirrored, indices in self.own(shards):
+            if not self._is_written(name, len(indices)):
+                self._write_shard(name, data, indices, mirrored=mirrored)
+            progress(len(indices))
+        return [shard.name for shard in shards]
 
-    def pieces(self, count: int, split: str) -> list[Piece]:
-        """All shards of a split with so many images."""
+    def shards(self, count: int, split: str) -> list[Shard]:
+        """All shards of a split with this many images."""
         copies = (False, True) if self.flip and split == "train" else (False,)
         parts = torch.arange(count).split(SHARD_SIZE) if count else ()
-        whole = [(mirrored, places) for mirrored in copies for places in parts]
-        return [Piece(f"{split}_{number:05d}.safetensors", *piece) for number, piece in enumerate(whole)]
+        contents = [(mirrored, indices) for mirrored in copies for indices in parts]
+        return [Shard(f"{split}_{number:05d}.safetensors", *content) for number, content in enumerate(contents)]
 
-    def own(self, pieces: list[Piece]) -> list[Piece]:
-        """Those that this process writes."""
-        return pieces[self.rank :: self.size]
+    def own(self, shards: list[Shard]) -> list[Shard]:
+        """The shards that this process writes."""
+        return shards[self.rank :: self.size]
 
-    def _write_shard(self, name: str, data: ImageSource, places: Tensor, *, mirrored: bool) -> None:
+    def _write_shard(self, name: str, data: ImageSource, indices: Tensor, *, mirrored: bool) -> None:
         moments = []
-        for batch in places.split(self.batch_size):
+        for batch in indices.split(self.batch_size):
             pixels = data.read(batch)
             moments.append(self.codec.moments(pixels.flip(-1) if mirrored else pixels).cpu())
-        tensors = {"moments": torch.cat(moments).contiguous(), "labels": data.labels[places].contiguous()}
+        tensors = {"moments": torch.cat(moments).contiguous(), "labels": data.labels[indices].contiguous()}
         with replace_file(self.folder / name) as temporary:
             save_file(tensors, temporary)
         path = self.folder / name
-        shard = {"file": name, "split": name.partition("_")[0], "count": len(places), "mirrored": mirrored}
+        shard = {"file": name, "split": name.partition("_")[0], "count": len(indices), "mirrored": mirrored}
         facts = {**shard, "bytes": path.stat().st_size, "sha256": checksum(path), "codec": self.identity}
         write_text(description(path), json.dumps(facts) + "\n")
 
-    def _is_there(self, name: str, count: int) -> bool:
-        """Whether an earlier, interrupted command wrote this shard, with this codec."""
+    def _is_written(self, name: str, count: int) -> bool:
+        """Whether an earlier, interrupted command wrote this shard with this codec."""
         path = self.folder / name
         try:
             facts = json.loads(description(path).read_text(encoding="utf-8"))
@@ -173,7 +177,7 @@ class Encoder:
 
 
 def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> int:
-    """Finish a cache whose shards all processes have written: one manifest.  Returns the number of its entries."""
+    """Finish a cache whose shards are all written by its manifest; returns the number of images."""
     shards = []
     for name in names:
         shard = json.loads(description(folder / name).read_text(encoding="utf-8"))
@@ -186,7 +190,7 @@ def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> 
 
 
 def description(path: Path) -> Path:
-    """Beside a shard while others are still being written: what the manifest will say of it."""
+    """The file with a shard's manifest entry, until the manifest is written."""
     return path.with_suffix(".json")
 
 

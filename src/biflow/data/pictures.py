@@ -48,10 +48,12 @@ class Pictures(NamedTuple):
         return left_out + notes_on(self.all)
 
 
-def read_pictures(given: Path | Sequence[Path], size: int, channels: int) -> Pictures:
+def read_pictures(
+    given: Path | Sequence[Path], size: int, channels: int, *, most_pixels: int | None = None
+) -> Pictures:
     """Files, all images of a folder and the folders in it, or an ADM sample file, at a model's size.
 
-    Files that cannot be read are left out and named; raises if none can be read.
+    Files that cannot be read, or have more than most_pixels, are left out and named; raises if none can be read.
     """
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
@@ -64,7 +66,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int) -> Pic
     rejected = {}
     for name, file in files.items():
         try:
-            found.append(read_picture(file, size, channels, name=name))
+            found.append(read_picture(file, size, channels, name=name, most_pixels=most_pixels))
         except Exception as error:  # Pillow's decoders raise a dozen types
             rejected[name] = reason_of(error)
     if not found:
@@ -83,9 +85,9 @@ def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     return {given.name: given}
 
 
-def read_picture(file: Path, size: int, channels: int, *, name: str = "") -> Picture:
+def read_picture(file: Path, size: int, channels: int, *, name: str = "", most_pixels: int | None = None) -> Picture:
     """One image file at a model's size, transparent parts on white; raises whatever Pillow does."""
-    image, mode, _ = decode(file)
+    image, mode, _ = decode(file, most_pixels=most_pixels)
     if mode in ("1", "L", "LA") or mode.startswith("I"):
         image = image.convert("L")  # grey on white is grey
     white = ["composited on white"] * shows_through(file)

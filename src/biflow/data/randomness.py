@@ -1,11 +1,11 @@
-"""Randomness as an input: every draw is a pure function of its keys.
+"""Counter-based randomness: every draw is a pure function of its keys.
 
-A draw depends on what it is for - (seed, step, image index), say - and on nothing else: not on the batch
-size, the number of processes, or what was drawn before.  That is what makes resuming exact.
+A draw depends only on keys such as (seed, step, image index), not on the batch size, the number of processes or earlier
+draws, so that resuming is exact.
 
-Numbers for the images of a batch come from SplitMix64 (Steele, Lea and Flood, 2014) read as a counter-based generator:
-the hash of keys and index is where an image's stream starts, word j is a function of that start and j alone, and all
-words of all images are made by the same few array operations.  The playground's noise.js makes the same numbers.
+Numbers for a batch come from SplitMix64 (Steele, Lea and Flood, 2014) used as a counter-based generator: an image's
+stream starts at the hash of the keys and its index, and word j depends only on that start and j, so that all images are
+computed by the same array operations. The playground's noise.js computes the same numbers.
 """
 
 import math
@@ -27,11 +27,11 @@ Floats = npt.NDArray[np.float32]
 GOLDEN, FIRST_FACTOR, SECOND_FACTOR = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
-CHUNK = 2**16  # words made at a time, few enough to stay in a processor's cache
+CHUNK = 2**16  # words per step, to stay in the CPU cache
 
 
 def stream(*keys: Key) -> np.random.Generator:
-    """A generator of its own for these keys: Philox, with their 128-bit hash as its key.
+    """A NumPy generator for these keys: Philox, keyed by their 128-bit hash.
 
     >>> stream("demo", 3).random() == stream("demo", 3).random()
     True
@@ -42,16 +42,16 @@ def stream(*keys: Key) -> np.random.Generator:
 
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Networks made in this block get weights that depend on the seed alone; the global generator stays as it was."""
+    """Initialise networks created in this block from the seed, without changing the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
-    """Standard normal float32 numbers, one draw an image index: (len(indices), *shape), on the CPU.
+    """Standard normal float32 noise per image index: (len(indices), *shape), on the CPU.
 
-    The same on every machine but for the last bits of the logarithm, sine and cosine.
+    Equal on every machine up to the last bits of the logarithm, sine and cosine.
     """
     starts, size = _starts(indices, keys), math.prod(shape)
     pairs = np.empty((len(starts), 2, (size + 1) // 2), np.float32)
@@ -60,12 +60,12 @@ def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Te
 
 
 def content_keys(images: Tensor) -> list[int]:
-    """A number for each of some images (N, ...) that depends on its values alone, to draw for the image itself."""
+    """One key per image (N, ...), a hash of its values, for noise that depends on the image itself."""
     return [int.from_bytes(blake2b(image.numpy().tobytes(), digest_size=8).digest(), "big") for image in images.cpu()]
 
 
 def uniform_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:
-    """Float32 numbers in [0, 1), one draw an image index: (len(indices), *shape), on the CPU."""
+    """Uniform float32 numbers in [0, 1) per image index: (len(indices), *shape), on the CPU."""
     starts, size = _starts(indices, keys), math.prod(shape)
     pairs = np.empty((len(starts), (size + 1) // 2, 2), np.float32)
     _by_chunks(pairs.shape[1], len(starts), lambda rows: _fill_uniform(pairs[rows], starts[rows]))
@@ -73,18 +73,18 @@ def uniform_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> T
 
 
 def permutation(count: int, *keys: Key) -> Tensor:
-    """The numbers 0 .. count - 1 in random order: (count,) int64."""
+    """A random permutation of 0 ... count - 1: (count,) int64."""
     return torch.from_numpy(stream(*keys).permutation(count))
 
 
 def _starts(indices: Iterable[int], keys: tuple[Key, ...]) -> Words:
-    """Where the stream of each index begins, (N,)."""
+    """The start of each index's stream, (N,)."""
     base = np.frombuffer(blake2b(repr(keys).encode(), digest_size=8).digest(), ">u8").astype(np.uint64)
     return _mix(base + _mix(np.fromiter(indices, np.uint64)))
 
 
 def _words(starts: Words, count: int) -> Words:
-    """The first words of these streams: (N, count)."""
+    """The first `count` words of these streams: (N, count)."""
     return _mix(starts[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN)
 
 
@@ -107,12 +107,12 @@ def _halves(words: Words) -> npt.NDArray[np.uint32]:
 
 
 def _fill_uniform(pairs: Floats, starts: Words) -> None:
-    """Pairs (N, count, 2) <- the upper 24 bits of both halves of each word."""
+    """Fill pairs (N, count, 2) from the upper 24 bits of both halves of each word."""
     np.multiply(_halves(_words(starts, pairs.shape[1])) >> np.uint32(8), np.float32(2**-24), out=pairs)
 
 
 def _fill_normal(pairs: Floats, starts: Words) -> None:
-    """Pairs (N, 2, count) <- a pair of normal numbers for each word, by Box and Muller (1958)."""
+    """Fill pairs (N, 2, count) with two normal numbers per word (Box and Muller, 1958)."""
     halves = _halves(_words(starts, pairs.shape[2]))
     radius, angle = halves[..., 0].astype(np.float32), halves[..., 1].view(np.int32).astype(np.float32)
     radius += np.float32(0.5)
@@ -126,7 +126,7 @@ def _fill_normal(pairs: Floats, starts: Words) -> None:
 
 
 def _by_chunks(words: int, count: int, fill: Callable[[slice], None]) -> None:
-    """Fill `count` rows of so many words, a cacheful at a time, on as many threads as torch has."""
+    """Fill `count` rows of this many words in cache-sized chunks, on torch's number of threads."""
     rows = max(1, CHUNK // max(1, words))
     chunks = [slice(first, first + rows) for first in range(0, count, rows)]
     threads = torch.get_num_threads()

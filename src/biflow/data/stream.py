@@ -1,4 +1,4 @@
-"""Reading a stream of images in an order that depends on its keys alone, and that can be entered at any step."""
+"""Shuffled streaming whose order depends only on its keys, and that can start at any step."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from biflow.data.datasets import Encoded, ImageStream
 from biflow.data.randomness import Key, permutation
-from biflow.data.reader import Examples, loader, unless_fault
+from biflow.data.reader import Examples, loader, raise_if_error
 from biflow.errors import InputError
 
 T = TypeVar("T")
@@ -23,11 +23,11 @@ class Part(NamedTuple):
 
 
 class ShuffledStream:
-    """One process's examples of a stream, epoch after epoch without an end, in an order that the keys determine.
+    """One process's examples of a stream, over endless epochs, in an order determined by the keys.
 
-    Each epoch has an order of the shards of its own, and deals them out to the processes; where there are fewer shards
-    than processes, it deals out the single examples.  What a process gets is shuffled in blocks.  All that going to a
-    place far ahead needs to know is how long the shards are: `lengths` keeps what was learnt of that.
+    Each epoch shuffles the shards and distributes them to the processes, or single examples if there are fewer shards
+    than processes. Each process shuffles its examples within blocks. Seeking needs the shards' lengths, which `lengths`
+    caches.
     """
 
     def __init__(self, source: ImageStream, *keys: Key, part: Part, block_size: int) -> None:
@@ -36,26 +36,26 @@ class ShuffledStream:
         self.first, self.stride = (0, 1) if self.deals_shards else part
         self.lengths: dict[int, int] = {}
 
-    def blocks(self, place: int) -> Iterator[list[Encoded]]:
-        """Examples in lists, beginning with the process's example `place`, counted over all epochs."""
-        epoch, place = self.find(place)
-        number, skip = divmod(place, self.block_size)
+    def blocks(self, position: int) -> Iterator[list[Encoded]]:
+        """Lists of examples, starting at the process's example `position`, counted over all epochs."""
+        epoch, position = self.find(position)
+        number, skip = divmod(position, self.block_size)
         for block in self._whole_blocks(epoch, number):
             yield block[skip:]
             skip = 0
 
-    def find(self, place: int) -> tuple[int, int]:
-        """The epoch of the process's example `place`, and its place in that epoch."""
+    def find(self, position: int) -> tuple[int, int]:
+        """The epoch of the process's example `position`, and its position in that epoch."""
         for epoch in count():
             total = 0
-            for shard in self._shards(epoch) if place else ():
+            for shard in self._shards(epoch) if position else ():
                 total += self._length(shard)
-                if self.first + place * self.stride < total:
-                    return epoch, place
-            if not place:
+                if self.first + position * self.stride < total:
+                    return epoch, position
+            if not position:
                 return epoch, 0
-            place -= self._check(len(range(self.first, total, self.stride)))
-        raise AssertionError("epochs have no end")
+            position -= self._check(len(range(self.first, total, self.stride)))
+        raise AssertionError("epochs are endless")
 
     def _whole_blocks(self, epoch: int, number: int) -> Iterator[list[Encoded]]:
         for later in count(epoch):
@@ -69,7 +69,7 @@ class ShuffledStream:
             number = 0
 
     def _epoch(self, epoch: int, skip: int) -> Iterator[Encoded]:
-        """The examples of this epoch's shards, one after the other, without the first `skip`."""
+        """The examples of this epoch's shards in sequence, without the first `skip`."""
         for shard in self._shards(epoch):
             if skip and skip >= self._length(shard):
                 skip -= self._length(shard)
@@ -92,20 +92,20 @@ class ShuffledStream:
         if not images:
             raise InputError(
                 f"Expected images for each of {self.part.size} processes; there is none for process {self.part.rank}. "
-                "Start fewer, or give a larger data set."
+                "Start fewer processes, or use a larger data set."
             )
         return images
 
 
 class EncodedBatch(NamedTuple):
-    """One process's examples of a step, and the numbers that the random numbers of each are drawn for."""
+    """One process's examples of a step, and their indices as keys of random numbers."""
 
     examples: list[Encoded]
     indices: list[int]
 
 
 class Decoded(Dataset[Examples | InputError]):
-    """Encoded batches -> examples; or why there are none."""
+    """Decodes batches; returns errors instead of raising them."""
 
     def __init__(self, source: ImageStream) -> None:
         self.source = source
@@ -118,10 +118,10 @@ class Decoded(Dataset[Examples | InputError]):
 
 
 class StreamReader:
-    """A function step -> `Examples` of a stream, quick if it is the step after the last that was asked for.
+    """A function step -> `Examples` of a stream, fast for consecutive steps.
 
-    With workers the next block is being read, and the steps that follow are being decoded, meanwhile; what comes out
-    is the same.  Every batch is full: one that an epoch does not fill goes on with the next epoch.
+    Workers prefetch the next block and decode the next steps without changing the result. Every batch is full: the
+    last batch of an epoch continues with the next epoch.
     """
 
     def __init__(self, stream: ShuffledStream, *, batch_size: int, steps: int, workers: int) -> None:
@@ -132,21 +132,21 @@ class StreamReader:
     def __call__(self, step: int) -> Examples:
         """The examples of one step."""
         if step != self.next_step:
-            self.ahead = iter(())  # the old workers end before new ones, which would inherit them, begin
+            self.ahead = iter(())  # stop the old workers first: new ones would inherit them
             self.ahead = self._decoded(range(step, self.steps))
         self.next_step = step + 1
-        return unless_fault(next(self.ahead))
+        return raise_if_error(next(self.ahead))
 
     def state(self) -> dict[str, int]:
-        """How long the shards are that were read so far, which lets `restore` and a step far ahead skip them."""
+        """The lengths of the shards read so far, which speed up seeking after `restore`."""
         return {str(shard): length for shard, length in sorted(self.stream.lengths.items())}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Take up what `state` gave, in any process; without it the same steps give the same examples, only later."""
+        """Restore a state of any process; without it, steps give the same examples but seeking is slower."""
         self.stream.lengths |= {int(shard): length for shard, length in state.items()}
 
     def _decoded(self, steps: range) -> Iterator[Examples | InputError]:
-        # nothing here may refer to this reader: its workers end when it does
+        # must not reference this reader, whose deletion stops its workers
         batches = encoded_batches(self.stream, steps, self.batch_size, ahead=self.workers > 0)
         decoded = Decoded(self.stream.source)
         if not self.workers:
@@ -155,23 +155,23 @@ class StreamReader:
 
 
 def encoded_batches(stream: ShuffledStream, steps: range, batch_size: int, *, ahead: bool) -> Iterator[EncodedBatch]:
-    """The process's batches of these steps; where asked for, the next block is read in a thread meanwhile."""
+    """The process's batches of these steps; `ahead` prefetches the next block in a thread."""
     blocks, part = stream.blocks(steps.start * batch_size), stream.part
-    examples = chain.from_iterable(made_ahead(blocks) if ahead else blocks)
+    examples = chain.from_iterable(prefetched(blocks) if ahead else blocks)
     for step in steps:
-        places = range(step * batch_size, (step + 1) * batch_size)
+        positions = range(step * batch_size, (step + 1) * batch_size)
         batch = list(islice(examples, batch_size))
-        yield EncodedBatch(batch, [part.rank + part.size * place for place in places])
+        yield EncodedBatch(batch, [part.rank + part.size * position for position in positions])
 
 
-def made_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items without end, the next of which is made in a thread meanwhile."""
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The items of an endless iterator, with the next one computed in a thread."""
     thread = ThreadPoolExecutor(1)
     try:
-        coming = thread.submit(next, items)
+        future = thread.submit(next, items)
         while True:
-            item = coming.result()
-            coming = thread.submit(next, items)
+            item = future.result()
+            future = thread.submit(next, items)
             yield item
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

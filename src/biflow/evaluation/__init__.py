@@ -1,1 +1,1 @@
-"""Measuring what was trained."""
+"""Metrics of samples, cost of sampling, and the evaluation report."""

@@ -1,6 +1,6 @@
-"""Samples compared with real images: the table of metrics, each with its titles and the function that measures it.
+"""The metrics of samples against real images, as one table: each with its titles and the function that computes it.
 
-A new metric is a row of `METRICS` and the function that it names; results, tables, report and model card read the row.
+To add a metric, add a row to `METRICS` and its function; results, tables, report and model card follow.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from biflow.evaluation.html import significant
 from biflow.evaluation.metrics import (
     Estimate,
     Gaussian,
@@ -27,7 +28,7 @@ NETWORKS = {"inception": "Inception", "dinov2": "DINOv2", "judge": "reference cl
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a metric reads: one network's features of the samples, and its statistics of the real images."""
+    """The inputs of a metric: one network's features of the samples, and its statistics of the real images."""
 
     features: Features
     reference: Reference
@@ -35,27 +36,27 @@ class Comparison:
 
     @cached_property
     def overlap(self) -> PrecisionAndRecall:
-        """Precision and recall, which are measured together."""
+        """Precision and recall, which are computed together."""
         return precision_and_recall(self.features.pooled, self.reference.examples)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table: a number that is measured by the features of a network."""
+    """One row of the table: a number computed from the features of a network."""
 
     key: str  # in evaluation.json
-    titles: Mapping[str, str]  # network -> title; other networks do not show it
+    titles: Mapping[str, str]  # network -> title; not computed on other networks
     better: Literal["lower", "higher"]
     measure: Callable[[Comparison], float | Estimate | None]
     percent: bool = False
 
-    def shown(self, found: Mapping[str, Any]) -> str:
-        """Its value among a network's results as text; empty if it was not measured."""
+    def format(self, found: Mapping[str, Any]) -> str:
+        """Its value in a network's results, as text; empty if it was not computed."""
         value, deviation = found.get(self.key), found.get(f"{self.key}_std")
         if value is None:
             return ""
         spread = "" if deviation is None else f" ± {deviation:.2g}"
-        return f"{value:.1%}" if self.percent else f"{value:.4g}{spread}"
+        return f"{value:.1%}" if self.percent else f"{significant(value, 4)}{spread}"
 
 
 def measure_frechet_distance(of: Comparison) -> float:
@@ -64,7 +65,7 @@ def measure_frechet_distance(of: Comparison) -> float:
 
 
 def measure_spatial_frechet_distance(of: Comparison) -> float | None:
-    """sFID with Inception's features; none for networks without spatial ones."""
+    """sFID with Inception's features; None for networks without spatial features."""
     if of.features.spatial is None or of.reference.spatial is None:
         return None
     return frechet_distance(Gaussian.fit(of.features.spatial), of.reference.spatial)
@@ -76,19 +77,19 @@ def measure_kernel_distance(of: Comparison) -> Estimate:
 
 
 def measure_inception_score(of: Comparison) -> Estimate | None:
-    """Inception Score; none without logits."""
+    """Inception Score; None without logits."""
     return None if of.features.logits is None else inception_score(of.features.logits)
 
 
 def measure_class_accuracy(of: Comparison) -> float | None:
-    """Share of samples that the network classifies as the label they were drawn with; none without labels."""
+    """Share of samples that the network classifies as the label they were sampled with; None without labels."""
     if of.features.logits is None or of.labels is None:
         return None
     return (of.features.logits.argmax(dim=1) == of.labels).double().mean().item()
 
 
 def on_every_network(title: str) -> dict[str, str]:
-    """The title with each network's name."""
+    """Network -> the title with the network's name."""
     return {network: f"{title}, {name}" for network, name in NETWORKS.items()}
 
 
@@ -120,9 +121,9 @@ METRICS: tuple[Metric, ...] = (
 
 
 def compare(network: str, features: Features, reference: Reference, labels: Tensor | None) -> dict[str, Any]:
-    """Every metric of this network, by key, and `<key>_std` where it is a mean with a deviation.
+    """All metrics of this network by key, with `<key>_std` for those that are a mean with a standard deviation.
 
-    `reliable` is false where there are fewer images than features, whose covariance is then singular.
+    `reliable` is false with fewer images than features, where the covariance is singular.
     """
     of = Comparison(features, reference, labels)
     count = min(len(features.pooled), reference.pooled.count)

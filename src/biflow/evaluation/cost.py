@@ -1,7 +1,8 @@
-"""What drawing an image takes: time, evaluations of networks, operations, parameters."""
+"""The cost of sampling: time, network calls, operations, parameters."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from statistics import median_high
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from biflow.plan.operations import sampling
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.samplers import Sampler
 
-REPEATS = 7  # calls, of which the median counts
+REPEATS = 7  # timed calls; the median is reported
 GIGA = 1e9
 
 
 def measure_cost(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
-    """Milliseconds an image at every batch size, and what does not depend on the machine.
+    """Milliseconds per image at every batch size, and the counts that do not depend on the machine.
 
-    "networks": from noise to what the codec decodes; "with_codec": and on to pixels; "whole_call": with drawing the
-    noise and copying the pixels to the CPU, as `Pipeline.sample_pixels` does.
+    "networks": from noise to the codec's input; "with_codec": from noise to pixels; "whole_call": including sampling
+    the noise and copying the pixels to the CPU, as in `Pipeline.sample_pixels`.
     """
     times = {str(size): _milliseconds(pipe, sampler, guidance, size) for size in batch_sizes}
     largest = times[str(max(batch_sizes))]
@@ -39,13 +40,13 @@ def measure_cost(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_siz
 
 
 def operations_of(sampler: Sampler, guidance: Guidance, config: ModelConfig) -> float | None:
-    """Floating-point operations of the networks for an image, without the codec; none if they depend on the image."""
+    """Floating-point operations of the networks per image, without the codec; None if they depend on the image."""
     counts, guided = sampling(config), ", guided" if guidance.strength else ""
     return sum(counts.get(f"{name}{guided}", counts[name]) for name in sampler.counted) or None
 
 
 def parameters_of(pipe: Pipeline, sampler: Sampler) -> int:
-    """Of the networks that a sampler evaluates, without the codec."""
+    """Parameters of the networks that a sampler evaluates, without the codec."""
     reverse = pipe.config.reverse
     after = {"flow"} if "reverse" in sampler.uses and reverse and reverse.denoising == "score" else set()
     return sum(count_parameters(pipe.model.networks[name]) for name in {*sampler.uses, *after})
@@ -64,16 +65,12 @@ def _milliseconds(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_si
     def whole_call(_: int) -> Tensor:
         return pipe.sample_pixels(labels, guidance=guidance, method=sampler, batch_size=batch_size)
 
-    ways: dict[str, Callable[[int], object]] = {
-        "networks": networks,
-        "with_codec": with_codec,
-        "whole_call": whole_call,
-    }
-    return milliseconds_per_image(ways, batch_size, REPEATS)
+    calls = {"networks": networks, "with_codec": with_codec, "whole_call": whole_call}
+    return milliseconds_per_image(calls, batch_size, REPEATS)
 
 
 def finished(result: Tensor) -> Tensor:
-    """The same, once the device has computed it."""
+    """The result, after waiting for the device to compute it."""
     if result.is_cuda:
         torch.cuda.synchronize(result.device)
     return result
@@ -86,10 +83,10 @@ def _labels(pipe: Pipeline, count: int) -> Tensor:
 def milliseconds_per_image(
     samplers: Mapping[str, Callable[[int], object]], batch_size: int, repeats: int
 ) -> dict[str, float]:
-    """Median time of each sampler, called with the batch size, divided by it.
+    """Median time of each sampler, called with the batch size, divided by the batch size.
 
-    The samplers take turns, so that a slow moment of the machine strikes all of them.  Each turn begins with a
-    call that is not timed, because the sampler before has taken the processor's caches.
+    The samplers take turns, so that a slowdown of the machine affects all of them.  Each turn starts with an untimed
+    call, because the previous sampler has filled the processor's caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     for _ in range(repeats):
@@ -98,13 +95,9 @@ def milliseconds_per_image(
             start = time.perf_counter()
             sampler(batch_size)
             seconds[name].append(time.perf_counter() - start)
-    return {name: 1000 * _median(times) / batch_size for name, times in seconds.items()}
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return {name: 1000 * median_high(times) / batch_size for name, times in seconds.items()}
 
 
 def count_parameters(module: torch.nn.Module) -> int:
-    """Trained numbers in a module."""
+    """Number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())

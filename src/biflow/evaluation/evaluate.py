@@ -1,4 +1,4 @@
-"""A model measured as the field measures: images drawn by number, compared with real ones, and what they cost."""
+"""Evaluate a model or its samples: FID and related metrics, likelihood, speed."""
 
 import hashlib
 import json
@@ -24,10 +24,17 @@ from biflow.distributed import World, join_world
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS, compare
 from biflow.evaluation.cost import measure_cost
-from biflow.evaluation.real_images import Compared, Reals, Site, lay_ground
-from biflow.evaluation.reference import spread_places
+from biflow.evaluation.real_images import EvaluationContext, NetworkReference, RealImages, open_references
+from biflow.evaluation.reference import evenly_spaced
 from biflow.evaluation.report import cost_rows, quality_rows, render_evaluation
-from biflow.evaluation.samples import Filling, SampleFolder, SampleSettings, features_of, make_labels, take_up
+from biflow.evaluation.samples import (
+    DrawnShard,
+    SampleFolder,
+    SampleSettings,
+    features_of,
+    make_labels,
+    resume_or_start,
+)
 from biflow.features.metric_networks import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.hub.repository import find_model
@@ -38,7 +45,7 @@ from biflow.training.provenance import describe_machine
 
 Numbers = dict[str, Any]
 NUM = 50_000
-TEST_IMAGES = 10_000  # at most, that likelihood and classification are measured on
+TEST_IMAGES = 10_000  # at most, for likelihood and classification
 SHOWN_IMAGES = 100
 TIMED_BATCHES = (1, 64)
 QUANTISER = "127.5 x + 127.5, rounded and clipped to 0..255"
@@ -50,8 +57,8 @@ CONVENTIONS = {
 RESULT_FILE, REPORT_FILE = "evaluation.json", "evaluation.html"
 
 
-class Samples(NamedTuple):
-    """Images, what the networks make of them, and how many had to be drawn again."""
+class EvaluatedSamples(NamedTuple):
+    """Samples, their features by network, and how many were resampled."""
 
     pixels: Tensor  # uint8 (N, P, H, W)
     labels: Tensor | None  # (N,)
@@ -75,13 +82,13 @@ def evaluate(model: Path, config: EvaluationConfig, out: Path, console: Console)
     measure = evaluate_samples if model.suffix == ".npz" else evaluate_model
     with join_world() as world:
         world.on_main(lambda: begin(out))
-        return measure(model, config, Site(out, world, console, config.batch_size))
+        return measure(model, config, EvaluationContext(out, world, console, config.batch_size))
 
 
-def evaluate_samples(model: Path, config: EvaluationConfig, site: Site) -> Numbers | None:
-    """Compare images that were drawn before, here or elsewhere, with real ones."""
+def evaluate_samples(model: Path, config: EvaluationConfig, context: EvaluationContext) -> Numbers | None:
+    """Evaluate the samples of a file."""
     if config.sweep or config.npz:
-        raise InputError(f"Expected a model to draw images from; got samples, {model}. Leave out --sweep and npz.")
+        raise InputError(f"Expected a model to sample from; got samples, {model}. Leave out --sweep and npz.")
     given = read_samples(model)
     num = config.num or len(given.pixels)
     if num > len(given.pixels):
@@ -96,40 +103,40 @@ def evaluate_samples(model: Path, config: EvaluationConfig, site: Site) -> Numbe
     if labels is not None and classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise InputError(
             f"Expected labels from 0 to {classes - 1} in {model}, as of {reals.name!r}; got "
-            f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples are to be like."
+            f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples should resemble."
         )
-    grounds = lay_ground(config.features, tuple(map(Path, config.references)), reals, site)
-    if not site.world.is_main:
+    networks = open_references(config.features, tuple(map(Path, config.references)), reals, context)
+    if not context.world.is_main:
         return None
-    features = {name: features_of(ground.net, pixels, batch_size=config.batch_size) for name, ground in grounds.items()}
-    samples = Samples(pixels, labels, features)
-    result = describe(reals, grounds, samples, site.world) | {"samples": {"file": str(model), "num": num}}
-    return write_result(site.out, result, samples)
+    features = {name: features_of(each.net, pixels, batch_size=config.batch_size) for name, each in networks.items()}
+    samples = EvaluatedSamples(pixels, labels, features)
+    result = describe(reals, networks, samples, context.world) | {"samples": {"file": str(model), "num": num}}
+    return write_result(context.out, result, samples)
 
 
-def evaluate_model(model: Path, config: EvaluationConfig, site: Site) -> Numbers | None:
-    """Draw images from a model, compare them with real ones, and measure what the model can do besides."""
+def evaluate_model(model: Path, config: EvaluationConfig, context: EvaluationContext) -> Numbers | None:
+    """Evaluate a model folder: samples, likelihood, classification and cost."""
     start = time.perf_counter()
-    pipe = Pipeline.from_pretrained(model).to(site.world.device)
+    pipe = Pipeline.from_pretrained(model).to(context.world.device)
     sampler, guidance = parse_sampler(config.method), parse_guidance(config.guidance)
     for strength in (*config.sweep, guidance.strength):
-        sampler.prepare(pipe.model, replace(guidance, strength=strength))  # raises, before anything long
+        sampler.prepare(pipe.model, replace(guidance, strength=strength))  # raises before anything slow
     reals = open_reals(config, pipe.model.image_shape)
     check_classes(pipe, reals)
     check_reading(pipe, config)
-    grounds = lay_ground(config.features, tuple(map(Path, config.references)), reals, site)
-    drawing = Drawing(model, config, pipe, grounds=grounds, site=site)
-    tried = drawing.sweep(guidance)
+    networks = open_references(config.features, tuple(map(Path, config.references)), reals, context)
+    sampling = Sampling(model, config, pipe, networks=networks, context=context)
+    tried = sampling.sweep(guidance)
     if tried:
         guidance = replace(guidance, strength=min(tried, key=lambda each: each["frechet_distance"])["guidance"])
-    samples = drawing.draw(site.out / "samples", guidance, num=drawing.num, seed=config.seed)
-    if not site.world.is_main:
+    samples = sampling.draw(context.out / "samples", guidance, num=sampling.num, seed=config.seed)
+    if not context.world.is_main:
         return None
-    site.console.print("measuring likelihood, classification and time")
-    result = describe(reals, grounds, samples, site.world) | {
-        "model": {"folder": str(model), "weights": drawing.weights},
+    context.console.print("measuring likelihood, classification and time")
+    result = describe(reals, networks, samples, context.world) | {
+        "model": {"folder": str(model), "weights": sampling.weights},
         "samples": {
-            "num": drawing.num,
+            "num": sampling.num,
             "seed": config.seed,
             "labels": config.labels,
             "method": config.method,
@@ -137,46 +144,52 @@ def evaluate_model(model: Path, config: EvaluationConfig, site: Site) -> Numbers
             "redrawn": samples.redrawn,
             "quantiser": QUANTISER,
         },
-        "sweep": {"num": drawing.sweep_num, "seed": config.seed + 1, "split": config.split, "tried": tried}
+        "sweep": {"num": sampling.sweep_num, "seed": config.seed + 1, "split": config.split, "tried": tried}
         if tried
         else None,
         "test": measure_test(pipe, reals.data.test),
         "cost": measure_cost(pipe, sampler.prepare(pipe.model, guidance), guidance, TIMED_BATCHES),
         "seconds": time.perf_counter() - start,
     }
-    written = write_result(site.out, result, samples)
+    written = write_result(context.out, result, samples)
     if config.npz and samples.labels is not None:
         write_npz(Path(config.npz), samples.pixels, samples.labels)
     return written
 
 
-class Drawing:
-    """How images are drawn from a model and looked at by the networks, by all processes together."""
+class Sampling:
+    """Samples images and computes their features, shared by all processes."""
 
     def __init__(
-        self, model: Path, config: EvaluationConfig, pipe: Pipeline, *, grounds: Mapping[str, Compared], site: Site
+        self,
+        model: Path,
+        config: EvaluationConfig,
+        pipe: Pipeline,
+        *,
+        networks: Mapping[str, NetworkReference],
+        context: EvaluationContext,
     ) -> None:
-        self.config, self.pipe, self.grounds = config, pipe, grounds
-        self.site, self.world = site, site.world
+        self.config, self.pipe, self.networks = config, pipe, networks
+        self.context, self.world = context, context.world
         self.weights = hashlib.sha256((find_model(model) / WEIGHTS_FILE).read_bytes()).hexdigest()
         self.num = config.num or NUM
         self.sweep_num = min(config.sweep_num, self.num)
 
     def sweep(self, guidance: Guidance) -> list[Numbers]:
-        """Every strength, and what the first network says of images drawn with it."""
+        """The metrics of the first network at every strength of the sweep."""
         tried: list[Numbers] = []
-        name, ground = next(iter(self.grounds.items()))
+        name, each = next(iter(self.networks.items()))
         for strength in self.config.sweep:
-            folder = self.site.out / "sweep" / f"{strength:g}"
+            folder = self.context.out / "sweep" / f"{strength:g}"
             samples = self.draw(
                 folder, replace(guidance, strength=strength), num=self.sweep_num, seed=self.config.seed + 1
             )
-            found = compare(name, samples.features[name], ground.reference, samples.labels)
+            found = compare(name, samples.features[name], each.reference, samples.labels)
             tried.append({"guidance": strength, **found})
         return tried
 
-    def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> Samples:
-        """The first `num` images with this guidance; those that are in the folder are not drawn again."""
+    def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
+        """The first `num` images with this guidance; shards that are in the folder are kept."""
         config, classes = self.config, self.pipe.config.num_classes
         settings = SampleSettings(
             weights=self.weights,
@@ -186,10 +199,10 @@ class Drawing:
             seed=seed,
             redraw=config.redraw,
         )
-        self.world.on_main(lambda: take_up(folder, settings))
+        self.world.on_main(lambda: resume_or_start(folder, settings))
         labels = make_labels(config.labels, num, classes, seed)
 
-        def draw(start: int, labels: Tensor) -> Filling:
+        def draw(start: int, labels: Tensor) -> DrawnShard:
             drawn = self.pipe.draw(
                 labels,
                 guidance=guidance,
@@ -200,41 +213,41 @@ class Drawing:
                 start=start,
             )
             if drawn.left:
-                again = "set redraw=true, or " * (not config.redraw)
+                redraw = "set redraw=true, or " * (not config.redraw)
                 raise InputError(
-                    f"Expected images of finite numbers; {drawn.left} of images {start} to {start + len(labels) - 1} "
-                    f"are not. To go on, {again}choose another --method or --guidance."
+                    f"Expected images without NaN or Inf; {drawn.left} of images {start} to {start + len(labels) - 1} "
+                    f"contain some. To continue, {redraw}choose another --method or --guidance."
                 )
-            return Filling(drawn.pixels, drawn.broken)
+            return DrawnShard(drawn.pixels, drawn.broken)
 
         shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
-        shown, own = self.world.is_main, sum(len(shard.numbers) for shard in shards.own)
+        shown, own = self.world.is_main, sum(len(shard.indices) for shard in shards.own)
         share = f" (a share of {self.world.size})" * (self.world.size > 1)
-        with counting(self.site.console, f"drawing at guidance {guidance}{share}", own, shown=shown) as progress:
+        with counting(self.context.console, f"sampling at guidance {guidance}{share}", own, shown=shown) as progress:
             shards.draw(labels, draw, progress)
-        places = {}
-        for name, (net, _) in self.grounds.items():
-            places[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
-            with counting(self.site.console, f"features of {name}{share}", own, shown=shown) as progress:
-                shards.measure(net, places[name], batch_size=config.batch_size, progress=progress)
+        folders = {}
+        for name, (net, _) in self.networks.items():
+            folders[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
+            with counting(self.context.console, f"features of {name}{share}", own, shown=shown) as progress:
+                shards.measure(net, folders[name], batch_size=config.batch_size, progress=progress)
         self.world.wait()
-        features = {name: shards.features(place) for name, place in places.items()}
-        return Samples(shards.pixels(), shards.labels(), features, shards.redrawn())
+        features = {name: shards.features(each) for name, each in folders.items()}
+        return EvaluatedSamples(shards.pixels(), shards.labels(), features, shards.redrawn())
 
 
-def open_reals(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> Reals:
-    """The real images, at the size of those that are compared with them."""
+def open_reals(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> RealImages:
+    """The real images, at the size of the samples."""
     data = open_images(config.data, image_shape, config.reading)
     if data.train.image_shape != image_shape:
         raise InputError(
-            f"Expected real images of the shape {image_shape} (channels, height, width), as those that are compared; "
-            f"those of {config.data!r} are of {data.train.image_shape}. Give data of the same kind."
+            f"Expected real images of shape {image_shape} (channels, height, width), like the samples; those of "
+            f"{config.data!r} have {data.train.image_shape}. Give data of the same kind."
         )
-    return Reals(config.data, data, config.split, config.reading)
+    return RealImages(config.data, data, config.split, config.reading)
 
 
-def check_classes(pipe: Pipeline, reals: Reals) -> None:
-    """Raise unless there are real images of every class that the model draws."""
+def check_classes(pipe: Pipeline, reals: RealImages) -> None:
+    """Raise unless there are real images of every class of the model."""
     classes, names = pipe.config.num_classes, reals.images.class_names
     if not classes:
         return
@@ -252,7 +265,7 @@ def check_classes(pipe: Pipeline, reals: Reals) -> None:
 
 
 def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
-    """Raise if the images that the model was trained on are read in another way than they were for its training."""
+    """Raise if the training data of the model are read differently than in its training."""
     trained = (pipe.training or {}).get("config", {})
     if trained.get("data") != config.data:
         return
@@ -266,18 +279,18 @@ def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
 
 
 def begin(out: Path) -> None:
-    """Make the folder, or raise if nothing can be written to it."""
+    """Make the output folder; raise if it is not writable."""
     check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
 
 
 def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
-    """Bits per dimension of images that training never saw, and how often one gradient tells their class."""
+    """Bits per dimension of held-out images, and accuracy of classification by one gradient."""
     if not len(test):
         return None
-    places = spread_places(len(test), TEST_IMAGES)
-    pixels, labels = test.read(places), test.labels[places]
-    found: Numbers = {"images": len(places), "bits_per_dim": None, "bits_per_dim_of_noisy_data": None}
+    indices = evenly_spaced(len(test), TEST_IMAGES)
+    pixels, labels = test.read(indices), test.labels[indices]
+    found: Numbers = {"images": len(indices), "bits_per_dim": None, "bits_per_dim_of_noisy_data": None}
     conditional = bool(pipe.config.num_classes)
     if pipe.config.codec == "pixels":
         of = labels if conditional else torch.zeros_like(labels)
@@ -290,8 +303,10 @@ def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
     return found
 
 
-def describe(reals: Reals, grounds: Mapping[str, Compared], samples: Samples, world: World) -> Numbers:
-    """What is said of all samples, wherever they come from."""
+def describe(
+    reals: RealImages, networks: Mapping[str, NetworkReference], samples: EvaluatedSamples, world: World
+) -> Numbers:
+    """The part of the result that models and sample files share."""
     return {
         "biflow": __version__,
         "machine": describe_machine(world.device),
@@ -303,17 +318,17 @@ def describe(reals: Reals, grounds: Mapping[str, Compared], samples: Samples, wo
             "reading": reals.reading.model_dump(mode="json"),
         },
         "metrics": {
-            name: compare(name, samples.features[name], ground.reference, samples.labels)
-            for name, ground in grounds.items()
+            name: compare(name, samples.features[name], each.reference, samples.labels)
+            for name, each in networks.items()
         },
         "metric_titles": {metric.key: dict(metric.titles) for metric in METRICS},
-        "references": {name: dict(ground.reference.facts) for name, ground in grounds.items()},
+        "references": {name: dict(each.reference.facts) for name, each in networks.items()},
         "conventions": CONVENTIONS,
     }
 
 
-def write_result(out: Path, result: Numbers, samples: Samples) -> Numbers:
-    """The numbers, and the page that shows them; returns them as they were written."""
+def write_result(out: Path, result: Numbers, samples: EvaluatedSamples) -> Numbers:
+    """Write evaluation.json and the page; returns the content of the JSON."""
     result = finite(result)
     result["tables"] = {"quality": quality_rows(result), "cost": cost_rows(result)}
     write_text(out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
@@ -322,7 +337,7 @@ def write_result(out: Path, result: Numbers, samples: Samples) -> Numbers:
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, as deep as they lie."""
+    """The same with NaN and Inf replaced by null, at any depth."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Distances and scores of sets of images, as pure functions of their features, logits or probabilities; in float64."""
+"""Metrics of sets of images, as pure functions of their features, logits or probabilities; in float64."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from biflow.errors import InputError
 
 @dataclass(frozen=True)
 class Gaussian:
-    """The mean (F,) and covariance (F, F) of a set of features, in float64, and how many features they are of."""
+    """Mean (F,) and covariance (F, F) of the features of `count` images, in float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -19,7 +19,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, features: Tensor) -> "Gaussian":
-        """Fit features (N, F); the covariance is the unbiased one, divided by N - 1, as in every code for FID."""
+        """Fit features (N, F), with the unbiased covariance (divided by N - 1) that FID implementations use."""
         check_features(features, least=2)
         features = features.double()
         return cls(features.mean(0), features.T.cov().reshape(2 * features.shape[1:]), len(features))
@@ -27,9 +27,9 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Moments:
-    """A Gaussian in the making, batch by batch: what has been seen so far, as float64 sums around its own mean.
+    """Running mean and scatter matrix of features, in float64, updated batch by batch.
 
-    Sums around the mean lose no digits where the mean is large beside the deviation (Chan et al. 1979).
+    Sums around the mean stay precise when the mean is large compared with the deviation (Chan et al. 1979).
     """
 
     count: int
@@ -37,20 +37,20 @@ class Moments:
     scatter: Tensor  # (F, F): the sum of (x - mean)(x - mean)^T
 
     @classmethod
-    def none(cls, width: int, device: torch.device | str = "cpu") -> "Moments":
-        """Those of no features at all, of this width."""
+    def empty(cls, width: int, device: torch.device | str = "cpu") -> "Moments":
+        """The moments of an empty set of features of this width."""
         zeros = torch.zeros(width, width + 1, dtype=torch.float64, device=device)
         return cls(0, zeros[:, 0], zeros[:, 1:])
 
     def update(self, features: Tensor) -> "Moments":
-        """These and those of a batch of features (B, F)."""
+        """The moments with a batch of features (B, F) added."""
         check_features(features, least=1)
         features = features.to(self.mean)
         mean = features.mean(0)
         return self.merge(Moments(len(features), mean, (features - mean).T @ (features - mean)))
 
     def merge(self, other: "Moments") -> "Moments":
-        """Those of both sets together, of another process, say."""
+        """The moments of both sets together, for example of two processes."""
         check_same_width(self.mean, other.mean)
         count = self.count + other.count
         share, apart = other.count / max(count, 1), other.mean - self.mean
@@ -58,22 +58,22 @@ class Moments:
         return Moments(count, self.mean + share * apart, scatter)
 
     def gaussian(self) -> Gaussian:
-        """The Gaussian of all that was seen; the same as `Gaussian.fit` of it in one piece."""
+        """The Gaussian of all features so far, equal to `Gaussian.fit` of their concatenation."""
         if self.count < 2:
             raise InputError(_too_few(self.count, 2))
         return Gaussian(self.mean, self.scatter / (self.count - 1), self.count)
 
 
 def enough_samples(count: int, width: int) -> bool:
-    """Are these more samples than features?
+    """Whether there are more samples than features.
 
-    A covariance of fewer has no volume, and a Frechet distance with it says more of the count than of the images.
+    With fewer, the covariance is singular, and a Fréchet distance depends more on the count than on the images.
     """
     return count > width
 
 
 def frechet_distance(gaussian: Gaussian, reference: Gaussian) -> float:
-    """Frechet distance between Gaussians, 0 or more.
+    """Fréchet distance between Gaussians, 0 or more.
 
     |mean difference|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in float64; with Inception features this is FID
     (Heusel et al. 2017, arXiv 1706.08500, eq. 6).  The square root's trace comes from the eigenvalues of
@@ -90,7 +90,7 @@ def frechet_distance(gaussian: Gaussian, reference: Gaussian) -> float:
 
 
 class Estimate(NamedTuple):
-    """The mean of a score over several parts of the samples, and its deviation between them."""
+    """Mean and standard deviation of a metric over several subsets of the samples."""
 
     mean: float
     deviation: float
@@ -101,9 +101,9 @@ def kernel_distance(
 ) -> Estimate:
     """Kernel distance between two sets of features, (N, F) and (M, F); with Inception features this is KID.
 
-    The unbiased squared maximum mean discrepancy under (x.y / F + 1)^3, its mean over random subsets of both sets
-    (Binkowski et al. 2018, arXiv 1801.01401, section 4; eq. 4); about 0, and below it as often as above, for sets of
-    the same kind.  Subsets are smaller where a set is; the same seed draws the same ones.
+    The unbiased squared maximum mean discrepancy under (x.y / F + 1)^3, averaged over random subsets of both sets
+    (Binkowski et al. 2018, arXiv 1801.01401, section 4; eq. 4).  For two sets from the same distribution it is 0 on
+    average, and can be negative.  Subsets are no larger than the smaller set; `seed` fixes them.
     """
     for each in (features, reference):
         check_features(each, least=2)
@@ -120,8 +120,8 @@ def kernel_distance(
 def squared_discrepancy(features: Tensor, reference: Tensor) -> Tensor:
     """Unbiased squared maximum mean discrepancy under a cubic kernel, of (N, F) and (M, F): a scalar.
 
-    The mean kernel within either set, of different items, less twice that between the sets (Gretton et al. 2012,
-    Journal of Machine Learning Research 13, eq. 3).
+    The mean kernel over pairs of different items within each set, minus twice the mean between the sets (Gretton et
+    al. 2012, Journal of Machine Learning Research 13, eq. 3).
     """
     within = sum(_mean_within(_cubic_kernel(each, each)) for each in (features, reference))
     return within - 2 * _cubic_kernel(features, reference).mean()
@@ -132,37 +132,37 @@ def _cubic_kernel(items: Tensor, others: Tensor) -> Tensor:
 
 
 def _mean_within(kernel: Tensor) -> Tensor:
-    """The mean of a square table without its diagonal."""
+    """The mean of a square matrix without its diagonal."""
     return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
 
 
 def inception_score(logits: Tensor, *, split_size: int = 5000) -> Estimate:
-    """exp of the mean divergence of an image's classes from all images' classes: from 1 to the number of classes.
+    """Inception Score: exp of the mean KL divergence of p(class | image) from p(class); 1 to the number of classes.
 
-    logits (N, K), in splits of neighbours, as the evaluator of guided-diffusion has it: images must not be sorted by
-    class.  The score of the field is of Inception's logits without bias (Salimans et al. 2016, arXiv 1606.03498,
-    section 4), for 50,000 images.
+    logits (N, K), split in order as in the evaluator of guided-diffusion, so images must not be sorted by class.
+    Published scores use Inception's logits without bias (Salimans et al. 2016, arXiv 1606.03498, section 4) and 50,000
+    images.
     """
     check_features(logits, least=1)
     return _estimate([_exp_information(split) for split in logits.double().softmax(dim=1).split(split_size)])
 
 
 def _exp_information(probabilities: Tensor) -> Tensor:
-    """exp of the mutual information of image and class, for (N, K): the mean's entropy less the mean entropy."""
+    """exp of the mutual information of image and class, for (N, K): entropy of the mean minus mean entropy."""
     entropy = torch.special.entr(probabilities).sum(dim=1).mean()
     return (torch.special.entr(probabilities.mean(0)).sum() - entropy).exp()
 
 
 def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of probabilities (N, K) for labels (N,): 0 when confidence is accuracy.
+    """Expected calibration error of probabilities (N, K) for labels (N,): 0 if confidence equals accuracy.
 
-    Images are put in bins of equal width by the probability of their best class; the mean over images of the
-    difference between a bin's accuracy and its mean probability (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+    Images are binned by the probability of their most likely class, in bins of equal width.  The error is the mean over
+    images of the gap between a bin's accuracy and its mean probability (Guo et al. 2017, arXiv 1706.04599, eq. 3).
     """
     confidence, guess = probabilities.double().max(dim=1)
     right = (guess == labels).double()
-    places = (confidence * bins).long().clamp(max=bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, places, right - confidence)
+    bin_of = (confidence * bins).long().clamp(max=bins - 1)
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, bin_of, right - confidence)
     return float(gaps.abs().sum() / len(labels))
 
 
@@ -172,24 +172,26 @@ def _estimate(scores: list[Tensor]) -> Estimate:
 
 
 def check_features(features: Tensor, *, least: int) -> None:
-    """Raise unless these are features (N, F) of so many images or more, all of them finite."""
+    """Raise unless these are features (N, F) of at least `least` images, without NaN or Inf."""
     if features.ndim != 2:
-        raise InputError(f"Expected features (N, F); got {tuple(features.shape)}. Flatten what belongs to an image.")
+        raise InputError(f"Expected features (N, F); got {tuple(features.shape)}. Flatten the features of each image.")
     if len(features) < least:
         raise InputError(_too_few(len(features), least))
-    if spoilt := int((~features.isfinite().all(dim=1)).sum()):
+    if broken := int((~features.isfinite().all(dim=1)).sum()):
         raise InputError(
-            f"Expected finite numbers for every image; got others for {spoilt} of {len(features)}. "
-            "Look at those images: one that the model spoilt spoils every score."
+            f"Expected finite features of every image; got NaN or Inf for {broken} of {len(features)}. "
+            "Check these images: a single one makes every metric NaN."
         )
 
 
 def _too_few(count: int, least: int) -> str:
-    return f"Expected features of {least} images or more; got {count}. Draw more."
+    return f"Expected features of at least {least} images; got {count}. Use more images."
 
 
 def check_same_width(features: Tensor, reference: Tensor) -> None:
-    """Raise unless both, (N, F) and (M, F) or both (F,), can be of the same network."""
+    """Raise unless both, (N, F) and (M, F) or both (F,), have the same number of features."""
     width, other = features.shape[-1], reference.shape[-1]
     if width != other:
-        raise InputError(f"Expected features of one width; got {width} and {other}. Take both from the same network.")
+        raise InputError(
+            f"Expected features of the same width; got {width} and {other}. Compute both with the same network."
+        )

@@ -1,4 +1,4 @@
-"""What the nearest neighbours among images, or among their features, say; pure functions, in float64."""
+"""Nearest-neighbour metrics of images or their features, as pure functions; in float64."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from biflow.evaluation.metrics import check_features, check_same_width
 
-BLOCK = 4096  # items on either side of a table of distances: 128 MiB
-SAME = 1e-12  # of squared lengths: what rounding leaves of the distance of an item from itself
+BLOCK = 4096  # rows and columns of a distance matrix: 128 MiB
+SAME = 1e-12  # relative to squared lengths: rounding error in an item's distance to itself
 
 
 def nearest_distances(items: Tensor, others: Tensor) -> Tensor:
@@ -17,14 +17,8 @@ def nearest_distances(items: Tensor, others: Tensor) -> Tensor:
     return torch.cdist(items.flatten(1).double(), others.flatten(1).double()).amin(dim=1)
 
 
-def nearest_distances_within(items: Tensor) -> Tensor:
-    """Euclidean distance from each of items (N, ...) to the nearest other one: (N,)."""
-    distances = torch.cdist(items.flatten(1).double(), items.flatten(1).double())
-    return distances.fill_diagonal_(torch.inf).amin(dim=1)
-
-
 class PrecisionAndRecall(NamedTuple):
-    """Shares, from 0 to 1: of samples that look real, and of real images that look like samples."""
+    """Share of samples that look real, and of real images that look like samples; from 0 to 1."""
 
     precision: float
     recall: float
@@ -33,12 +27,12 @@ class PrecisionAndRecall(NamedTuple):
 def precision_and_recall(
     samples: Tensor, reference: Tensor, *, neighbours: int = 3, block: int = BLOCK
 ) -> PrecisionAndRecall:
-    """Precision and recall of samples' features (N, F) for those of real images (M, F).
+    """Precision and recall of samples' features (N, F) against those of real images (M, F).
 
-    A set covers the balls around its items that reach to their k-th neighbour in it; precision is the share of samples
-    that the real images cover, recall the share of real images that the samples cover (Kynkaanniemi et al. 2019, arXiv
-    1904.06991, eqs. 1 and 2; k = 3 there and in the evaluator of guided-diffusion, which takes 50,000 samples and
-    10,000 real images).  No table is larger than block x block.
+    A set covers the union of balls around its items, each with the distance to the item's k-th neighbour as radius.
+    Precision is the share of samples covered by the real images, recall the share of real images covered by the samples
+    (Kynkäänniemi et al. 2019, arXiv 1904.06991, eqs. 1 and 2; k = 3 there and in the evaluator of guided-diffusion,
+    which uses 50,000 samples and 10,000 real images).  No distance matrix is larger than block x block.
     """
     for each in (samples, reference):
         check_features(each, least=neighbours + 1)
@@ -55,7 +49,7 @@ def precision_and_recall(
 
 
 def squared_reach(items: Tensor, neighbours: int, *, block: int = BLOCK) -> Tensor:
-    """Squared distance from each of items (N, F) to its k-th nearest other one: (N,)."""
+    """Squared distance from each of items (N, F) to its k-th nearest other item: (N,)."""
     found = []
     for rows in _parts(len(items), block):
         nearest = torch.empty(len(items[rows]), 0, dtype=torch.float64, device=items.device)

@@ -1,4 +1,4 @@
-"""What samples are compared with: networks, and what real images are to them."""
+"""Feature networks and the reference statistics of the real images."""
 
 import shutil
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from biflow.errors import InputError
 from biflow.evaluation.reference import (
     Reference,
     check_facts,
+    evenly_spaced,
     join_parts,
     load_adm_reference,
     load_reference,
     measure_part,
     save_reference,
-    spread_places,
 )
 from biflow.features.judge import save_judge
 from biflow.features.metric_networks import FeatureNet, make_feature_net
@@ -28,12 +28,12 @@ from biflow.models.codec import PixelCodec
 from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
 
-LEAST_IMAGES = 4  # that have three neighbours, as precision and recall need
-JUDGE_IMAGES = 20_000  # at most, that a judge is trained on
+LEAST_IMAGES = 4  # precision and recall need three neighbours
+JUDGE_IMAGES = 20_000  # at most; training images of the reference classifier
 
 
-class Site(NamedTuple):
-    """Where measuring is done: a folder for what is made, and the processes that share the work."""
+class EvaluationContext(NamedTuple):
+    """The output folder of an evaluation, and the processes that share the work."""
 
     out: Path
     world: World
@@ -41,14 +41,14 @@ class Site(NamedTuple):
     batch_size: int
 
 
-class Compared(NamedTuple):
-    """A network, and what it makes of the real images."""
+class NetworkReference(NamedTuple):
+    """A feature network, and its statistics of the real images."""
 
     net: FeatureNet
     reference: Reference
 
 
-class Reals(NamedTuple):
+class RealImages(NamedTuple):
     """The real images that samples are compared with, and how they are read."""
 
     name: str
@@ -58,11 +58,11 @@ class Reals(NamedTuple):
 
     @property
     def images(self) -> ImageSource:
-        """Those of the split."""
+        """The images of the split."""
         return self.data.test if self.split == "test" else self.data.train
 
     def facts(self, net: FeatureNet) -> dict[str, Any]:
-        """All that a network's statistics of them depend on."""
+        """Everything that a network's statistics of the images depend on."""
         return {
             "network": net.name,
             "weights": net.identity(),
@@ -77,33 +77,34 @@ class Reals(NamedTuple):
         }
 
 
-def lay_ground(names: Sequence[str], files: Sequence[Path], reals: Reals, site: Site) -> dict[str, Compared]:
-    """The networks of these names, each with its statistics of the real images, by the networks' own names.
+def open_references(
+    names: Sequence[str], files: Sequence[Path], reals: RealImages, context: EvaluationContext
+) -> dict[str, NetworkReference]:
+    """Network name -> the network and its statistics of the real images, for `--features` and `references`.
 
-    files: statistics, one for each network, that are read if they are there and else written; without any they are
-    kept at the site.  "judge" alone is one that is trained here, on the training images.
+    files: one file of statistics for each network, read if it exists and written otherwise; by default in the output
+    folder.  "judge" without a folder trains a reference classifier on the training images.
     """
     if files and len(files) != len(names):
         raise InputError(f"Expected one of references for each of {len(names)} --features; got {len(files)}.")
     if len(reals.images) < LEAST_IMAGES:
         raise InputError(
-            f"Expected {LEAST_IMAGES} images or more in the {reals.split} split of {reals.name!r}; it has "
+            f"Expected at least {LEAST_IMAGES} images in the {reals.split} split of {reals.name!r}; it has "
             f"{len(reals.images)}. Set another split, or give other --data."
         )
-    nets = [_open_net(name, reals, site) for name in names]
-    grounds = {}
-    for place, net in enumerate(nets):
-        file = files[place] if files else site.out / "reference" / f"{net.name}.safetensors"
-        reference = take_reference(net, file, reals, site)
-        grounds[net.name] = Compared(net, reference)
-    return grounds
+    nets = [_open_net(name, reals, context) for name in names]
+    files = files or [context.out / "reference" / f"{net.name}.safetensors" for net in nets]
+    return {
+        net.name: NetworkReference(net, open_reference(net, file, reals, context))
+        for net, file in zip(nets, files, strict=True)
+    }
 
 
-def take_reference(net: FeatureNet, file: Path, reals: Reals, site: Site) -> Reference:
-    """A network's statistics of the real images: from this file, which is made if it is not there."""
-    facts, world = reals.facts(net), site.world
+def open_reference(net: FeatureNet, file: Path, reals: RealImages, context: EvaluationContext) -> Reference:
+    """A network's statistics of the real images, read from this file or computed and written to it."""
+    facts, world = reals.facts(net), context.world
     if file.suffix == ".npz":
-        return load_adm_reference(file, net, reals.images.image_shape, batch_size=site.batch_size)
+        return load_adm_reference(file, net, reals.images.image_shape, batch_size=context.batch_size)
     if file.suffix != ".safetensors":
         raise InputError(f"Expected statistics in a .safetensors file, or the ADM evaluator's .npz; got {file}.")
     if file.exists():
@@ -111,33 +112,35 @@ def take_reference(net: FeatureNet, file: Path, reals: Reals, site: Site) -> Ref
         check_facts(reference, facts, file)
         return reference
     share = -(-len(reals.images) // world.size)
-    with counting(site.console, f"real images through {net.name}", share, shown=world.is_main) as progress:
+    with counting(context.console, f"real images through {net.name}", share, shown=world.is_main) as progress:
         part = measure_part(
-            net, reals.images, rank=world.rank, size=world.size, batch_size=site.batch_size, progress=progress
+            net, reals.images, rank=world.rank, size=world.size, batch_size=context.batch_size, progress=progress
         )
     reference = join_parts(world.gather(part), facts)
     world.on_main(lambda: save_reference(reference, file))
     return reference
 
 
-def _open_net(name: str, reals: Reals, site: Site) -> FeatureNet:
+def _open_net(name: str, reals: RealImages, context: EvaluationContext) -> FeatureNet:
     if name == "judge":
-        folder = site.out / "judge"
+        folder = context.out / "judge"
         if not folder.exists():
-            train_judge(folder, reals.data.train, site.world, site.console)
+            train_judge(folder, reals.data.train, context.world, context.console)
         name = f"judge:{folder}"
-    return make_feature_net(name).to(site.world.device)
+    return make_feature_net(name).to(context.world.device)
 
 
 def train_judge(folder: Path, data: ImageSource, world: World, console: Console) -> None:
-    """Train a small network to tell the classes of real images apart, and save it."""
+    """Train the reference classifier on real images, and save it."""
     channels, side, _ = data.image_shape
     if not data.class_names:
-        raise InputError("Expected classes to train a judge on; the data have none. Give other --features.")
+        raise InputError(
+            "Expected classes to train the reference classifier (judge) on; got data without. Give other --features."
+        )
     sizes = {"channels": channels, "image_size": side, "patch_size": 1, "num_classes": len(data.class_names)}
     config = load_recipe("biflow_digits", [f"model.{key}={value}" for key, value in sizes.items()])
-    places = spread_places(len(data), JUDGE_IMAGES)
-    images = ImageSet(data.read(places), data.labels[places], data.class_names)
+    indices = evenly_spaced(len(data), JUDGE_IMAGES)
+    images = ImageSet(data.read(indices), data.labels[indices], data.class_names)
     with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
         run = Run(
             config,

@@ -1,6 +1,6 @@
-"""What a set of real images is to a network: the statistics that samples are compared with, kept in one file.
+"""Reference statistics: a network's features of the real images, summarised in one file.
 
-Statistics made another way give another number, so the file says how it was made, and is refused where that differs.
+Metrics depend on how the statistics were computed, so the file records that, and is rejected where it differs.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from biflow.features.metric_networks import FeatureNet
 from biflow.files import replace_file
 
 FORMAT_VERSION = 1
-EXAMPLES = 10_000  # at most, whose features are kept for the measures that need more than a Gaussian (as ADM's files)
-FACTS = (  # what must be the same for two numbers to be compared
+EXAMPLES = 10_000  # at most; features kept for the metrics that need more than a Gaussian, as many as in ADM's files
+FACTS = (  # must agree for two metrics to be comparable
     *("network", "weights", "preprocessing"),
     *("data", "split", "images", "image_shape", "crop", "background", "test_share"),
 )
@@ -34,7 +34,7 @@ FACTS = (  # what must be the same for two numbers to be compared
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real images, and how they were made."""
+    """Statistics of real images, and how they were computed."""
 
     pooled: Gaussian
     spatial: Gaussian | None
@@ -42,69 +42,68 @@ class Reference:
     facts: Mapping[str, Any]
 
 
-class Part(NamedTuple):
-    """What one process has seen of the images."""
+class PartialReference(NamedTuple):
+    """Statistics of one process's share of the images."""
 
-    pooled: Moments | None  # none of no images
-    spatial: Moments | None  # nor of a network without such features
-    places: Tensor  # (M,) of the examples
+    pooled: Moments | None  # None without images
+    spatial: Moments | None  # None also for a network without spatial features
+    indices: Tensor  # (M,), of the examples
     examples: Tensor  # (M, F)
 
-    def merge(self, other: "Part") -> "Part":
-        """What both have seen."""
-        return Part(
+    def merge(self, other: "PartialReference") -> "PartialReference":
+        """The statistics of both shares together."""
+        return PartialReference(
             _merge(self.pooled, other.pooled),
             _merge(self.spatial, other.spatial),
-            torch.cat([self.places, other.places]),
-            torch.cat([part.examples for part in (self, other) if len(part.places)] or [self.examples]),
+            torch.cat([self.indices, other.indices]),
+            torch.cat([part.examples for part in (self, other) if len(part.indices)] or [self.examples]),
         )
 
 
 def measure_part(
     net: FeatureNet, data: ImageSource, *, rank: int, size: int, batch_size: int, progress: Callable[[int], None]
-) -> Part:
-    """Look once at this process's share of the images; progress(n) is told of every n images done."""
-    part = Part(None, None, torch.empty(0).long(), torch.empty(0))
-    chosen = spread_places(len(data), EXAMPLES)
-    for places in torch.arange(len(data)).split(batch_size)[rank::size]:
-        features = features_of(net, data.read(places), batch_size=batch_size)
-        here = torch.isin(places, chosen)
-        seen = Part(_moments(features.pooled), _moments(features.spatial), places[here], features.pooled[here])
-        part = part.merge(seen)
-        progress(len(places))
+) -> PartialReference:
+    """Statistics of this process's share of the images; progress(n) is called after every n images."""
+    part = PartialReference(None, None, torch.empty(0).long(), torch.empty(0))
+    chosen = evenly_spaced(len(data), EXAMPLES)
+    for indices in torch.arange(len(data)).split(batch_size)[rank::size]:
+        pooled, spatial, _ = features_of(net, data.read(indices), batch_size=batch_size)
+        kept = torch.isin(indices, chosen)
+        part = part.merge(PartialReference(_moments(pooled), _moments(spatial), indices[kept], pooled[kept]))
+        progress(len(indices))
     return part
 
 
 def measure_reference(net: FeatureNet, data: ImageSource, *, batch_size: int) -> Reference:
-    """The statistics of all images, by this process alone."""
+    """Statistics of all images, computed by this process alone."""
     part = measure_part(net, data, rank=0, size=1, batch_size=batch_size, progress=lambda _: None)
     return join_parts([part], {"network": net.name, "images": len(data)})
 
 
-def join_parts(parts: Sequence[Part], facts: Mapping[str, Any]) -> Reference:
-    """The statistics of all images, from what the processes have seen of them."""
-    whole = reduce(Part.merge, parts)
+def join_parts(parts: Sequence[PartialReference], facts: Mapping[str, Any]) -> Reference:
+    """Statistics of all images, from those of every process's share."""
+    whole = reduce(PartialReference.merge, parts)
     assert whole.pooled
     spatial = whole.spatial.gaussian() if whole.spatial else None
-    return Reference(whole.pooled.gaussian(), spatial, whole.examples[whole.places.argsort()], facts)
+    return Reference(whole.pooled.gaussian(), spatial, whole.examples[whole.indices.argsort()], facts)
 
 
 def _moments(features: Tensor | None) -> Moments | None:
-    return None if features is None else Moments.none(features.shape[1]).update(features)
+    return None if features is None else Moments.empty(features.shape[1]).update(features)
 
 
 def _merge(one: Moments | None, other: Moments | None) -> Moments | None:
     return one.merge(other) if one and other else one or other
 
 
-def spread_places(count: int, limit: int) -> Tensor:
-    """At most `limit` of so many places, evenly spread."""
+def evenly_spaced(count: int, limit: int) -> Tensor:
+    """At most `limit` evenly spaced indices from 0 to `count` - 1."""
     limit = min(count, limit)
     return torch.arange(limit) * count // limit
 
 
 def save_reference(reference: Reference, path: Path) -> None:
-    """Write statistics into a .safetensors file that carries its own checksum."""
+    """Write statistics to a .safetensors file, with a checksum."""
     tensors = {"examples": reference.examples, "mean": reference.pooled.mean, "covariance": reference.pooled.covariance}
     if reference.spatial:
         tensors |= {"spatial_mean": reference.spatial.mean, "spatial_covariance": reference.spatial.covariance}
@@ -117,18 +116,18 @@ def save_reference(reference: Reference, path: Path) -> None:
 
 
 def load_reference(path: Path) -> Reference:
-    """Read what `save_reference` wrote; raise if a number of it has changed."""
+    """Read a file of `save_reference`; raise if its contents have changed."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["reference"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         sound = facts.pop("format_version") == FORMAT_VERSION and facts.pop("sha256") == _checksum(tensors, facts)
-    except Exception:  # what is no such file shows itself as any of a dozen types
+    except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
         raise InputError(
-            f"Expected statistics of real images in {path}; it is no such file, or has changed. "
-            "Remove it, and they are made anew."
+            f"Expected reference statistics in {path}; it is no such file, or has changed since it was written. "
+            "Delete it to compute them again."
         )
     count = facts["images"]
     spatial = (
@@ -138,29 +137,27 @@ def load_reference(path: Path) -> Reference:
 
 
 def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int, int], *, batch_size: int) -> Reference:
-    """A reference file of the ADM evaluator, such as VIRTUAL_imagenet256_labeled.npz: its statistics, and its images.
+    """Read a reference file of the ADM evaluator, such as VIRTUAL_imagenet256_labeled.npz.
 
-    mu, sigma and mu_s, sigma_s are of pooled and spatial Inception features of all its images; arr_0 are some of
-    them, uint8 (N, H, W, 3), which only precision, recall and the kernel distance are measured with.
+    mu, sigma and mu_s, sigma_s are statistics of the pooled and spatial Inception features of all images.  arr_0 holds
+    some of the images, uint8 (N, H, W, 3); precision, recall and the kernel distance use only these.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             numbers = {name: torch.from_numpy(file[name]).double() for name in ("mu", "sigma", "mu_s", "sigma_s")}
             pixels = torch.from_numpy(file["arr_0"])
-    except Exception:  # what is no such file shows itself as any of a dozen types
+    except Exception:  # other files raise a dozen types
         raise InputError(
             f"Expected mu, sigma, mu_s, sigma_s and arr_0 in {path}, as in the ADM evaluator's references; "
-            "cannot read them. Give one of its files, or statistics of our own (.safetensors)."
+            "cannot read them. Give one of its files, or statistics that biflow wrote (.safetensors)."
         ) from None
     if net.name != "inception":
-        raise InputError(
-            f"Expected --features inception for {path}, whose statistics are of that network; got {net.name}."
-        )
+        raise InputError(f"Expected --features inception for {path}, which holds Inception statistics; got {net.name}.")
     found = (pixels.shape[3], *pixels.shape[1:3]) if pixels.ndim == 4 else tuple(pixels.shape)
     if found[1:] != image_shape[1:]:
         raise InputError(
-            f"Expected statistics of {image_shape[1]}x{image_shape[2]} images, as the model's; those of {path} are of "
-            f"{found[1]}x{found[2]}. Give the file of the model's size."
+            f"Expected statistics of {image_shape[1]}x{image_shape[2]} images, as the model's; those in {path} are of "
+            f"{found[1]}x{found[2]}. Give the file for the model's image size."
         )
     examples = features_of(net, pixels.permute(0, 3, 1, 2).contiguous(), batch_size=batch_size).pooled
     facts = {
@@ -170,7 +167,7 @@ def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int,
         "images": None,
         "image_shape": list(found),
     }
-    count = len(pixels)  # at least: the files do not say of how many images they are
+    count = len(pixels)  # a lower bound: the files do not record the number of images
     return Reference(
         Gaussian(numbers["mu"], numbers["sigma"], count),
         Gaussian(numbers["mu_s"], numbers["sigma_s"], count),
@@ -180,13 +177,13 @@ def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int,
 
 
 def check_facts(reference: Reference, wanted: Mapping[str, Any], path: Path) -> None:
-    """Raise unless statistics were made as these facts say."""
+    """Raise unless the statistics were computed as these facts say."""
     for key in FACTS:
         found = reference.facts.get(key)
         if found != wanted[key]:
             raise InputError(
                 f"Expected statistics with {key} = {_short(wanted[key])}; those in {path} were made with "
-                f"{_short(found)}. Set other references, or remove the file to have them made anew."
+                f"{_short(found)}. Set other references, or delete the file to compute them again."
             )
 
 

@@ -1,4 +1,4 @@
-"""An evaluation as tables for the terminal, and as one page."""
+"""An evaluation as tables for the terminal, and as an HTML page."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -8,65 +8,64 @@ from torch import Tensor
 
 from biflow.data.images import enlarge, make_grid
 from biflow.evaluation.compare import METRICS, NETWORKS
-from biflow.evaluation.html import ACCENT, html_table, picture, render_page, style, svg
+from biflow.evaluation.html import ACCENT, charts, html_facts, html_table, picture, render_page, significant
 
 Numbers = Mapping[str, Any]
 SPLITS = {"train": "training", "test": "test"}
 COLUMNS = 10
+JUDGE = "The reference classifier is a small network trained on real images only; it never sees samples."
+SWEEP_PANELS = {"frechet_distance": "Fréchet distance (lower is better)", "precision": "precision", "recall": "recall"}
 
 
 def quality_rows(result: Numbers) -> list[list[str]]:
-    """How good the samples are, by every network's features, and what the likelihood knows; a head first."""
+    """The metrics on every network's features, and the likelihood of test images: a header, then a row each."""
     rows = []
     for network, found in result["metrics"].items():
         unsure = "" if found["reliable"] else " (unreliable: fewer images than features)"
         for metric in METRICS:
             title = metric.titles.get(network, "")
-            rows.append([f"{title}{unsure if metric is METRICS[0] else ''}", title and metric.shown(found)])
+            rows.append([f"{title}{unsure if metric is METRICS[0] else ''}", title and metric.format(found)])
     if test := result.get("test"):
         rows += [
             ["bits per dimension, test images", _number(test["bits_per_dim"])],
-            ["the same with the training noise", _number(test["bits_per_dim_of_noisy_data"])],
-            ["test images classified by one gradient", _share(test["accuracy_by_gradient"])],
+            ["bits per dimension, with training noise", _number(test["bits_per_dim_of_noisy_data"])],
+            ["classification accuracy, one gradient", _share(test["accuracy_by_gradient"])],
         ]
     return [["metric", "value"], *(row for row in rows if row[1])]
 
 
 def cost_rows(result: Numbers) -> list[list[str]]:
-    """What an image takes; a head first."""
+    """The cost of sampling: a header, then a row each."""
     cost = result.get("cost")
     if not cost:
         return [["cost", "value"]]
-    rows = []
-    for size, times in cost["milliseconds_per_image_by_batch_size"].items():
-        rows += [
-            [f"networks alone, batch {size}", f"{times['networks']:.3g} ms"],
-            [f"with the codec, batch {size}", f"{times['with_codec']:.3g} ms"],
-            [f"whole call, batch {size}", f"{times['whole_call']:.3g} ms"],
-        ]
+    rows = [
+        [f"{name}, batch {size}", f"{significant(times[key], 3)} ms per image"]
+        for size, times in cost["milliseconds_per_image_by_batch_size"].items()
+        for key, name in (("networks", "networks only"), ("with_codec", "with codec"), ("whole_call", "whole call"))
+    ]
     gflops = cost["gflops_per_image"]
     rows += [
-        ["images a second", f"{cost['images_per_second']:,.4g}"],
+        ["images per second", significant(cost["images_per_second"], 4)],
         ["network calls", f"{cost['network_calls']:,}"],
-        ["of them one after another", f"{cost['calls_one_after_another']:,}"],
-        ["operations an image", f"{gflops:.4g} GFLOPs" if gflops is not None else "depends on the image"],
+        ["sequential network calls", f"{cost['calls_one_after_another']:,}"],
+        ["GFLOPs per image", _number(gflops) or "depends on the image"],
         ["parameters", f"{cost['parameters']:,}"],
     ]
     return [["cost", "value"], *rows]
 
 
 def sweep_rows(result: Numbers) -> list[list[str]]:
-    """Every strength of guidance that was tried; a head first."""
+    """The metrics at every guidance strength of the sweep: a header, then a row each."""
     sweep = result.get("sweep")
     tried = sweep["tried"] if sweep else []
-    chosen = min(tried, key=lambda each: each["frechet_distance"]) if tried else None
     with_accuracy = any(each["class_accuracy"] is not None for each in tried)
     unsure = " (unreliable)" * any(not each["reliable"] for each in tried)
-    head = ["guidance", f"Frechet distance{unsure}", "precision", "recall", *["read as their class"] * with_accuracy]
+    head = ["guidance", f"Fréchet distance{unsure}", "precision", "recall", *["accuracy"] * with_accuracy]
     rows = [
         [
-            f"{each['guidance']:g}{' (chosen)' if each is chosen else ''}",
-            *(_number(each[key]) for key in ("frechet_distance", "precision", "recall")),
+            f"{each['guidance']:g}{' (chosen)' if each is _chosen(tried) else ''}",
+            *(_number(each[key]) for key in SWEEP_PANELS),
             *[_share(each["class_accuracy"])] * with_accuracy,
         ]
         for each in tried
@@ -75,39 +74,39 @@ def sweep_rows(result: Numbers) -> list[list[str]]:
 
 
 def render_evaluation(result: Numbers, pixels: Tensor) -> str:
-    """The page; pixels uint8 (N, P, H, W) are the first of the images that were measured."""
+    """The page; pixels uint8 (N, P, H, W) are the first of the evaluated samples."""
     parts = [
-        "<h1>How good the samples are</h1>",
+        "<h1>Evaluation</h1>",
         f'<p class="lead">{escape(_lead(result))}</p>',
         "<h2>Samples</h2>",
-        "<p>The first by number; none is picked.</p>",
+        "<p>The first samples by index, uncurated.</p>",
         f"<figure>{picture(enlarge(make_grid(pixels, columns=COLUMNS)), 'samples')}</figure>",
         "<h2>Quality</h2>",
-        f'<div class="scroll quality">{html_table(quality_rows(result))}</div>',
+        f"<p>{JUDGE}</p>" if "judge" in result["metrics"] else "",
+        f'<div class="scroll">{html_table(quality_rows(result))}</div>',
     ]
-    if len(cost_rows(result)) > 1:
-        parts += ["<h2>Cost</h2>", f'<div class="scroll">{html_table(cost_rows(result))}</div>']
+    if len(rows := cost_rows(result)) > 1:
+        parts += ["<h2>Cost</h2>", f'<div class="scroll">{html_table(rows)}</div>']
     if len(rows := sweep_rows(result)) > 1:
         sweep = result["sweep"]
         parts += [
             "<h2>Guidance</h2>",
-            f"<p>Ringed is what was chosen, by the lowest Frechet distance of {sweep['num']:,} images of seed "
-            f"{sweep['seed']} to the {SPLITS[sweep['split']]} images; the numbers above are of other images, of seed "
+            f"<p>The ring marks the chosen strength: the lowest Fréchet distance of {sweep['num']:,} samples of seed "
+            f"{sweep['seed']} to the {SPLITS[sweep['split']]} images. The metrics above are of other samples, of seed "
             f"{result['samples']['seed']}.</p>",
             f'<div class="scroll">{_sweep_chart(sweep["tried"])}</div>',
             f'<div class="scroll">{html_table(rows)}</div>',
         ]
-    facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in _facts(result).items())
-    parts += ["<h2>How it was measured</h2>", f"<dl>{facts}</dl>"]
+    parts += ["<h2>Details</h2>", html_facts(_facts(result))]
     return render_page("biflow evaluate", "\n".join(parts))
 
 
 def _lead(result: Numbers) -> str:
     network, found = next(iter(result["metrics"].items()))
     samples, data = result["samples"], result["data"]
-    unsure = "" if found["reliable"] else " There are fewer images than features: no number to compare."
+    unsure = "" if found["reliable"] else " Not reliable: there are fewer images than features."
     return (
-        f"{METRICS[0].titles[network]} {_number(found['frechet_distance'])} of {samples['num']:,} samples to the "
+        f"{METRICS[0].titles[network]}: {_number(found['frechet_distance'])}, for {samples['num']:,} samples and the "
         f"{data['images']:,} {SPLITS[data['split']]} images of {data['name']}.{unsure}"
     )
 
@@ -117,41 +116,41 @@ def _facts(result: Numbers) -> dict[str, str]:
     facts = {}
     if model := result.get("model"):
         facts["model"] = f"{model['folder']}, weights {model['weights'][:12]}"
-        facts["drawn"] = (
-            f"{samples['num']:,} images, {samples['labels']} labels, method {samples['method']}, guidance "
-            f"{samples['guidance']}, seed {samples['seed']}; {samples['redrawn']} drawn again"
+        facts["samples"] = (
+            f"{samples['num']:,}, {samples['labels']} labels, method {samples['method']}, guidance "
+            f"{samples['guidance']}, seed {samples['seed']}; {samples['redrawn']:,} resampled"
         )
-        facts["grey levels"] = samples["quantiser"]
+        facts["quantisation"] = samples["quantiser"]
     else:
         facts["samples"] = f"{samples['num']:,} of {samples['file']}"
     facts["real images"] = f"{result['data']['name']}, {result['data']['split']} split, crop {reading['crop']}"
     for network, reference in result["references"].items():
-        weights, how = str(reference["weights"])[:12], reference.get("preprocessing", "as in the file")
+        weights, how = str(reference["weights"])[:12], reference.get("preprocessing", "preprocessing of the file")
         facts[NETWORKS[network]] = f"weights {weights}; {how}; statistics of {reference['data']}"
     if test := result.get("test"):
         share = reading["test_share"]
-        where = f"held out by test_share={share:g}" if share else "the data's own"
-        facts["test images"] = f"{test['images']:,}, {where}"
+        split = f"held out with test_share={share:g}" if share else "the test split of the data"
+        facts["test images"] = f"{test['images']:,}, {split}"
     facts["machine"] = f"{machine['device']}, {machine['system']}, torch {machine['torch']}"
     return facts
 
 
-def _sweep_chart(tried: Sequence[Numbers]) -> str:
-    from matplotlib.figure import Figure
+def _chosen(tried: Sequence[Numbers]) -> Numbers:
+    return min(tried, key=lambda each: each["frechet_distance"])
 
-    figure = Figure(figsize=(10, 2.9), layout="constrained")
-    strengths = [each["guidance"] for each in tried]
-    panels = {"frechet_distance": "Frechet distance (lower is better)", "precision": "precision", "recall": "recall"}
-    for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+
+def _sweep_chart(tried: Sequence[Numbers]) -> str:
+    strengths, best = [each["guidance"] for each in tried], _chosen(tried)
+
+    def draw(axes: Any, key: str) -> None:
         axes.plot(strengths, [each[key] for each in tried], marker="o", markersize=4, color=ACCENT)
-        best = min(tried, key=lambda each: each["frechet_distance"])
         axes.plot(best["guidance"], best[key], marker="o", markersize=9, fillstyle="none", color=ACCENT)
-        style(axes, title, "guidance w")
-    return svg(figure)
+
+    return charts(SWEEP_PANELS, "guidance w", draw)
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else significant(value, 4)
 
 
 def _share(value: float | None) -> str:

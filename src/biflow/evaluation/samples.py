@@ -1,9 +1,9 @@
-"""Many images drawn by number, in shards on disk, so that a command that was stopped goes on.
+"""Samples in shards on disk, so that an interrupted evaluation resumes.
 
-The image of a number depends on the model and on how it is drawn alone: neither on the process nor on the shard.
+The sample at an index depends only on the model and the sampling settings, not on the process or the shard.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ from biflow.features.metric_networks import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
 from biflow.tensors import hash_tensors
 
-SHARD_SIZE = 500  # images: what a stop may cost
+SHARD_SIZE = 500  # images; at most this many are lost by an interruption
 SETTINGS_FILE = "settings.yaml"
 
 
 class SampleSettings(Config):
-    """All that the images of a folder depend on; a command goes on only with the same."""
+    """The settings that the samples in a folder depend on; it resumes only with the same ones."""
 
-    weights: str  # SHA-256 of the model's file of tensors
+    weights: str  # SHA-256 of the model's weights file
     method: str
     guidance: str
     labels: str
@@ -35,24 +35,24 @@ class SampleSettings(Config):
 
 
 class Shard(NamedTuple):
-    """Some of the images, by number."""
+    """The file name of a shard, and the indices of its images."""
 
     name: str
-    numbers: range
+    indices: range
 
 
-class Filling(NamedTuple):
-    """The images of a shard, and how many of them had to be drawn again."""
+class DrawnShard(NamedTuple):
+    """The images of a shard, and how many of them were resampled."""
 
     pixels: Tensor  # uint8 (N, P, H, W)
     redrawn: int
 
 
 class SampleFolder:
-    """The first `num` images in a folder of shards; those of other processes are left to them."""
+    """The first `num` samples in a folder of shards, of which each process draws its own share."""
 
     def __init__(self, folder: Path, num: int, *, rank: int = 0, size: int = 1) -> None:
-        self.folder, self.num = folder, num
+        self.folder = folder
         starts = range(0, num, SHARD_SIZE)
         self.shards = [
             Shard(f"{start // SHARD_SIZE:05d}.safetensors", range(start, min(start + SHARD_SIZE, num)))
@@ -60,64 +60,47 @@ class SampleFolder:
         ]
         self.own = self.shards[rank::size]
 
-    def draw(self, labels: Tensor, draw: Callable[[int, Tensor], Filling], progress: Callable[[int], None]) -> None:
-        """Draw this process's shards that are not there: draw(first number, labels) -> images.
+    def draw(self, labels: Tensor, draw: Callable[[int, Tensor], DrawnShard], progress: Callable[[int], None]) -> None:
+        """Draw the missing shards of this process: draw(first index, labels) -> images.
 
-        labels (num,) of all images.  progress(n) is told of every n images done.
+        labels (num,) of all images.  progress(n) is called after every n images.
         """
         for shard in self.own:
-            path, numbers = self.folder / shard.name, shard.numbers
-            if _count(path) < len(numbers):
-                drawn = draw(numbers.start, labels[numbers.start : numbers.stop])
-                redrawn = torch.tensor([drawn.redrawn])
-                _save(
-                    path, {"pixels": drawn.pixels, "labels": labels[numbers.start : numbers.stop], "redrawn": redrawn}
-                )
-            progress(len(numbers))
+            path, start, stop = self.folder / shard.name, shard.indices.start, shard.indices.stop
+            if _count(path) < stop - start:
+                pixels, redrawn = draw(start, labels[start:stop])
+                _save(path, {"pixels": pixels, "labels": labels[start:stop], "redrawn": torch.tensor([redrawn])})
+            progress(stop - start)
 
     def measure(self, net: FeatureNet, folder: Path, *, batch_size: int, progress: Callable[[int], None]) -> None:
-        """Write a network's features of this process's shards that are not there yet into a folder of their own."""
+        """Write a network's missing features of this process's shards into their own folder."""
         for shard in self.own:
             path, pixels = folder / shard.name, load_file(self.folder / shard.name)["pixels"]
             of = hash_tensors({"pixels": pixels})
-            if _count(path, of) < len(shard.numbers):
+            if _count(path, of) < len(shard.indices):
                 features = features_of(net, pixels, batch_size=batch_size)
                 _save(path, {name: value for name, value in features._asdict().items() if value is not None}, of)
-            progress(len(shard.numbers))
+            progress(len(shard.indices))
 
     def pixels(self) -> Tensor:
         """All images: uint8 (num, P, H, W)."""
-        return torch.cat([self._read(shard)["pixels"] for shard in self.shards])
+        return torch.cat([_read(self.folder, shard)["pixels"] for shard in self.shards])
 
     def labels(self) -> Tensor:
-        """The labels that they were drawn with: (num,)."""
-        return torch.cat([self._read(shard)["labels"] for shard in self.shards])
+        """The labels that they were sampled with: (num,)."""
+        return torch.cat([_read(self.folder, shard)["labels"] for shard in self.shards])
 
     def redrawn(self) -> int:
-        """How many of all images were drawn again."""
+        """How many images were resampled."""
         return sum(int(load_file(self.folder / shard.name)["redrawn"]) for shard in self.shards)
 
     def features(self, folder: Path) -> Features:
-        """What `measure` wrote, of all images."""
-        found = [load_file(folder / shard.name) for shard in self.shards]
-        counts = [len(shard.numbers) for shard in self.shards]
-
-        def joined(name: str) -> Tensor | None:
-            parts = [each[name][:count] for each, count in zip(found, counts, strict=True) if name in each]
-            return torch.cat(parts) if parts else None
-
-        pooled = joined("pooled")
-        assert pooled is not None
-        return Features(pooled, joined("spatial"), joined("logits"))
-
-    def _read(self, shard: Shard) -> dict[str, Tensor]:
-        """A shard; one of a longer list may hold more images than are asked for."""
-        tensors = load_file(self.folder / shard.name)
-        return {name: tensors[name][: len(shard.numbers)] for name in ("pixels", "labels")}
+        """The features of all images, as `measure` wrote them."""
+        return _concatenate(Features(**_read(folder, shard)) for shard in self.shards)
 
 
-def take_up(folder: Path, settings: SampleSettings) -> None:
-    """Begin a folder of images drawn with these settings, or go on in it; raise if it holds others."""
+def resume_or_start(folder: Path, settings: SampleSettings) -> None:
+    """Start a folder of samples with these settings, or resume it; raise if its settings differ."""
     file = folder / SETTINGS_FILE
     if not file.is_file():
         check_new_folder(folder)
@@ -127,15 +110,15 @@ def take_up(folder: Path, settings: SampleSettings) -> None:
     recorded = parse_config(SampleSettings, file.read_text(encoding="utf-8"), origin=str(file))
     if difference := first_difference(recorded, settings):
         key, old, new = difference
-        what = "the weights of the model" if key == "weights" else f"{key}={old}"
+        same = "the weights of the model that drew" if key == "weights" else f"{key}={old} as for"
         raise InputError(
-            f"Expected to go on with {what} of the samples in {folder}; got {'others' if key == 'weights' else new}. "
-            "Evaluate with the same, or into another folder."
+            f"Expected {same} the samples in {folder}; got {'others' if key == 'weights' else new}. Evaluate with the "
+            "same, or choose another --out."
         )
 
 
 def make_labels(schedule: str, num: int, num_classes: int, seed: int) -> Tensor:
-    """The labels of the first `num` images: classes in turn ("balanced") or drawn for each ("random"); 0 without any.
+    """Labels of the first `num` samples: cycling through the classes ("balanced") or "random"; all 0 without classes.
 
     >>> make_labels("balanced", 5, 3, seed=0).tolist()
     [0, 1, 2, 0, 1]
@@ -146,30 +129,30 @@ def make_labels(schedule: str, num: int, num_classes: int, seed: int) -> Tensor:
 
 
 def features_of(net: FeatureNet, pixels: Tensor, *, batch_size: int) -> Features:
-    """What a network makes of images, uint8 (N, P, H, W), batch by batch; on the CPU."""
-    found = list(each_batch(net, pixels, batch_size))
-
-    def joined(parts: list[Tensor | None]) -> Tensor | None:
-        present = [part for part in parts if part is not None]
-        return torch.cat(present) if present else None
-
-    pooled = torch.cat([each.pooled for each in found])
-    return Features(pooled, joined([each.spatial for each in found]), joined([each.logits for each in found]))
+    """A network's features of images, uint8 (N, P, H, W), computed batch by batch; on the CPU."""
+    return _concatenate(_each_batch(net, pixels, batch_size))
 
 
 @torch.inference_mode()
-def each_batch(net: FeatureNet, pixels: Tensor, batch_size: int) -> Iterator[Features]:
-    """The features of one batch after another, on the CPU."""
+def _each_batch(net: FeatureNet, pixels: Tensor, batch_size: int) -> Iterator[Features]:
     device = next(net.parameters()).device
     for batch in pixels.split(batch_size):
         found = net(batch.to(device))
-        pooled, spatial, logits = (None if part is None else part.float().cpu() for part in found)
-        assert pooled is not None
-        yield Features(pooled, spatial, logits)
+        yield Features._make(None if part is None else part.float().cpu() for part in found)
+
+
+def _concatenate(parts: Iterable[Features]) -> Features:
+    """All of one network: they have the same kinds of features."""
+    return Features._make(None if kind[0] is None else torch.cat(kind) for kind in zip(*parts, strict=True))
+
+
+def _read(folder: Path, shard: Shard) -> dict[str, Tensor]:
+    """The tensors of a shard, cut to the images that are asked for: an earlier command may have drawn more."""
+    return {name: tensor[: len(shard.indices)] for name, tensor in load_file(folder / shard.name).items()}
 
 
 def _count(path: Path, of: str = "") -> int:
-    """How many images a shard holds, or one of features of these pixels; none if it is not there, or has changed."""
+    """Number of images in a shard, or in the features of these pixels; 0 if the file is missing or corrupted."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
@@ -181,7 +164,7 @@ def _count(path: Path, of: str = "") -> int:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], of: str = "") -> None:
-    """Write a shard with its checksum; of: the checksum of the pixels that features are of."""
+    """Write a shard with its checksum; `of`: the checksum of the pixels whose features these are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     with replace_file(path) as temporary:

@@ -1,6 +1,6 @@
-"""The flow as an ONNX file beside the sampler: images and labels go in, their noise and their likelihood come out.
+"""Export the flow to an ONNX file: images and labels -> noise and log-likelihood.
 
-With every class's label for one image it says which class the image is of; its noise, decoded, is the image edited.
+The playground classifies a drawing by evaluating every label, and edits it by decoding its noise.
 """
 
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
 
 INPUTS, OUTPUTS = ("image", "label"), ("noise", "log_prob")
-MOST_SIZE = 64  # pixels a side, that a person can draw
-MOST_CLASSES = 100  # that a browser encodes at once
+MOST_SIZE = 64  # pixels per side, for drawing
+MOST_CLASSES = 100  # evaluated at once in a browser
 TOLERANCE = 1e-4  # of values of size 1 or more, relative to their size
 
 
-class Encoded(NamedTuple):
-    """What an encoder gives."""
+class EncoderOutput(NamedTuple):
+    """The outputs of the file."""
 
     noise: Tensor  # (B, T, D), standard normal
     log_prob: Tensor  # (B,), nats
 
 
-Encoder = Callable[[Tensor, Tensor], Encoded]
-"""(image (B, P, H, W) with the training noise, label (B,)) -> `Encoded`."""
+EncodeFunction = Callable[[Tensor, Tensor], EncoderOutput]
+"""(image (B, P, H, W) with the training noise, label (B,)) -> `EncoderOutput`."""
 
 
 class ExportedEncoder(nn.Module):
-    """The flow between images and plain noise: what an encoder's file computes."""
+    """The computation of the file: the flow from images to standard normal noise."""
 
     scale: Tensor
 
@@ -46,26 +46,26 @@ class ExportedEncoder(nn.Module):
         self.flow = flow
         self.register_buffer("scale", flow.scale_noise(torch.ones_like(flow.prior_variance)))
 
-    def forward(self, image: Tensor, label: Tensor) -> Encoded:
-        """Images (B, P, H, W), [-1, 1] plus the training noise, label (B,) int64 -> `Encoded`."""
+    def forward(self, image: Tensor, label: Tensor) -> EncoderOutput:
+        """Images (B, P, H, W), [-1, 1] plus the training noise, label (B,) int64 -> `EncoderOutput`."""
         found = self.flow(patchify(image, self.flow.config.patch_size), label)
-        return Encoded(found.z / self.scale, self.flow.log_prob_of(found))
+        return EncoderOutput(found.z / self.scale, self.flow.log_prob_of(found))
 
 
 def can_draw(config: ModelConfig) -> bool:
-    """Whether a person can draw for a model: small images of pixels, grey or in colour, of two classes or more."""
+    """Whether the playground can draw for a model: small pixel images, grey or RGB, of two or more classes."""
     small = config.image_size <= MOST_SIZE and 2 <= config.num_classes <= MOST_CLASSES
     return small and config.codec == "pixels" and config.channels in (1, 3)
 
 
 def describe_noise(config: ModelConfig) -> dict[str, float]:
-    """What has to be added to an image before it is encoded, as JSON holds it."""
+    """The noise added to an image before it is encoded, as JSON."""
     std, bin_width = training_noise(config)
     return {"noise_std": std, "bin_width": bin_width}
 
 
 def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
-    """Write the encoder's file with this card, and give its largest relative difference from the flow.
+    """Export the encoder with this metadata; returns its largest relative difference from the flow.
 
     Raises `InputError` where that is above `TOLERANCE`.
     """
@@ -75,7 +75,7 @@ def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
     with quiet():
         program = trace_batches(encoder, (torch.zeros(3, *shape), torch.zeros(3, dtype=torch.long)))
         write_onnx(program, out, card, "float32", names=(INPUTS, OUTPUTS))
-    largest = compare(read_encoder(out), pipe)
+    largest = verify_encoder(read_encoder(out), pipe)
     if not largest <= TOLERANCE:
         raise InputError(
             f"Expected the encoder's file to give the flow's noise and likelihood within {TOLERANCE:g}; the largest "
@@ -84,20 +84,20 @@ def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
     return largest
 
 
-def read_encoder(path: Path) -> Encoder:
-    """A function that runs an encoder's file on the CPU."""
+def read_encoder(path: Path) -> EncodeFunction:
+    """A function that runs an exported encoder on the CPU."""
     session = open_onnx(path)
 
-    def run(image: Tensor, label: Tensor) -> Encoded:
+    def run(image: Tensor, label: Tensor) -> EncoderOutput:
         feeds = {"image": image.numpy(), "label": label.numpy()}
-        return Encoded(*(torch.from_numpy(each) for each in session.run(list(OUTPUTS), feeds)))
+        return EncoderOutput(*(torch.from_numpy(each) for each in session.run(list(OUTPUTS), feeds)))
 
     return run
 
 
 @torch.no_grad()
-def compare(run: Encoder, pipe: Pipeline) -> float:
-    """The largest difference from the flow on noisy samples of all kinds of labels, relative to values above 1."""
+def verify_encoder(run: EncodeFunction, pipe: Pipeline) -> float:
+    """The largest difference from the flow on noisy samples of all kinds of labels, relative for values above 1."""
     largest = []
     std, bin_width = training_noise(pipe.config)
     for batch in CHECKED_BATCHES:
@@ -110,7 +110,7 @@ def compare(run: Encoder, pipe: Pipeline) -> float:
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> Tensor:
-    """The largest difference of two tensors of one shape, relative to what is wanted where that is above 1: scalar.
+    """The largest difference of two tensors, relative to `wanted` where that is above 1: scalar.
 
     >>> relative_difference(torch.tensor([0.5, 101.0]), torch.tensor([0.0, 100.0]))
     tensor(0.5000)

@@ -1,7 +1,7 @@
-"""A model's sampler as one file that runs without this package: ONNX, or a program of torch.export.
+"""Export one-pass sampling to a file that runs without this package: ONNX, or a program of torch.export.
 
-Standard normal noise (B, T, D), labels (B,) and strengths of guidance (B,) go in, images (B, P, H, W) in [-1, 1] come
-out.  Each file is run and compared with the pipeline before it is put in its place.
+Inputs: standard normal noise (B, T, D), labels (B,) and guidance strengths (B,).  Output: images (B, P, H, W) in
+[-1, 1].  Each file is run and verified against the pipeline before it is written.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from biflow.sampling.guidance import Guidance
 
 Target = Literal["onnx", "torch"]
 Precision = Literal["float32", "float16", "int8"]
-Sampler = Callable[[Tensor, Tensor, Tensor], Tensor]
+SampleFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noise (B, T, D), label (B,), guidance (B,)) -> images (B, P, H, W)."""
 
 SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "torch": ".pt2"}
@@ -42,15 +42,15 @@ TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 0.02, "int8": 
 CHECKED_BATCHES = (1, 13)
 OPSET = 20
 INPUTS, OUTPUT = ("noise", "label", "guidance"), "image"
-CARD = "biflow"  # the key of the metadata in an ONNX file; torch's has the ending .json
+CARD = "biflow"  # metadata key in an ONNX file; with the suffix .json in a torch file
 LEVELS = 127.5  # grey levels in a distance of 1
-MOST_BYTES = 2_000_000_000  # of weights in one ONNX file, with some room below 2 GiB for the graph
-MOST_DECODED = 63  # images; from 64 on, diffusers' decoder takes another way
-MOST_GUIDANCE = 4.0  # that is tried where none was trained
+MOST_BYTES = 2_000_000_000  # of weights in one ONNX file; the rest of 2 GiB is for the graph
+MOST_DECODED = 63  # images; from 64 on, diffusers' decoder takes another code path
+MOST_GUIDANCE = 4.0  # verified when guidance was not trained
 
 
 class Check(NamedTuple):
-    """How far an exported file is from the pipeline, on values in [-1, 1] that would become 8 bits."""
+    """Difference between an exported file and the pipeline, on images in [-1, 1]."""
 
     images: int
     largest: float
@@ -59,17 +59,17 @@ class Check(NamedTuple):
 
     @property
     def grey_levels(self) -> float:
-        """The largest difference, in steps of 8 bits."""
+        """The largest difference in 8-bit grey levels."""
         return self.largest * LEVELS
 
     @property
     def mean_grey_levels(self) -> float:
-        """The mean difference, in the same steps."""
+        """The mean difference in 8-bit grey levels."""
         return self.mean * LEVELS
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """The written file."""
 
     card: dict[str, Any]
     check: Check
@@ -77,7 +77,7 @@ class Exported(NamedTuple):
 
 
 class ExportedSampler(nn.Module):
-    """The reverse model between plain noise and images: what an exported file computes."""
+    """The computation of an exported file: the reverse model from standard normal noise to images."""
 
     scale: Tensor
 
@@ -89,7 +89,7 @@ class ExportedSampler(nn.Module):
     def forward(self, noise: Tensor, label: Tensor, guidance: Tensor) -> Tensor:
         """Standard normal noise (B, T, D), label (B,) int64, guidance (B,) -> images (B, P, H, W) in [-1, 1].
 
-        Without a codec, latents as the flow models them.
+        Without a codec, latents.
         """
         patches = self.reverse(noise * self.scale, label, guidance).image
         latents = unpatchify(patches, self.config.patch_size, self.config.channels)
@@ -99,17 +99,17 @@ class ExportedSampler(nn.Module):
 def export_model(
     model: Path, out: Path, *, target: Target = "onnx", precision: Precision = "float32", codec: bool = False
 ) -> Exported:
-    """Write a model folder's sampler to one file, and compare it with the pipeline first.
+    """Export a model folder's one-pass sampling to a file, verified against the pipeline.
 
-    codec: whether the decoder of a model of latents goes into the file; a model of pixels needs none.  Raises
-    `InputError`, and leaves nothing at `out`, if the images differ by more than `TOLERANCES[precision]`.
+    codec: include the decoder of a latent model.  Raises `InputError`, and writes nothing, if the images differ by more
+    than `TOLERANCES[precision]`.
     """
     check_export(out, target, precision)
     pipe = Pipeline.from_pretrained(model)
     sampler = make_sampler(pipe, codec=codec)
     if target == "onnx":
         check_size(sampler)
-    card = describe(pipe, model, precision=precision, images=sampler.codec is not None)
+    card = make_card(pipe, model, precision=precision, images=sampler.codec is not None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(out) as temporary:
         with quiet():
@@ -119,7 +119,7 @@ def export_model(
             else:
                 write_onnx(program, temporary, card, precision)
         run = (read_torch if target == "torch" else read_onnx)(temporary)
-        check = compare(run, pipe, images=sampler.codec is not None, tolerance=TOLERANCES[precision])
+        check = verify(run, pipe, images=sampler.codec is not None, tolerance=TOLERANCES[precision])
         if not check.largest <= check.tolerance:
             raise InputError(
                 f"Expected the exported file to give the model's images within {check.tolerance:g}; the largest "
@@ -130,7 +130,7 @@ def export_model(
 
 
 def check_export(out: Path, target: Target, precision: Precision) -> None:
-    """Raise unless this can be written here, with the packages that are installed."""
+    """Raise unless this export can be written here with the installed packages."""
     suffix = choose(SUFFIXES, target, "target")
     choose(TOLERANCES, precision, "precision")
     if out.suffix != suffix:
@@ -148,7 +148,7 @@ def check_export(out: Path, target: Target, precision: Precision) -> None:
 
 
 def check_installed() -> None:
-    """Raise unless ONNX files can be written and run."""
+    """Raise unless the packages for ONNX are installed."""
     for module in EXTRAS["onnx"].modules:
         require(module)
 
@@ -164,24 +164,24 @@ def check_size(sampler: nn.Module) -> None:
 
 
 def make_sampler(pipe: Pipeline, *, codec: bool = False) -> ExportedSampler:
-    """What is exported of a pipeline; with the decoder of its latents, or if it models pixels, it gives images."""
+    """The module that is exported; it returns images for pixel models and with the codec, else latents."""
     reverse = pipe.model.reverse
     if reverse is None:
         raise InputError(
-            "Expected a model with a reverse model, which is what is exported; this one has only a flow. "
+            "Expected a model with a reverse model to export; this one has only a flow. "
             "Train one: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
         )
     if reverse.config.denoising == "score":
         raise InputError(
-            "Expected a reverse model that gives clean images by itself; this one is followed by a gradient of the "
-            "flow, which cannot be exported. Train one with model.reverse.denoising=learned."
+            "Expected a reverse model with learned denoising; this one needs a gradient of the flow, which cannot be "
+            "exported. Train one with model.reverse.denoising=learned."
         )
     decoder = pipe.model.codec if codec or pipe.config.codec == "pixels" else None
     return ExportedSampler(pipe.model.flow, reverse, pipe.config, decoder).eval()
 
 
-def describe(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool) -> dict[str, Any]:
-    """What a program needs to know of an exported file, as JSON holds it."""
+def make_card(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool) -> dict[str, Any]:
+    """The metadata of an exported file, as JSON."""
     config, reverse = pipe.config, pipe.model.reverse
     assert reverse is not None
     channels, size = config.channels, config.image_size
@@ -208,7 +208,7 @@ def describe(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool
 
 
 def trace(sampler: ExportedSampler) -> torch.export.ExportedProgram:
-    """The sampler as a graph, for any batch size."""
+    """Trace the sampler, with a dynamic batch size."""
     examples = torch.zeros(3, *sampler.scale.shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
     return trace_batches(sampler, examples, most=most_at_once(sampler.codec))
 
@@ -216,7 +216,7 @@ def trace(sampler: ExportedSampler) -> torch.export.ExportedProgram:
 def trace_batches(
     module: nn.Module, examples: tuple[Tensor, ...], *, most: int | None = None
 ) -> torch.export.ExportedProgram:
-    """A module as a graph, for any batch size up to the most; examples (B, ...) of what goes in."""
+    """Trace a module with a dynamic batch size up to `most`; examples: inputs (B, ...)."""
     batch = torch.export.Dim("batch", max=most)
     program = torch.export.export(module, examples, dynamic_shapes=tuple({0: batch} for _ in examples))
     for node in program.graph.nodes:
@@ -225,7 +225,7 @@ def trace_batches(
 
 
 def most_at_once(codec: Codec | None) -> int | None:
-    """The largest batch that a graph holds for; none where there is no limit."""
+    """The largest batch that a traced graph is valid for; none for no limit."""
     return MOST_DECODED if isinstance(codec, VaeCodec) else None
 
 
@@ -243,7 +243,7 @@ def write_onnx(
     *,
     names: tuple[Sequence[str], Sequence[str]] = (INPUTS, (OUTPUT,)),
 ) -> None:
-    """Write one ONNX file, weights included, in a precision; names: of what goes in, and of what comes out."""
+    """Write one ONNX file with its weights; names: of the inputs and outputs."""
     import onnx
 
     exported = torch.onnx.export(
@@ -252,24 +252,24 @@ def write_onnx(
     assert exported is not None
     model = {"float32": lambda model: model, "float16": to_float16, "int8": to_int8}[precision](exported.model_proto)
     for node in model.graph.node:
-        del node.metadata_props[:]  # where in which source file it came from, a third of a small file
+        del node.metadata_props[:]  # source locations, a third of a small file
     onnx.helper.set_model_props(model, {CARD: json.dumps(card)})
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
 
 
 def to_float16(model: Any) -> Any:
-    """An ONNX model with weights and values in float16; what goes in and comes out stays float32."""
+    """An ONNX model in float16; inputs and outputs stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     converted = OnnxModel(convert_float_to_float16(model, keep_io_types=True))
-    converted.topological_sort()  # the casts of what goes in stand at the end
+    converted.topological_sort()  # the input casts are appended at the end
     return converted.model
 
 
 def to_int8(model: Any) -> Any:
-    """An ONNX model whose matrices are 8-bit integers, a scale for each column; values are rounded as they come."""
+    """An ONNX model with dynamic int8 quantisation, per channel."""
     import tempfile
 
     import onnx
@@ -277,18 +277,18 @@ def to_int8(model: Any) -> Any:
 
     with tempfile.TemporaryDirectory() as folder:
         quantised = Path(folder) / "int8.onnx"
-        # 7 of the 8 bits: products of more overflow on x86 processors without VNNI, without a word
+        # 7 bits: products of 8 overflow silently on x86 processors without VNNI
         quantize_dynamic(model, quantised, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
         return onnx.load(quantised)
 
 
-def read_torch(path: Path) -> Sampler:
+def read_torch(path: Path) -> SampleFunction:
     """A function that runs a program of torch.export."""
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
 
-def read_onnx(path: Path, *, threads: int = 1) -> Sampler:
+def read_onnx(path: Path, *, threads: int = 1) -> SampleFunction:
     """A function that runs an ONNX file of a sampler on the CPU."""
     session = open_onnx(path, threads=threads)
 
@@ -300,7 +300,7 @@ def read_onnx(path: Path, *, threads: int = 1) -> Sampler:
 
 
 def open_onnx(path: Path, *, threads: int = 1) -> Any:
-    """An ONNX file, ready to run on the CPU: a session of onnxruntime."""
+    """An onnxruntime session for an ONNX file, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -309,10 +309,10 @@ def open_onnx(path: Path, *, threads: int = 1) -> Any:
     return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def compare(run: Sampler, pipe: Pipeline, *, images: bool, tolerance: float) -> Check:
-    """The images of an exported file beside the pipeline's: batches of two sizes, all kinds of labels, all strengths.
+def verify(run: SampleFunction, pipe: Pipeline, *, images: bool, tolerance: float) -> Check:
+    """Compare an exported file with the pipeline: two batch sizes, all kinds of labels, all guidance strengths.
 
-    What is out of [-1, 1] is first brought there, as for 8 bits; latents are compared as they are.
+    Images are clamped to [-1, 1] first; latents are not.
     """
     differences = []
     for batch in CHECKED_BATCHES:
@@ -332,7 +332,7 @@ def compare(run: Sampler, pipe: Pipeline, *, images: bool, tolerance: float) -> 
 
 @torch.no_grad()
 def expected(pipe: Pipeline, noise: Tensor, labels: Tensor, strength: float, *, images: bool) -> Tensor:
-    """The pipeline's own images, before they are rounded: (B, P, H, W)."""
+    """The pipeline's images before rounding: (B, P, H, W)."""
     from biflow.sampling.samplers import OnePass
 
     z = pipe.model.flow.scale_noise(noise)
@@ -343,7 +343,7 @@ def expected(pipe: Pipeline, noise: Tensor, labels: Tensor, strength: float, *, 
 
 
 def checked_labels(batch: int, num_classes: int) -> Tensor:
-    """Labels (batch,) from the first class to no class.
+    """Labels (batch,) spread from the first class to the null label.
 
     >>> checked_labels(4, 6).tolist()
     [0, 2, 4, 6]
@@ -352,7 +352,7 @@ def checked_labels(batch: int, num_classes: int) -> Tensor:
 
 
 def checked_strengths(pipe: Pipeline) -> Sequence[float]:
-    """Strengths of guidance from none to the most that was trained."""
+    """Guidance strengths from none to the largest that was trained."""
     reverse = pipe.model.reverse
     assert reverse is not None
     if not pipe.config.num_classes:
@@ -363,7 +363,7 @@ def checked_strengths(pipe: Pipeline) -> Sequence[float]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notes of the exporters, which say nothing to a user."""
+    """Silence the exporters' notes."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""The static folder: page, model, runtime."""
+"""The playground: a static folder with page, model and runtime."""
 
 import json
 import shutil
@@ -20,11 +20,10 @@ SITE_FILES = (*PAGE_FILES, MODEL_FILE, CARD_FILE, *(f"{RUNTIME_FOLDER}/{name}" f
 
 
 def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Exported:
-    """Write a folder that any web server can serve, or nothing: a page that samples from this model.
+    """Write a folder that any web server can serve, with a page that samples from this model.
 
-    Where a person can draw images for the model, the page has a place to draw, and the folder the encoder's file.
-    runtime: a folder with onnxruntime-web's files; otherwise npm fetches them, once.  A folder that holds such a page
-    already is replaced.
+    Small models with classes get a canvas to draw on, and the exported encoder.  runtime: a folder with
+    onnxruntime-web's files; by default npm downloads them once.  An existing page is replaced.
     """
     check_site(out)
     check_installed()
@@ -46,13 +45,13 @@ def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Export
 
 
 def page_card(card: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """What the page needs to know of the model; drawing: the noise that a drawing gets, if there is drawing."""
+    """The page's metadata of the model; drawing: the noise added to a drawing, if it can draw."""
     drawing = describe_noise(config) if can_draw(config) else None
     return {**card, "slider_guidance": card["max_guidance"] or MOST_GUIDANCE, "drawing": drawing}
 
 
 def check_site(out: Path) -> None:
-    """Raise unless the site can be written here: in a new or empty folder, or in the place of another such site."""
+    """Raise unless the page can be written here: a new or empty folder, or one with such a page."""
     if out.is_dir():
         files = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
         if files - {ENCODER_FILE} == set(SITE_FILES):

@@ -1,4 +1,4 @@
-"""onnxruntime-web, which runs an ONNX file in a browser: fetched once by npm, checked, and kept."""
+"""onnxruntime-web, which runs ONNX files in a browser: downloaded once by npm, verified, and cached."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ OTHERWISE = (
 
 
 def copy_runtime(to: Path, given: Path | None) -> None:
-    """Copy the runtime's files to a folder: from the folder that is given, or from the package that npm fetches."""
+    """Copy the runtime's files to a folder, from a given folder or from the npm package."""
     to.mkdir(parents=True, exist_ok=True)
     if given is not None:
         source = find_runtime(given)
@@ -37,17 +37,15 @@ def copy_runtime(to: Path, given: Path | None) -> None:
 
 
 def find_runtime(folder: Path) -> Path:
-    """The folder that holds the runtime's files: this one, or its dist, as npm has it."""
+    """The folder with the runtime's files: the given one or its dist."""
     for each in (folder, folder / "dist", folder / "package" / "dist"):
         if all((each / name).is_file() for name in FILES):
             return each
-    raise InputError(
-        f"Expected {' and '.join(FILES)} in {folder}, or in a folder dist in it; they are not there. {OTHERWISE}"
-    )
+    raise InputError(f"Expected {' and '.join(FILES)} in {folder} or its folder dist; they are missing. {OTHERWISE}")
 
 
 def fetch_runtime() -> Path:
-    """The npm package as a file, out of the cache or fetched into it; never one that is not what it should be."""
+    """The npm package as a file, from the cache or downloaded; its checksum is verified."""
     kept = cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
     if kept.is_file() and is_sound(kept):
         return kept
@@ -63,13 +61,13 @@ def fetch_runtime() -> Path:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a file is the package of this version."""
+    """Whether a file has the checksum of this version."""
     with path.open("rb") as file:
         return base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() == SHA512
 
 
 def download(path: Path) -> None:
-    """Fetch the package by npm, with the registry that npm is set to."""
+    """Download the package with npm, from its configured registry."""
     folder = path.with_name(f"{path.name}.npm")
     folder.mkdir()
     package = f"onnxruntime-web@{VERSION}"
@@ -86,6 +84,6 @@ def download(path: Path) -> None:
             f"Expected npm to fetch {package}; it could not ({reason.strip()[:99]}). {OTHERWISE}"
         ) from None
     except (subprocess.TimeoutExpired, StopIteration):
-        raise InputError(f"Expected npm to fetch {package}; it brought nothing in time. {OTHERWISE}") from None
+        raise InputError(f"Expected npm to fetch {package}; it timed out. {OTHERWISE}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

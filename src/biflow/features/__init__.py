@@ -1,1 +1,1 @@
-"""Frozen networks that look at images."""
+"""Frozen networks: encoders, perceptual distances and metric networks."""

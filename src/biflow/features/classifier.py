@@ -1,12 +1,12 @@
-"""A small convolutional classifier that is trained on a run's own images; what it sees on the way compares them."""
+"""A small convolutional classifier, trained on the run's own images, whose feature maps compare images."""
 
 from torch import Tensor, nn
 
 
 class Classifier(nn.Module):
-    """Two stages of convolutions, the second at half the resolution, and a readout of their average over places.
+    """Two convolutional stages, the second at half resolution, global average pooling and a linear readout.
 
-    It is no `Judge`: a model that learned from the network that judges it would flatter itself.
+    Separate from `Judge`: a model must not be trained on the network that evaluates it.
     """
 
     WIDTH = 32
@@ -18,11 +18,11 @@ class Classifier(nn.Module):
         self.readout = nn.Linear(2 * self.WIDTH, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """what the flow models (B, P, H, W) -> logits (B, num_classes)."""
+        """The flow's data (B, P, H, W) -> logits (B, num_classes)."""
         return self.readout(self.maps(images)[-1].mean(dim=(2, 3)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """what the flow models (B, P, H, W) -> features of both stages, (B, F, H, W) and (B, 2F, H / 2, W / 2)."""
+        """The flow's data (B, P, H, W) -> feature maps of both stages, (B, F, H, W) and (B, 2F, H / 2, W / 2)."""
         fine = self.fine(images)
         return [fine, self.coarse(fine)]
 

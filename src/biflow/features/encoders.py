@@ -1,4 +1,4 @@
-"""Frozen vision encoders that the flow's features are aligned with: images -> features on a grid of patches."""
+"""Frozen vision encoders for feature alignment: images -> a grid of patch features."""
 
 import math
 from typing import Any
@@ -18,11 +18,11 @@ FAMILIES = {
     "clip": {"clip", "clip_vision_model"},
     "mae": {"vit_mae"},
 }
-USUAL_INPUT = 224
+DEFAULT_INPUT = 224
 
 
 class Encoder(nn.Module):
-    """A network whose features lie on a grid of patches; images are scaled to what it takes."""
+    """A frozen network with features on a patch grid; resizes images to its input size."""
 
     def __init__(self, network: nn.Module, input_size: int | None = None) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         return on_grid(features) if isinstance(features, Tensor) and features.ndim == 3 else features
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
-        """A frozen network stays in eval mode."""
+        """Stays in eval mode."""
         return super().train(mode=False)
 
 
@@ -47,14 +47,14 @@ def on_grid(tokens: Tensor) -> Tensor:
     side = math.isqrt(tokens.shape[1])
     if side**2 != tokens.shape[1]:
         raise InputError(
-            f"Expected an encoder whose patches form a square; got {tokens.shape[1]} tokens. Leave out those that are "
-            "no patches, set input_size to a multiple of its patch size, or give features (B, F, h, w)."
+            f"Expected an encoder whose patches form a square; got {tokens.shape[1]} tokens. Drop tokens that are not "
+            "patches, set input_size to a multiple of the patch size, or return features (B, F, h, w)."
         )
     return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 class HubTokens(nn.Module):
-    """The patch tokens of a vision transformer of transformers, without those of class and registers."""
+    """Patch tokens of a vision transformer from transformers, without class and register tokens."""
 
     def __init__(self, network: Any, kind: str) -> None:
         super().__init__()
@@ -66,15 +66,15 @@ class HubTokens(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 1 or 3, H, W) in [-1, 1] -> tokens (B, patches, F), in raster order."""
         options = {}
-        if self.kind == "mae":  # it sorts its patches by random numbers, to drop the last of them: these keep them
+        if self.kind == "mae":  # it shuffles its patches by this noise before masking: sorted noise keeps their order
             patches = (images.shape[-1] // self.network.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
-        seen = self.network(pixel_values=self.normalise(images), **options)
-        return seen.last_hidden_state[:, self.leading :]
+        output = self.network(pixel_values=self.normalise(images), **options)
+        return output.last_hidden_state[:, self.leading :]
 
 
 def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -> Encoder:
-    """The encoder that a config names, with its weights loaded and frozen."""
+    """Build the encoder of a config, with frozen pretrained weights."""
     if config.encoder == "classifier":
         assert classifier is not None
         encoder = Encoder(LastMap(classifier))
@@ -87,13 +87,13 @@ def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -
         if config.encoder == "mae":
             network.config.mask_ratio = 0.0
         sizes = getattr(network.config, "vision_config", network.config)
-        own = min(int(sizes.image_size), USUAL_INPUT)
-        encoder = Encoder(HubTokens(network, config.encoder), config.input_size or own)
+        default = min(int(sizes.image_size), DEFAULT_INPUT)
+        encoder = Encoder(HubTokens(network, config.encoder), config.input_size or default)
     return encoder.eval().requires_grad_(False)
 
 
 class LastMap(nn.Module):
-    """The coarse feature map of a classifier of the run's own images."""
+    """The coarse feature map of the run's own classifier."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

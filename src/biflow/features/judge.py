@@ -1,4 +1,4 @@
-"""A small convolutional classifier that judges samples of small images; it is trained on real images only."""
+"""The reference classifier for small images, trained only on real images and used to evaluate samples."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ FORMAT_VERSION = 1
 
 
 class Judge(nn.Module):
-    """Reads the class of small images, and gives the features that Frechet distances are measured in."""
+    """Reference classifier: predicts classes, and gives the features for Fréchet distances."""
 
     WIDTH, FEATURE_WIDTH, GRID = 32, 64, 4
 
@@ -45,36 +45,38 @@ class Judge(nn.Module):
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
-    """Write judge.json and judge.safetensors, whole or not at all, to a new folder or in the place of another judge."""
+    """Write judge.json and judge.safetensors atomically, to a new folder or over another judge."""
     if not (folder / CONFIG_FILE).exists():
         check_new_folder(folder)
     sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only the owner can read
 
 
 def load_judge(folder: Path) -> Judge:
-    """Rebuild a judge from its folder, in eval mode, on the CPU."""
+    """Load a judge from its folder, on the CPU, frozen and in eval mode."""
     channels, num_classes = _read_sizes(folder / CONFIG_FILE)
-    with torch.device("meta"):  # no random numbers for weights that are replaced
+    with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(channels, num_classes)
-    found = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
-    if faults := describe_faults(shapes(judge.state_dict()), shapes(found)):
-        raise InputError(f"Expected weights that belong to {folder / CONFIG_FILE}; {faults}. Copy the folder whole.")
-    judge.load_state_dict({name: tensor.float() for name, tensor in found.items()}, assign=True)
+    loaded = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    if faults := describe_faults(shapes(judge.state_dict()), shapes(loaded)):
+        raise InputError(f"Expected weights that belong to {folder / CONFIG_FILE}; {faults}. Copy the whole folder.")
+    judge.load_state_dict({name: tensor.float() for name, tensor in loaded.items()}, assign=True)
     return judge.eval().requires_grad_(False)
 
 
 def _read_sizes(path: Path) -> tuple[int, int]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"Expected {path}; it is missing or cannot be read. Give a folder of save_judge.") from None
+        raise InputError(
+            f"Expected {path}; it is missing or cannot be read. Give a folder written by save_judge."
+        ) from None
     except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
-    sizes = found if isinstance(found, dict) else {}
+    sizes = content if isinstance(content, dict) else {}
     if sizes.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"Expected format_version {FORMAT_VERSION} in {path}; got {sizes.get('format_version')}. "

@@ -1,4 +1,4 @@
-"""Networks whose features of images are compared: Inception for FID, DINOv2 for FD-DINOv2, a judge of one's own."""
+"""Feature networks for metrics: Inception (FID), DINOv2 (FD-DINOv2) or a reference classifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ DINOV2_INPUT = 224
 
 
 class Features(NamedTuple):
-    """What a network sees in images."""
+    """Features of a batch of images."""
 
     pooled: Tensor  # (B, F)
     spatial: Tensor | None = None  # (B, S), for sFID
@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 class FeatureNet(nn.Module):
-    """A frozen network, with the way that it is given pixels; it computes in float32 whatever the surroundings."""
+    """A frozen network with its preprocessing; always computes in float32."""
 
     name: str
     preprocessing: str
@@ -41,51 +41,51 @@ class FeatureNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def identity(self) -> str:
-        """SHA-256 of the weights as they were loaded."""
+        """SHA-256 of the loaded weights."""
         return self.checksum
 
-    def look(self, pixels: Tensor) -> Features:
-        """Pixels (B, channels, H, W) of 0 to 255, in float32 and on the network's device -> features."""
+    def extract(self, pixels: Tensor) -> Features:
+        """Float32 pixels (B, channels, H, W) in [0, 255], on the network's device -> features."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Features:
-        """uint8 (B, P, H, W), P of 1 or 3 -> features, in float32 and on the network's device; grey is repeated."""
+        """uint8 (B, P, H, W) -> float32 features on the network's device; grey images are repeated to all channels."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in {1, self.channels}:
             raise InputError(
                 f"Expected uint8 pixels (B, {' or '.join(str(each) for each in sorted({1, self.channels}))}, H, W) for "
-                f"{self.name}; got {pixels.dtype} {tuple(pixels.shape)}. Give images as they are saved."
+                f"{self.name}; got {pixels.dtype} {tuple(pixels.shape)}. Pass images as uint8."
             )
         device = next(self.network.parameters()).device
         images = pixels.to(device).float().expand(-1, self.channels, -1, -1)
         with _full_precision(device.type):
-            return self.look(images)
+            return self.extract(images)
 
     def train(self, mode: bool = True) -> "FeatureNet":  # noqa: ARG002
-        """A frozen network stays in eval mode."""
+        """Stays in eval mode."""
         return super().train(mode=False)
 
 
 @contextmanager
 def _full_precision(device: str) -> Iterator[None]:
-    """Neither autocast nor the shortened mantissas that convolutions on GPUs take by default."""
+    """Disable autocast and TF32 convolutions."""
     with torch.autocast(device, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 class InceptionFeatures(FeatureNet):
-    """Inception's pooled features (FID), spatial ones (sFID) and logits without bias (Inception Score)."""
+    """Inception's pooled features (FID), spatial features (sFID) and logits without bias (Inception Score)."""
 
     name = "inception"
     preprocessing = "bilinear to 299 as TensorFlow 1, (x - 128) / 128"
 
-    def look(self, pixels: Tensor) -> Features:
+    def extract(self, pixels: Tensor) -> Features:
         """Pixels (B, 3, H, W) -> pooled (B, 2048), spatial (B, 2023), logits (B, 1008)."""
         return Features(*self.network(inception_input(pixels)))
 
 
 class DinoV2Features(FeatureNet):
-    """DINOv2's class token behind its last norm, as FD-DINOv2 compares it (Stein et al. 2023, arXiv 2306.04675)."""
+    """DINOv2's class token after the last norm, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675)."""
 
     name = "dinov2"
     preprocessing = "bicubic to 224 as Pillow (antialiased, in whole levels), mean and deviation of ImageNet"
@@ -97,18 +97,18 @@ class DinoV2Features(FeatureNet):
         embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
         self.normalise = ImageNetInput().eval()
 
-    def look(self, pixels: Tensor) -> Features:
-        """Pixels (B, 3, H, W) -> pooled (B, F), of F = 1024 for ViT-L."""
+    def extract(self, pixels: Tensor) -> Features:
+        """Pixels (B, 3, H, W) -> pooled (B, F); F = 1024 for ViT-L."""
         images = resize_as_pillow(pixels, DINOV2_INPUT) / 127.5 - 1
-        seen = self.network(pixel_values=self.normalise(images))
-        return Features(seen.last_hidden_state[:, 0])
+        output = self.network(pixel_values=self.normalise(images))
+        return Features(output.last_hidden_state[:, 0])
 
 
 def resize_as_pillow(images: Tensor, size: int) -> Tensor:
-    """Pixels (B, P, H, W) of 0 to 255 -> (B, P, size, size): bicubic and antialiased, as Pillow does it.
+    """Resize pixels (B, P, H, W) in [0, 255] to (B, P, size, size) as Pillow does: bicubic and antialiased.
 
-    Pillow rounds to whole levels of 0 to 255 twice, behind the columns and behind the rows: so does this.  What lies
-    half-way between two levels may be rounded otherwise, for fewer than one pixel in a hundred.
+    Like Pillow, rounds to whole grey levels after the columns and again after the rows; ties may round differently,
+    in fewer than 1% of pixels.
     """
     for shape in ((images.shape[2], size), (size, size)):
         images = (F.interpolate(images, shape, mode="bicubic", antialias=True) + 0.5).floor().clamp(0, 255)
@@ -116,20 +116,20 @@ def resize_as_pillow(images: Tensor, size: int) -> Tensor:
 
 
 def fit_positions(positions: Tensor, grid: int) -> Tensor:
-    """Embeddings of a class and a square of places (1, 1 + h * h, C) -> (1, 1 + grid * grid, C), as DINOv2's own code.
+    """Interpolate class and position embeddings (1, 1 + h * h, C) to (1, 1 + grid * grid, C) as DINOv2's own code does.
 
-    It scales by (grid + 0.1) / h, where transformers scales by grid / h: other positions by up to a tenth of a patch.
+    It scales by (grid + 0.1) / h, transformers by grid / h: positions differ by up to a tenth of a patch.
     """
-    known = round((positions.shape[1] - 1) ** 0.5)
-    if known == grid:
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if side == grid:
         return positions.detach()
-    places = positions.detach()[:, 1:].unflatten(1, (known, known)).permute(0, 3, 1, 2)  # (1, C, h, h)
-    places = F.interpolate(places, scale_factor=(grid + 0.1) / known, mode="bicubic")
-    return torch.cat([positions.detach()[:, :1], places.flatten(2).transpose(1, 2)], dim=1)
+    patches = positions.detach()[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, C, h, h)
+    patches = F.interpolate(patches, scale_factor=(grid + 0.1) / side, mode="bicubic")
+    return torch.cat([positions.detach()[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 class JudgeFeatures(FeatureNet):
-    """What a judge sees: its last hidden layer, and its logits."""
+    """A judge's last hidden layer and logits."""
 
     name = "judge"
     preprocessing = "x / 127.5 - 1, at the images' own size"
@@ -138,7 +138,7 @@ class JudgeFeatures(FeatureNet):
         super().__init__(network)
         self.channels = network.channels
 
-    def look(self, pixels: Tensor) -> Features:
+    def extract(self, pixels: Tensor) -> Features:
         """Pixels (B, channels, H, W) -> pooled (B, F), logits (B, K)."""
         assert isinstance(self.network, Judge)
         pooled = self.network.features(pixels / 127.5 - 1)
@@ -146,23 +146,23 @@ class JudgeFeatures(FeatureNet):
 
 
 def make_feature_net(name: str) -> FeatureNet:
-    """The network of this name: inception[:FILE], dinov2[:FOLDER or hub name] or judge:FOLDER, frozen, on the CPU.
+    """Build inception[:FILE], dinov2[:FOLDER or hub name] or judge:FOLDER, frozen, on the CPU.
 
-    Without a file, Inception's published weights are downloaded once, to the cache folder.
+    Without FILE, Inception's published weights are downloaded once to the cache folder.
     """
-    kind, _, place = name.partition(":")
-    return choose({"inception": _inception, "dinov2": _dinov2, "judge": _judge}, kind, "feature network")(place)
+    kind, _, source = name.partition(":")
+    return choose({"inception": _inception, "dinov2": _dinov2, "judge": _judge}, kind, "feature network")(source)
 
 
-def _inception(place: str) -> FeatureNet:
-    return InceptionFeatures(load_inception(Path(place) if place else download_inception()))
+def _inception(source: str) -> FeatureNet:
+    return InceptionFeatures(load_inception(Path(source) if source else download_inception()))
 
 
-def _dinov2(place: str) -> FeatureNet:
-    return DinoV2Features(load_from_hub(place or DINOV2, {"dinov2"}))
+def _dinov2(source: str) -> FeatureNet:
+    return DinoV2Features(load_from_hub(source or DINOV2, {"dinov2"}))
 
 
-def _judge(place: str) -> FeatureNet:
-    if not place:
-        raise InputError("Expected the folder of a judge, as save_judge writes it; got none. Write judge:FOLDER.")
-    return JudgeFeatures(load_judge(Path(place)))
+def _judge(source: str) -> FeatureNet:
+    if not source:
+        raise InputError("Expected the folder of a judge, written by save_judge; got none. Write judge:FOLDER.")
+    return JudgeFeatures(load_judge(Path(source)))

@@ -1,4 +1,4 @@
-"""Networks of others: pretrained vision networks through transformers, modules by import path, and their input."""
+"""Third-party networks: pretrained vision models from transformers, modules by import path, and their input."""
 
 import importlib
 from collections.abc import Collection
@@ -16,9 +16,9 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 def load_from_hub(name: str, families: Collection[str]) -> Any:
-    """A network by its hub name or local folder, of one of these families (`model_type` in its config.json).
+    """Load a network of one of these families (`model_type` in its config.json) by hub name or local folder.
 
-    Only weights and sizes are read, the weights in float32; code that a repository brings is never run.
+    Weights are loaded in float32; remote code is never run.
     """
     require("transformers")
     from transformers import AutoConfig, AutoModel
@@ -26,19 +26,19 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
     local = Path(name).is_dir()
     try:
         family = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False).model_type
-    except Exception as error:  # of the hub, the disk or the file, of a dozen types
+    except Exception as error:  # hub, disk and file errors of a dozen types
         raise _not_found(name, error) from None
     if family not in families:
         raise InputError(f"Expected a network of type {' or '.join(sorted(families))}; {name!r} is of type {family!r}.")
     try:
-        network, found = AutoModel.from_pretrained(
+        network, report = AutoModel.from_pretrained(
             name, local_files_only=local, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     except Exception as error:  # the same
         raise _not_found(name, error) from None
-    if missing := sorted([*found["missing_keys"], *(str(key) for key in found["mismatched_keys"])]):
+    if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise InputError(
-            f"Expected whole weights in {name!r}; {len(missing)} are missing or of another shape, the first of them "
+            f"Expected complete weights in {name!r}; {len(missing)} are missing or of another shape, first "
             f"{missing[0]}. Download or copy it again."
         )
     return network
@@ -47,31 +47,31 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
 def _not_found(name: str, error: Exception) -> InputError:
     if Path(name).is_dir():
         return InputError(
-            f"Expected config.json and whole weights in {name}, as save_pretrained of transformers writes them; "
-            f"cannot read them ({type(error).__name__}). Copy the folder whole."
+            f"Expected config.json and weights in {name}, written by save_pretrained of transformers; "
+            f"cannot read them ({type(error).__name__}). Copy the whole folder."
         )
     return InputError(
-        f"Expected {name!r} to be a local folder or a name on the Hugging Face hub that can be reached "
-        "(HF_HUB_OFFLINE=1 forbids it, or lets only downloaded ones be used). Download it, or give its folder."
+        f"Expected {name!r} to be a local folder or a reachable name on the Hugging Face hub "
+        "(HF_HUB_OFFLINE=1 allows only downloaded ones). Download it, or give its folder."
     )
 
 
 def load_module(name: str) -> nn.Module:
-    """The module that "package.module:name" gives: itself a module, or a class or function that makes one."""
-    place, colon, attribute = name.partition(":")
+    """Import a module by "package.module:name", or call the class or function of that name to create it."""
+    path, colon, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(place), attribute) if colon else None
-    except Exception as error:  # of somebody's code
+        target = getattr(importlib.import_module(path), attribute) if colon else None
+    except Exception as error:  # third-party code
         raise InputError(
-            f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}. Check the name, and put "
-            "the folder of a module of your own on PYTHONPATH."
+            f"Expected {name!r} to be importable as 'package.module:name'; {_one_line(error)}. Check the name, and add "
+            "the folder of your module to PYTHONPATH."
         ) from None
     try:
-        module = found if isinstance(found, nn.Module) or not callable(found) else found()
-    except Exception as error:  # of somebody's code
-        raise InputError(f"Expected {name!r} to make a torch module without arguments; {_one_line(error)}.") from None
+        module = target if isinstance(target, nn.Module) or not callable(target) else target()
+    except Exception as error:  # third-party code
+        raise InputError(f"Expected {name!r} to create a torch module without arguments; {_one_line(error)}.") from None
     if not isinstance(module, nn.Module):
-        raise InputError(f"Expected 'package.module:name' of a torch module, or of what makes one; got {name!r}.")
+        raise InputError(f"Expected 'package.module:name' of a torch module or its factory; got {name!r}.")
     return module
 
 
@@ -80,7 +80,7 @@ def _one_line(error: Exception) -> str:
 
 
 class ImageNetInput(nn.Module):
-    """Images in [-1, 1] as networks of ImageNet want them: three channels, less their mean, over their deviation."""
+    """Normalises images in [-1, 1] for ImageNet networks: three channels, ImageNet mean and standard deviation."""
 
     mean: Tensor
     std: Tensor
@@ -91,7 +91,7 @@ class ImageNetInput(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, H, W); grey ones are repeated."""
+        """images (B, 1 or 3, H, W) in [-1, 1] -> (B, 3, H, W); grey images are repeated."""
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
         return ((images + 1) / 2 - self.mean) / self.std

@@ -1,1 +1,1 @@
-"""Models of others, and for others: the Hugging Face hub, model cards, ml-tarflow checkpoints."""
+"""Sharing models: the Hugging Face hub, model cards, and ml-tarflow checkpoints."""

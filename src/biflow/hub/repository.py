@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub: found by name, and uploaded with their card."""
+"""Model folders on the Hugging Face hub: downloaded by name, and uploaded with a model card."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,9 +24,9 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 def find_model(
     name: str | Path, *, revision: str | None = None, token: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """A local folder as it is; else the folder that the hub's repository of this name was downloaded to.
+    """The local folder of this name; otherwise the folder to which the hub's repository was downloaded.
 
-    revision: a branch, tag or commit of the repository.
+    revision: branch, tag or commit of the repository.
     """
     path = Path(name)
     if path.exists() or not REPOSITORY.fullmatch(str(name)) or str(name).startswith("."):
@@ -39,36 +39,36 @@ def find_model(
         found = snapshot_download(
             str(name), revision=revision, token=token, local_files_only=local_files_only, allow_patterns=FILES
         )
-    except Exception as error:  # of the network, the hub or the disk, of a dozen types
+    except Exception as error:  # network, hub and disk raise a dozen types
         raise InputError(
-            f"Expected a model folder, or a name on the Hugging Face hub that can be reached; there is no folder "
-            f"{name}, and the hub {hub_fault(error)}. Give a folder, or check name, network and token."
+            f"Expected a model folder or the name of a model on the Hugging Face hub; there is no folder {name}, and "
+            f"the hub {hub_fault(error)}. Give a folder, or check name, network and token."
         ) from None
     return Path(found)
 
 
 def hub_fault(error: Exception) -> str:
-    """What went wrong with the hub, in words."""
+    """What went wrong with the hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "is not asked, since HF_HUB_OFFLINE is set"
-    return f"gives none ({type(error).__name__})"
+        return "is not used because HF_HUB_OFFLINE is set"
+    return f"request failed ({type(error).__name__})"
 
 
 def check_repository(name: str) -> None:
-    """Raise unless this can be the name of a repository."""
+    """Raise unless this is a valid name of a repository."""
     if not REPOSITORY.fullmatch(name):
-        raise InputError(f"Expected a repository of the form owner/name; got {name!r}.")
+        raise InputError(f"Expected a repository name of the form owner/name; got {name!r}.")
 
 
 def check_codec_can_be_shared(codec: str) -> None:
-    """Raise if the codec is an autoencoder in a folder of this machine, which nobody else has."""
+    """Raise if the codec is an autoencoder in a local folder, which others cannot load."""
     name = codec.removeprefix("vae:")
     if codec != "pixels" and Path(name).exists():
         raise InputError(
-            f"Expected an autoencoder of the hub, for others to decode with; this model's is the folder {name}. Upload "
-            "it, and write its name into config.json: vae:OWNER/NAME."
+            f"Expected an autoencoder on the hub, so that others can decode; got the local folder {name}. Upload it, "
+            "and set codec in config.json to vae:OWNER/NAME."
         )
 
 
@@ -82,9 +82,9 @@ def write_upload(
     licence: str | None,
     samples: Callable[[Tensor], Tensor],
 ) -> None:
-    """Write what is uploaded: model folder, card, and if there is a reverse model a grid of samples.
+    """Write the files to upload: model folder, card, and a grid of samples if there is a reverse model.
 
-    samples: a function labels (N,) -> pixels (N, P, H, W).
+    samples: a function from labels (N,) to pixels (N, P, H, W).
     """
     check_repository(repository)
     check_codec_can_be_shared(model.config.codec)
@@ -99,7 +99,7 @@ def write_upload(
 
 
 def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
-    """Upload a folder to a repository of the hub, made if it is not there; returns its address."""
+    """Upload a folder to a repository on the hub, which is created if missing; returns its URL."""
     check_repository(repository)
     from huggingface_hub import HfApi
 
@@ -107,9 +107,9 @@ def upload_folder(folder: Path, repository: str, *, private: bool | None, token:
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a biflow model")
-    except Exception as error:  # the same
+    except Exception as error:  # as above
         raise InputError(
-            f"Expected to reach {repository!r} on the Hugging Face hub, with a token that may write to it; cannot "
+            f"Expected write access to {repository!r} on the Hugging Face hub; the upload failed "
             f"({type(error).__name__}). Log in with hf auth login, and check the name and the network."
         ) from None
     return str(address)

@@ -1,4 +1,4 @@
-"""Published ml-tarflow checkpoints -> models: their sizes are read off the tensors (TARFlow, arXiv 2412.06329)."""
+"""Load published ml-tarflow checkpoints; the architecture is inferred from the tensors (TARFlow, arXiv 2412.06329)."""
 
 import math
 import re
@@ -14,9 +14,9 @@ from biflow.errors import InputError
 from biflow.models.model import Model, new_model
 from biflow.tensors import describe_faults, read_state_dict
 
-HEAD_WIDTH = 64  # of every published model; no tensor shows it
+HEAD_WIDTH = 64  # of every published model; cannot be inferred from the tensors
 
-# parts of a block's names here, and in the file
+# names of a block's parameters here -> in the file
 BLOCK = {
     "project_in.weight": "proj_in.weight",
     "project_in.bias": "proj_in.bias",
@@ -37,13 +37,13 @@ def load_tarflow(
     class_names: Sequence[str] | None = None,
     codec: str | None = None,
 ) -> Model:
-    """A state dict of ml-tarflow, with what the file cannot tell, as a model with a flow and no reverse model.
+    """Load a state dict of ml-tarflow as a model with a flow and no reverse model.
 
-    noise_std: of the Gaussian noise that the flow was trained with; 0 for one trained on dequantised images (ml-tarflow
-    spaces their grey levels 2/256 apart, we 2/255, which moves their bits per dimension by 0.006).  image_size: needed
-    where the tensors leave open whether they are of large grey images or of small latents of four channels.
-    codec: the autoencoder of such latents, "vae:NAME"; without it they cannot be decoded.  The null label gets the mean
-    of the class table, ml-tarflow's "no label".
+    noise_std: of the Gaussian noise that the flow was trained with; 0 for a flow trained on dequantised images
+    (ml-tarflow spaces grey levels 2/256 apart, biflow 2/255, which changes bits per dimension by 0.006).  image_size:
+    needed if the tensors fit both large grey images and small four-channel latents.  codec: the autoencoder of such
+    latents, "vae:NAME"; without it they cannot be decoded.  The null label gets the mean of the class table, as
+    ml-tarflow uses without a label.
     """
     tensors = read_state_dict(path, "an ml-tarflow file")
     config = infer_config(tensors, noise_std=noise_std, image_size=image_size, codec=codec)
@@ -51,7 +51,7 @@ def load_tarflow(
     masks = {name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn_mask", name)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in masks}
     if faults := describe_faults(expected, shapes):
-        raise InputError(f"Expected an ml-tarflow state dict in {path}; {faults}. Give a whole, published file.")
+        raise InputError(f"Expected an ml-tarflow state dict in {path}; {faults}. Give a complete published file.")
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(config.num_classes))
     if len(names) != config.num_classes:
         raise InputError(f"Expected {config.num_classes} class names, as in {path}; got {len(names)}.")
@@ -64,7 +64,7 @@ def load_tarflow(
 def infer_config(
     tensors: Mapping[str, Tensor], *, noise_std: float, image_size: int | None, codec: str | None = None
 ) -> ModelConfig:
-    """All sizes that the tensors show."""
+    """The model config, inferred from the shapes of the tensors."""
     blocks = _count(tensors, "blocks.")
     layers = tuple(_count(tensors, f"blocks.{i}.attn_blocks.") for i in range(blocks))
     length, patch_dim = _shape(tensors, "var", 2)
@@ -73,7 +73,7 @@ def infer_config(
     outputs = _shape(tensors, "blocks.0.proj_out.weight", 2)[0]
     conditional = "blocks.0.class_embed" in tensors
     if width % HEAD_WIDTH:
-        raise InputError(f"Expected a width that is a multiple of {HEAD_WIDTH}, ml-tarflow's heads; got {width}.")
+        raise InputError(f"Expected a width that is a multiple of {HEAD_WIDTH}, ml-tarflow's head width; got {width}.")
     channels, patch_size = _patch_shape(length, patch_dim, image_size)
     flow = {
         "width": width,
@@ -97,7 +97,7 @@ def infer_config(
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a file of a model of this config holds, without the attention masks."""
+    """Name -> shape of the tensors in a file of this config, without the attention masks."""
     with torch.device("meta"):
         ours = new_model(config, ()).flow.state_dict()
     shapes = {_name_in_file(name): tuple(tensor.shape) for name, tensor in ours.items()}
@@ -110,7 +110,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _converted(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The file's tensors under our names; positions in reading order, the class table with its null row."""
+    """The file's tensors under biflow's names, with positions in reading order and the null row of the class table."""
     with torch.device("meta"):
         names = new_model(config, ()).flow.state_dict().keys()
     return {name: _convert(name, tensors, config.flow.width) for name in names}
@@ -124,7 +124,7 @@ def _convert(name: str, tensors: Mapping[str, Tensor], width: int) -> Tensor:
         return null if tensor is None else torch.cat([classes, null])
     assert tensor is not None
     if name.endswith("positions.weight") and int(name.split(".")[1]) % 2:
-        return tensor.flip(0)  # the file keeps them in the image's order
+        return tensor.flip(0)  # stored in image order; every second block reads the patches in reverse
     return tensor
 
 
@@ -140,34 +140,36 @@ def _name_in_file(name: str) -> str:
 
 
 def _patch_shape(length: int, patch_dim: int, image_size: int | None) -> tuple[int, int]:
-    """Channels and patch size."""
+    """Number of channels and patch size."""
     side = math.isqrt(length)
     if side**2 != length:
-        raise InputError(f"Expected patches of a square image; got {length} of them, which is no square number.")
+        raise InputError(f"Expected patches of a square image; got {length}, which is not a square number.")
     possible = [(c, math.isqrt(patch_dim // c)) for c in (1, 3, 4) if c * math.isqrt(patch_dim // c) ** 2 == patch_dim]
     if not possible:
         raise InputError(f"Expected patches of 1, 3 or 4 channels; got patches of {patch_dim} values.")
     fitting = [(c, p) for c, p in possible if image_size in {None, side * p}]
     if len(fitting) != 1:
         choices = " or ".join(f"{side * p} ({c} channel{'s'[: c > 1]}, patches of {p}x{p})" for c, p in possible)
-        raise InputError(f"Expected the image size: {choices}, as the tensors allow; got {image_size or 'none'}.")
+        raise InputError(f"Expected image size {choices} for these tensors; got {image_size or 'none'}.")
     return fitting[0]
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbers follow this prefix in names, which must be 0, 1, 2 ..."""
+    """Number of different indices after this prefix in the names; they must be 0, 1, 2, ..."""
     numbers = {int(match[1]): match[0] for name in tensors if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
     for i in range(len(numbers) or 1):
         if i not in numbers:
             more = f", though there is {numbers[max(numbers)]}*" if numbers else ""
-            raise InputError(f"Expected an ml-tarflow state dict; {prefix}{i}.* is missing{more}. Give a whole file.")
+            raise InputError(
+                f"Expected an ml-tarflow state dict; {prefix}{i}.* is missing{more}. Give a complete file."
+            )
     return len(numbers)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
     if name not in tensors:
-        raise InputError(f"Expected an ml-tarflow state dict; {name} is missing. Give a whole, published file.")
+        raise InputError(f"Expected an ml-tarflow state dict; {name} is missing. Give a complete published file.")
     shape = tuple(tensors[name].shape)
     if len(shape) != ndim or 0 in shape:
-        raise InputError(f"Expected {name} with {ndim} dimensions; got shape {shape}. Give a whole, published file.")
+        raise InputError(f"Expected {name} with {ndim} dimensions; got shape {shape}. Give a complete published file.")
     return shape

@@ -1,1 +1,1 @@
-"""What a trained flow is used for: likelihood, classification, probing, editing."""
+"""Uses of a trained flow: likelihood, classification, probing and editing."""

@@ -1,7 +1,7 @@
-"""Editing without training: encode images to noise, act on the noise, decode (BiFlow, arXiv 2512.10953).
+"""Training-free editing: encode images to noise, edit the noise, decode (BiFlow, arXiv 2512.10953).
 
-The flow knows noisy images only, so every image gets the flow's training noise before it is encoded; the reverse model,
-and the score step after an exact inverse, take it off again.
+The flow models noisy images, so images get its training noise before encoding; the reverse model, or the score step
+after an exact inverse, removes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,39 +25,37 @@ Start = Literal["draw", "grey"]
 
 
 class Redraw(NamedTuple):
-    """What to redraw, and how."""
+    """Settings of inpainting."""
 
     mask: Tensor  # bool (N, 1, H, W)
-    proposals: int  # for each image
-    rounds: int  # of encoding with what was drawn, and drawing
-    start: Start  # what stands in the masked place first
-    paste: bool  # the known pixels over the result
+    proposals: int  # per image
+    rounds: int  # of encoding the last result and decoding again
+    start: Start  # initial content of the masked region
+    paste: bool  # put the known pixels back
 
 
 class Edited(NamedTuple):
-    """What became of N images, M results for each."""
+    """Edited images: M results for each of N images."""
 
     pixels: Tensor  # uint8 (N, M, P, H, W), on the CPU
-    nats: Tensor | None = None  # (N, M), log-density of each result with the training noise, where results are ranked
+    nats: Tensor | None = None  # (N, M), log-density of each result with training noise, if results are ranked
 
-    def images(self, place: int = 0) -> list[Image.Image]:
-        """The results for the image at this place, as PIL images."""
-        return [to_pil(each) for each in self.pixels[place]]
+    def images(self, index: int = 0) -> list[Image.Image]:
+        """The results for the image at this index, as PIL images."""
+        return [to_pil(each) for each in self.pixels[index]]
 
 
-def mask_patches(mask: Tensor, patches_a_side: int) -> Tensor:
-    """Which patches a mask (N, 1, H, W) of pixels touches: bool (N, T), in raster order.
-
-    A patch of latents covers as many pixels more as the codec's reduction says.
+def mask_patches(mask: Tensor, patches_per_side: int) -> Tensor:
+    """Patches that a pixel mask (N, 1, H, W) touches: bool (N, T), in raster order; also for patches of latents.
 
     >>> mask_patches(torch.tensor([[[[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]]], dtype=torch.bool), 2)
     tensor([[ True, False, False,  True]])
     """
-    return F.max_pool2d(mask.float(), mask.shape[-1] // patches_a_side).flatten(1).bool()
+    return F.max_pool2d(mask.float(), mask.shape[-1] // patches_per_side).flatten(1).bool()
 
 
 def swap_noise(z: Tensor, fresh: Tensor, masked: Tensor) -> Tensor:
-    """Known patches keep their noise z, masked (N, T) ones get fresh noise; both (N, T, D).
+    """Replace the noise z of masked (N, T) patches by fresh noise, both (N, T, D).
 
     z' = M * z + (1 - M) * eps (BiFlow, eq. 6), with M the known patches.
     """
@@ -65,39 +63,38 @@ def swap_noise(z: Tensor, fresh: Tensor, masked: Tensor) -> Tensor:
 
 
 def mix_noise(z: Tensor, fresh: Tensor, strength: float) -> Tensor:
-    """Noise near z: sqrt(1 - s^2) z + s eps, whose variance is that of the prior for every strength s in [0, 1]."""
+    """Noise near z: sqrt(1 - s^2) z + s eps, which keeps the prior's variance for every strength s in [0, 1]."""
     return (1 - strength**2) ** 0.5 * z + strength * fresh
 
 
 def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
-    """Noise at this share of the way from first to last, both (N, T, D) of unit variance, along the arc between them.
+    """Spherical interpolation from first (share 0) to last (share 1), both (N, T, D) with unit variance.
 
-    The straight line would pass through noise of too small a norm (White, arXiv 1609.04468, section 2.1).
+    Linear interpolation would pass through noise of too small a norm (White, arXiv 1609.04468, section 2.1).
     """
     a, b = first.flatten(1), last.flatten(1)
     angle = F.cosine_similarity(a, b).clamp(-1, 1).acos()[:, None, None]  # (N, 1, 1)
-    straight = angle.sin() < 1e-4
-    safe = torch.where(straight, 1.0, angle)
-    weights = [torch.where(straight, part, (part * safe).sin() / safe.sin()) for part in (1 - share, share)]
+    parallel = angle.sin() < 1e-4
+    safe = torch.where(parallel, 1.0, angle)
+    weights = [torch.where(parallel, part, (part * safe).sin() / safe.sin()) for part in (1 - share, share)]
     return weights[0] * first + weights[1] * last
 
 
 def steps_between(steps: int) -> list[float]:
-    """Shares of the way, both ends included.
+    """Interpolation weights from 0 to 1, both ends included.
 
     >>> steps_between(3)
     [0.0, 0.5, 1.0]
     """
     check_number(steps, "steps", least=2, whole=True, hint="They include both ends.")
-    return [place / (steps - 1) for place in range(steps)]
+    return [i / (steps - 1) for i in range(steps)]
 
 
 @dataclass(frozen=True)
 class Editor:
-    """A model as edits need it.  Images are uint8 (N, P, H, W), labels (N,), noise z (N, T, D) in the prior's units.
+    """Edits images with a model: uint8 images (N, P, H, W), labels (N,), noise z (N, T, D) in the prior's units.
 
-    All that is drawn is drawn for the seed and the image's own values: what becomes of an image does not depend on
-    those beside it.
+    All noise depends on the seed and the image's own values, so results do not depend on the batch.
     """
 
     model: Model
@@ -106,64 +103,64 @@ class Editor:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, labels: Tensor, keys: Sequence[int] | None = None) -> Tensor:
-        """Images with the training noise -> z = F(x | y), on the flow's device; keys: of the noise, one an image."""
+        """Add training noise, drawn for one key per image, and map to z = F(x | y) on the flow's device."""
         return torch.cat([self.model.flow(*part).z for part in self._noisy(pixels, labels, keys)])
 
     @torch.no_grad()
     def log_prob(self, pixels: Tensor, labels: Tensor, keys: Sequence[int]) -> Tensor:
-        """Log-density of the images with the same noise: (N,) nats, float64, on the CPU."""
+        """Log-density of images with the noise of these keys: (N,) in nats, float64, on the CPU."""
         parts = self._noisy(pixels, labels, keys)
         return torch.cat([self.model.flow.log_prob(*part).double().cpu() for part in parts])
 
-    def fresh(self, keys: Sequence[int], edit: str, number: int) -> Tensor:
-        """A draw from the prior for each image, on the flow's device."""
+    def fresh(self, keys: Sequence[int], edit: str, index: int) -> Tensor:
+        """One sample of the prior per image, on the flow's device."""
         variance = self.model.flow.prior_variance
-        noise = normal_for(keys, tuple(variance.shape), edit, self.seed, number)
+        noise = normal_for(keys, tuple(variance.shape), edit, self.seed, index)
         return self.model.flow.scale_noise(noise.to(variance))
 
     def reconstruct(self, pixels: Tensor, labels: Tensor) -> Tensor:
-        """x' = G(F(x | y) | y)."""
+        """Encode and decode: x' = G(F(x | y) | y)."""
         return self.decode(self.encode(pixels, labels), labels)
 
     def reclass(self, pixels: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        """Images of other classes from the same noise: x' = G(F(x | y1) | y2) (BiFlow)."""
+        """Decode the same noise under other labels: x' = G(F(x | y1) | y2) (BiFlow)."""
         return self.decode(self.encode(pixels, labels), targets)
 
     def interpolate(self, ends: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], *, steps: int) -> Edited:
-        """From each of N images to another over their noise; the label is that of the nearer end, midway of the last.
+        """Interpolate spherically between the noises of N image pairs; both ends are reconstructions.
 
-        The ends are the reconstructions of both images.
+        The label is that of the nearer end, at the midpoint that of the last.
         """
         if len(ends[0]) != len(ends[1]):
-            raise InputError(f"Expected as many last images as first ones; got {len(ends[1])} for {len(ends[0])}.")
-        shares, std = steps_between(steps), self.model.flow.prior_variance.sqrt()
+            raise InputError(f"Expected as many last images as first images; got {len(ends[1])} for {len(ends[0])}.")
+        weights, std = steps_between(steps), self.model.flow.prior_variance.sqrt()
         first, last = (self.encode(each, label) / std for each, label in zip(ends, labels, strict=True))
-        drawn = [self.decode(slerp(first, last, share) * std, labels[share >= 0.5]) for share in shares]
-        return Edited(torch.stack(drawn, dim=1))
+        images = [self.decode(slerp(first, last, weight) * std, labels[weight >= 0.5]) for weight in weights]
+        return Edited(torch.stack(images, dim=1))
 
     def vary(self, pixels: Tensor, labels: Tensor, *, strength: float, num: int) -> Edited:
-        """Images whose noise lies near; at strength 0 all are the reconstruction, at 1 samples of the class."""
+        """Decode noise near that of the images; strength 0 reconstructs, 1 samples the class."""
         check_number(strength, "strength", most=1)
         check_number(num, "num", least=1, whole=True)
         z, keys = self.encode(pixels, labels), content_keys(pixels)
-        drawn = [self.decode(mix_noise(z, self.fresh(keys, "vary", place), strength), labels) for place in range(num)]
-        return Edited(torch.stack(drawn, dim=1))
+        images = [self.decode(mix_noise(z, self.fresh(keys, "vary", i), strength), labels) for i in range(num)]
+        return Edited(torch.stack(images, dim=1))
 
     def inpaint(self, pixels: Tensor, labels: Tensor, plan: Redraw) -> Edited:
-        """Redraw where the mask says so; the results are ranked, the most likely first.
+        """Resample the masked region; results are ranked by log-likelihood, most likely first.
 
-        Each proposal has fresh noise of its own.  The noise of known patches depends on what stands in the masked
-        place, so something has to: first what the fresh noise alone gives ("draw"), or grey; then, each round, what
-        the round before has drawn there.  The original's masked pixels are never read.
+        Each proposal has its own fresh noise. The noise of known patches depends on the content of the masked region,
+        which is first a decoding of the fresh noise ("draw") or grey, then the result of the previous round. The
+        original's masked pixels are never read.
         """
         check_number(plan.proposals, "proposals", least=1, whole=True)
         check_number(plan.rounds, "rounds", least=1, whole=True)
         choose({"draw": None, "grey": None}, plan.start, "start")
         pixels = torch.where(plan.mask, GREY, pixels)
         keys = content_keys(pixels)
-        drawn = [self._proposal(pixels, labels, plan, self.fresh(keys, "inpaint", i)) for i in range(plan.proposals)]
-        nats = [self.log_prob(each, labels, keys) for each in drawn]
-        return ranked(torch.stack(drawn, dim=1), torch.stack(nats, dim=1))
+        images = [self._proposal(pixels, labels, plan, self.fresh(keys, "inpaint", i)) for i in range(plan.proposals)]
+        nats = [self.log_prob(each, labels, keys) for each in images]
+        return ranked(torch.stack(images, dim=1), torch.stack(nats, dim=1))
 
     def _proposal(self, pixels: Tensor, labels: Tensor, plan: Redraw, fresh: Tensor) -> Tensor:
         config, keys = self.model.config, content_keys(pixels)
@@ -175,7 +172,7 @@ class Editor:
         return torch.where(plan.mask, image, pixels) if plan.paste else image
 
     def _noisy(self, pixels: Tensor, labels: Tensor, keys: Sequence[int] | None) -> list[tuple[Tensor, Tensor]]:
-        """Patches of the noisy images and their labels, in batches, on the flow's device."""
+        """Batches of noisy patches and labels, on the flow's device."""
         keys = content_keys(pixels) if keys is None else keys
         batches = []
         for rows in torch.arange(len(pixels)).split(BATCH_SIZE):
@@ -185,37 +182,37 @@ class Editor:
 
 
 def ranked(pixels: Tensor, nats: Tensor) -> Edited:
-    """Results (N, M, P, H, W) in the order of their log-densities (N, M), the highest first, what is no number last."""
+    """Sort results (N, M, P, H, W) by their log-densities (N, M), highest first, NaN last."""
     order = nats.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(len(pixels))[:, None]
     return Edited(pixels[rows, order], nats[rows, order])
 
 
 def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
-    """What to redraw of images (N, P, H, W): bool (N, 1, H, W), from one mask for all, or one for each.
+    """Convert one mask for all images (N, P, H, W), or one per image, to bool (N, 1, H, W).
 
-    mask: a PIL image, white (128 or more of 255) where to redraw; or a bool tensor (H, W) or (N, H, W).
+    mask: a PIL image, white (128 or more of 255) where to resample, or a bool tensor (H, W) or (N, H, W).
     """
     if isinstance(mask, Image.Image):
         grey = mask.convert("L")
         mask = torch.tensor(list(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) >= 128
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to redraw; got {what}.")
+        raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")
     height, width = pixels.shape[-2:]
     if tuple(mask.shape) not in {(height, width), (1, height, width), (len(pixels), height, width)}:
         raise InputError(
             f"Expected a mask of the images' size, {width}x{height} pixels, one for all {len(pixels)} or one for each; "
-            f"got {describe_shape(mask)}. Make it the size of the image."
+            f"got {describe_shape(mask)}. Resize it to the image."
         )
     mask = mask.view(-1, 1, height, width).expand(len(pixels), -1, -1, -1)
     if not mask.flatten(1).any(dim=1).all():
-        raise InputError("Expected a mask with something to redraw; it is black all over. Paint that part white.")
+        raise InputError("Expected a mask with a white part to resample; it is black all over. Paint that part white.")
     return mask
 
 
 def describe_shape(mask: Tensor) -> str:
-    """A mask's size as people give it, where it has one.
+    """A mask's size as width x height, or its shape if it has more dimensions.
 
     >>> describe_shape(torch.zeros(4, 6))
     '6x4'

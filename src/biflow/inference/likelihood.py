@@ -1,4 +1,4 @@
-"""The likelihood of single images."""
+"""Per-image likelihood, ranking and cycle error."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +19,11 @@ AVERAGES: Mapping[Average, Callable[[Tensor], Tensor]] = {
     "mean": lambda log_probs: log_probs.mean(dim=0),
     "importance": lambda log_probs: log_probs.logsumexp(dim=0) - math.log(len(log_probs)),
 }
-"""(draws, N) -> (N,)."""
+"""Log-densities (draws, N) -> (N,)."""
 
 
 class Ranked(NamedTuple):
-    """One image's place in a ranking."""
+    """One image in a ranking by likelihood."""
 
     rank: int
     image: str
@@ -32,20 +32,20 @@ class Ranked(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How likely images are; both (N,), float64, on the CPU."""
+    """Log-likelihoods of N images, both (N,), float64 on the CPU."""
 
-    nats: Tensor  # log-density of the image in the flow's units, summed over all values
-    bits_per_dim: Tensor  # the same as the length of a code for images quantised to grey levels
+    nats: Tensor  # log-density in the flow's units, summed over all values
+    bits_per_dim: Tensor  # the same as code length of images quantised to grey levels
 
     def minus(self, other: "Scores") -> "Scores":
-        """How much likelier, image by image: of a label, what it tells of the image."""
+        """Differences per image: the log-likelihood ratio of two labels or models."""
         return Scores(self.nats - other.nats, self.bits_per_dim - other.bits_per_dim)
 
     def rank(self, names: Sequence[str]) -> list[Ranked]:
-        """The images by likelihood, the least likely first, before them what is no number; ranks count from 1."""
+        """Rank images by likelihood, least likely first, NaN before all; ranks count from 1."""
         rows = list(zip(names, self.nats.tolist(), self.bits_per_dim.tolist(), strict=True))
         order = self.nats.nan_to_num(nan=-math.inf).argsort(stable=True).tolist()
-        return [Ranked(place, *rows[i]) for place, i in enumerate(order, start=1)]
+        return [Ranked(rank, *rows[i]) for rank, i in enumerate(order, start=1)]
 
 
 @torch.no_grad()
@@ -59,29 +59,28 @@ def score_images(
     average: Average = "mean",
     seed: int = 0,
 ) -> Scores:
-    """Log-likelihood of uint8 images (N, P, H, W) given labels (N,), over this many draws of noise on each.
+    """Log-likelihood of uint8 images (N, P, H, W) given labels (N,), averaged over draws of noise.
 
-    noise: "uniform" spreads each grey level over its bin and adds nothing else, which makes the bits an upper bound on
-    the code length of the image itself, the figure that papers report (TARFlow, arXiv 2412.06329); "training" adds what
-    the flow was trained with.
-    average: "mean" of the draws' log-densities, or "importance": the log of their mean density, which for uniform
-    noise is a tighter bound the more draws there are (IWAE, arXiv 1509.00519).
+    noise: "uniform" only dequantises, so that the bits per dimension bound the image's code length from above, as
+    papers report them (TARFlow, arXiv 2412.06329); "training" adds the flow's training noise.
+    average: "mean" of the log-densities, or "importance", the log of the mean density: for uniform noise a bound that
+    tightens with more draws (IWAE, arXiv 1509.00519).
     """
     check_number(draws, "draws", least=1, whole=True)
     check_number(seed, "seed", whole=True)
     if model.config.codec != "pixels":
         raise InputError(
-            f"Expected a model of pixels; got one of {model.config.codec!r} latents, whose density is not that of "
-            "images. Score with a model of pixels."
+            f"Expected a pixel model; got one of {model.config.codec!r} latents, whose density is not that of "
+            "images. Score with a pixel model."
         )
     choose(dict.fromkeys(get_args(ScoreNoise)), noise, "noise")
     combine = choose(AVERAGES, average, "average")
     chunks = []
     for rows in torch.arange(len(pixels)).split(BATCH_SIZE):
-        of, log_probs = labels[rows].to(model.device), []
+        row_labels, log_probs = labels[rows].to(model.device), []
         for k in range(draws):
             patches = model.noisy_patches(pixels[rows], rows.tolist(), "score", seed, k, noise=noise)
-            log_probs.append(model.flow.log_prob(patches, of).double().cpu())
+            log_probs.append(model.flow.log_prob(patches, row_labels).double().cpu())
         chunks.append(combine(torch.stack(log_probs)))
     nats = torch.cat(chunks)
     return Scores(nats, bits_per_dim(nats, pixels[0].numel(), PixelCodec.bin_width))
@@ -89,10 +88,11 @@ def score_images(
 
 @torch.no_grad()
 def cycle_error(model: Model, pixels: Tensor, labels: Tensor, *, z: Tensor) -> Tensor:
-    """How far the flow maps images from the noise they were sampled from: (N,), 0 for an exact inverse.
+    """Cycle error of sampled images: (N,), lower is better, 0 for an exact inverse.
 
-    The root mean square of F(x) - z over the values of z (N, T, D), in units of the noise's standard deviation, for
-    uint8 images x (N, P, H, W) with labels (N,).  Images without the flow's training noise keep some distance.
+    The root mean square of F(x) - z for uint8 images x (N, P, H, W) with labels (N,) and the noise z (N, T, D) they
+    were sampled from, in units of the prior's standard deviation. Clean images keep some error, since the flow models
+    noisy ones.
     """
     chunks = []
     for rows in torch.arange(len(pixels)).split(BATCH_SIZE):

@@ -1,1 +1,1 @@
-"""Losses as pure functions: tensors in, tensors out, no model."""
+"""Losses as pure functions of tensors."""

@@ -1,4 +1,4 @@
-"""Densities and their units: nats, and bits per dimension."""
+"""Log-densities in nats, and bits per dimension."""
 
 import math
 
@@ -9,9 +9,9 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def normal_log_prob(z: Tensor, variance: Tensor) -> Tensor:
-    """Log-density of a normal prior with mean 0.
+    """Log-density of z (B, T, D) under a zero-mean normal prior with variance (T, D).
 
-    z (B, T, D), variance (T, D).  Returns (B,) nats, summed over T and D, in float32 or better.
+    Returns (B,) in nats, summed over T and D, at least float32.
     """
     dtype = torch.promote_types(z.dtype, torch.float32)
     z, variance = z.to(dtype), variance.to(dtype)
@@ -19,9 +19,8 @@ def normal_log_prob(z: Tensor, variance: Tensor) -> Tensor:
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int, bin_width: float) -> Tensor:
-    """Density -> bits per dimension of data quantised to bins of this width.
+    """Log-density (B,) in nats -> bits per dimension (B,) of data quantised to bins of this width.
 
-    log_prob (B,) in nats, of a density over the units that `bin_width` is in.  Returns (B,).
-    A density p is worth the probability p * bin_width**num_dims of one cell.
+    The density is in the units of `bin_width`: a density p gives one cell the probability p * bin_width**num_dims.
     """
     return -(log_prob / num_dims + math.log(bin_width)) / math.log(2)

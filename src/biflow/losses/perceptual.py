@@ -1,6 +1,6 @@
-"""How far apart two sets of images are, image by image: pure functions of their values or of their features.
+"""Per-image distances between images or their features.
 
-Differences are taken in float32 or better, whatever precision the networks ran in: small ones drown in bfloat16.
+Computed in at least float32 whatever the networks' precision: bfloat16 loses small differences.
 """
 
 from collections.abc import Sequence
@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 Window = tuple[float, float, float, float]
-"""A part of an image: its top, left, height and width, as shares of the image's."""
+"""A crop of an image: top, left, height and width, as fractions of the image's size."""
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 def squared_distance(images: Tensor, target: Tensor) -> Tensor:
-    """Mean over all values of the squared difference: (B, ...) and (B, ...) -> (B,)."""
+    """Mean squared difference per image: (B, ...) and (B, ...) -> (B,)."""
     return (full(images) - full(target)).square().flatten(1).mean(dim=1)
 
 
 def absolute_distance(images: Tensor, target: Tensor) -> Tensor:
-    """Mean over all values of the absolute difference: (B, ...) and (B, ...) -> (B,)."""
+    """Mean absolute difference per image: (B, ...) and (B, ...) -> (B,)."""
     return (full(images) - full(target)).abs().flatten(1).mean(dim=1)
 
 
 def direction_distance(
     maps: Sequence[Tensor], target: Sequence[Tensor], calibration: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Squared distance between the directions of features, summed over channels and maps, averaged over places.
+    """Squared distance between unit-normalised feature maps, summed over channels and layers, averaged over positions.
 
-    maps and target: one (B, F, H, W) for each layer.  calibration: a weight (F,) for every channel of each layer, as
-    LPIPS learned them (Zhang et al. 2018, arXiv 1801.03924, eq. 1); all 1 without.  Returns (B,).
+    maps and target: one (B, F, H, W) per layer. calibration: LPIPS' learned channel weights, one (F,) per layer
+    (Zhang et al. 2018, arXiv 1801.03924, eq. 1); 1 by default. Returns (B,).
     """
     total = torch.zeros(())
     for layer, (a, b) in enumerate(zip(maps, target, strict=True)):
-        squares = (_direction(a) - _direction(b)).square()  # (B, F, H, W)
+        squares = (_normalise(a) - _normalise(b)).square()  # (B, F, H, W)
         if calibration is not None:
             squares = squares * calibration[layer][:, None, None]
         total = total.to(squares) + squares.sum(dim=1).mean(dim=(1, 2))
@@ -42,15 +42,15 @@ def direction_distance(
 
 
 def full(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they are."""
+    """Promote to at least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _direction(features: Tensor) -> Tensor:
+def _normalise(features: Tensor) -> Tensor:
     features = full(features)
     return features / (features.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
 
 
 def adaptive(distance: Tensor, power: float, offset: float) -> Tensor:
-    """Distances D (...) times D's own weight (D + offset)^-power, which has no gradient (BiFlow, eq. 7)."""
+    """Distances D (...) weighted by (D + offset)^-power, without gradient through the weight (BiFlow, eq. 7)."""
     return distance * (distance.detach() + offset).pow(-power) if power else distance

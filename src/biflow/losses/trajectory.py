@@ -1,4 +1,4 @@
-"""How a reverse model is held to the flow's trajectory (BiFlow, arXiv 2512.10953, section on learning the inverse)."""
+"""Supervision of the reverse model by the flow's states (BiFlow, arXiv 2512.10953, learning the inverse)."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from biflow.losses.perceptual import squared_distance
 
 
 def hidden_alignment(predicted: Sequence[Tensor], states: Sequence[Tensor], rms: Tensor) -> Tensor:
-    """Mean squared distance between the heads' readings and the flow's states, of every level and image: (levels, B).
+    """Mean squared distance between predicted and actual states of the flow, per level and image: (levels, B).
 
-    predicted[i]: (B, T, D), what the head of level i reads out of the hidden state, in the flow's units.
-    states[i]: (B, T, D), the flow's state of the same level; no gradient flows into it.
-    rms: (levels,), the size of each level's states; both sides are divided by it, so that no level
-    outweighs another (norm control by normalised trajectories).
+    predicted[i]: (B, T, D), the prediction of level i's head, in the flow's units.
+    states[i]: (B, T, D), the flow's state at that level; no gradient.
+    rms: (levels,), root mean square of each level's states; both sides are divided by it, so that every level has
+    equal weight (norm control by normalised trajectories).
     """
     distances = [
         squared_distance(guess / scale, state.detach() / scale)

@@ -1,1 +1,1 @@
-"""The data's way, one file per station: codec -> patches -> flow_block -> forward_flow -> reverse_model."""
+"""The networks, in the order of the data: codec -> patches -> flow_block -> forward_flow -> reverse_model."""

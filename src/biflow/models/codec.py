@@ -1,4 +1,4 @@
-"""Pixels <-> what the flow models.  The scale of the data is known here and nowhere else."""
+"""Codecs: uint8 pixels <-> the latents that the flow models; the only place that knows the data's scale."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -14,19 +14,19 @@ from biflow.tensors import hash_tensors
 
 
 class Codec(nn.Module):
-    """A frozen way from pixels to what the flow models, and back."""
+    """A frozen map from pixels to latents and back."""
 
     def train(self, mode: bool = True) -> "Codec":  # noqa: ARG002
-        """A codec stays in eval mode."""
+        """Stays in eval mode."""
         return super().train(mode=False)
 
     @abstractmethod
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape (P, H, W) of images of pixels -> that of what the flow models."""
+        """Image shape (P, H, W) -> latent shape (P', H', W')."""
 
     @abstractmethod
     def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
-        """The shape (P, H, W) of the images whose latents a model is made for."""
+        """Image shape (P, H, W) of a model."""
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
@@ -34,30 +34,30 @@ class Codec(nn.Module):
 
     @abstractmethod
     def to_images(self, latents: Tensor) -> Tensor:
-        """Latents -> images (B, P, H, W), about in [-1, 1]; gradients flow through."""
+        """Latents -> images (B, P, H, W), about in [-1, 1]; differentiable."""
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents -> uint8 (B, P, H, W), rounded to the nearest level and clipped; not-a-number is black."""
+        """Latents -> uint8 (B, P, H, W), rounded to the nearest grey level and clipped; NaN becomes black."""
         images = self.to_images(latents).float().nan_to_num(nan=-1.0)
         return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class PixelCodec(Codec):
-    """The flow models the pixels themselves, scaled to [-1, 1]; `decode(encode(p))` is `p` exactly."""
+    """Pixels scaled to [-1, 1]; `decode(encode(p))` equals `p` exactly."""
 
-    bin_width = 2 / 255  # distance between two neighbouring grey levels, in the flow's units
+    bin_width = 2 / 255  # distance between grey levels, in the flow's units
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The same shape."""
         return image_shape
 
     def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
-        """The model's own."""
+        """The model's channels and image size."""
         return config.channels, config.image_size, config.image_size
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1], where the pixels are."""
+        """uint8 (B, P, H, W) -> float32 (B, P, H, W) in [-1, 1], on the pixels' device."""
         return (pixels.float() / 127.5).sub_(1)
 
     def to_images(self, latents: Tensor) -> Tensor:
@@ -66,10 +66,7 @@ class PixelCodec(Codec):
 
 
 class VaeCodec(Codec):
-    """The flow models the latents of a variational autoencoder of diffusers, scaled to about unit variance.
-
-    A latent is the mean of the encoder's distribution, less the autoencoder's shift, times its scaling factor.
-    """
+    """Latents of a diffusers autoencoder: (posterior mean - shift factor) * scaling factor, about unit variance."""
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
@@ -79,18 +76,18 @@ class VaeCodec(Codec):
         self.reduction = 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """(P, H, W) of images -> (latent channels, H / r, W / r), with r the reduction, usually 8."""
-        channels, wanted = image_shape[0], self.autoencoder.config.in_channels
-        if channels != wanted or image_shape[1] % self.reduction:
+        """Image shape (P, H, W) -> (latent channels, H / r, W / r), with r the downsampling factor, usually 8."""
+        channels, expected = image_shape[0], self.autoencoder.config.in_channels
+        if channels != expected or image_shape[1] % self.reduction:
             raise InputError(
-                f"Expected images of {wanted} channels with a side that is a multiple of {self.reduction}, for the "
+                f"Expected images of {expected} channels with a side that is a multiple of {self.reduction}, for the "
                 f"autoencoder; got {channels} channels and a side of {image_shape[1]}. Prepare other images, or set "
                 "model.codec=pixels."
             )
         return self.autoencoder.config.latent_channels, *(side // self.reduction for side in image_shape[1:])
 
     def image_shape(self, config: ModelConfig) -> tuple[int, int, int]:
-        """The channels that the autoencoder takes, and r times the model's sides."""
+        """The autoencoder's input channels, and r times the model's image size."""
         side = self.reduction * config.image_size
         return int(self.autoencoder.config.in_channels), side, side
 
@@ -102,31 +99,31 @@ class VaeCodec(Codec):
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H / r, W / r) of the encoder's distribution."""
+        """uint8 (B, P, H, W) -> means and log-variances (B, 2P', H / r, W / r) of the posterior."""
         images = pixels.to(self.autoencoder.device).float() / 127.5 - 1
         distribution = self.autoencoder.encode(images).latent_dist
         return torch.cat([distribution.mean, distribution.logvar], dim=1)
 
     def identity(self) -> str:
-        """SHA-256 of the autoencoder's weights, and of the scale that its latents are brought to."""
-        return hash_tensors(self.autoencoder.state_dict(), first=f"{self.scale} {self.shift}")
+        """SHA-256 of the autoencoder's weights, scale and shift."""
+        return hash_tensors(self.autoencoder.state_dict(), prefix=f"{self.scale} {self.shift}")
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """Latents drawn by this standard normal noise (B, P', H / r, W / r) from the distribution of these moments."""
+        """Sample latents from these moments with standard normal noise (B, P', H / r, W / r)."""
         mean, log_variance = moments.chunk(2, dim=1)
         return self.scaled(mean + (0.5 * log_variance).exp() * noise)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """The autoencoder's latents, brought to about unit variance."""
+        """Scale the autoencoder's latents to about unit variance."""
         return (latents - self.shift) * self.scale
 
     def to_images(self, latents: Tensor) -> Tensor:
-        """Latents (B, P', H / r, W / r) -> images (B, P, H, W), about in [-1, 1]; gradients flow through."""
+        """Latents (B, P', H / r, W / r) -> images (B, P, H, W), about in [-1, 1]; differentiable."""
         return self.autoencoder.decode(latents / self.scale + self.shift).sample
 
 
 def make_codec(name: str) -> Codec:
-    """The codec that a model config names: "pixels", or "vae:NAME" with a hub name or a local folder."""
+    """Build the codec "pixels", or "vae:NAME" with a hub name or local folder."""
     if name == "pixels":
         return PixelCodec()
     source = name.removeprefix("vae:")
@@ -138,14 +135,14 @@ def make_codec(name: str) -> Codec:
         return VaeCodec(
             AutoencoderKL.from_pretrained(source, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
         )
-    except Exception as error:  # of the hub, the disk or the file, of a dozen types
+    except Exception as error:  # hub, disk and file errors of a dozen types
         raise InputError(
-            f"Expected the autoencoder {source!r} of the codec to be a folder that save_pretrained of diffusers wrote, "
-            f"or a name on the Hugging Face hub that can be reached; cannot load it ({type(error).__name__}). "
+            f"Expected the autoencoder {source!r} of the codec to be a folder written by save_pretrained of diffusers, "
+            f"or a reachable name on the Hugging Face hub; cannot load it ({type(error).__name__}). "
             "Download it, or set model.codec=vae:FOLDER."
         ) from None
 
 
 def training_noise(config: ModelConfig) -> tuple[float, float]:
-    """What is added to the images that a flow learns: Gaussian noise's standard deviation, uniform noise's width."""
+    """Training noise of a flow: the standard deviation of the Gaussian and the width of the uniform noise."""
     return config.noise_std, PixelCodec.bin_width if config.dequantise else 0.0

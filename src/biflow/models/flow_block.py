@@ -1,4 +1,4 @@
-"""One block of the flow: every patch is shifted and scaled by what the patches before it say.
+"""One autoregressive affine block of the flow.
 
 TARFlow (arXiv 2412.06329), section 2: z_t = (x_t - shift(x_<t)) * exp(-log_scale(x_<t)).
 """
@@ -17,24 +17,24 @@ from biflow.nn.transformer import Transformer
 
 
 class Affine(NamedTuple):
-    """What a block predicts for patches; both (B, t, D)."""
+    """A block's predictions for t patches, both (B, t, D)."""
 
     shift: Tensor
     log_scale: Tensor
 
 
 class BlockPass(NamedTuple):
-    """One pass through a block, from the data's side to the noise's."""
+    """Forward pass of a block, from the data side to the noise side."""
 
     z: Tensor  # (B, T, D)
     log_det: Tensor  # (B,), in nats
-    features: dict[int, Tensor]  # (B, T, C) of each layer asked for, in the image's order
+    features: dict[int, Tensor]  # (B, T, C) of each requested layer, in the image's order
 
 
 def standardise(x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
-    """Data -> noise for one block: z = (x - shift) * exp(-log_scale).
+    """The affine map x (B, T, D) -> z = (x - shift) * exp(-log_scale), data -> noise.
 
-    x (B, T, D).  Returns z (B, T, D), and log|dz/dx| (B,) in nats, summed over T and D; in float32 or better.
+    Returns z (B, T, D) and log|dz/dx| (B,) in nats, summed over T and D; at least float32.
     """
     shift, log_scale = (at_least_float32(part) for part in affine)
     z = (at_least_float32(x) - shift) * torch.exp(-log_scale)
@@ -42,55 +42,55 @@ def standardise(x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
 
 
 def restore(z: Tensor, affine: Affine) -> Tensor:
-    """Noise -> data for one block: x = z * exp(log_scale) + shift; undoes `standardise`."""
+    """The inverse of `standardise`: z (B, T, D) -> x = z * exp(log_scale) + shift, noise -> data."""
     shift, log_scale = (at_least_float32(part) for part in affine)
     return at_least_float32(z) * torch.exp(log_scale) + shift
 
 
 class FlowBlock(nn.Module):
-    """A causal transformer that predicts the affine map of each patch from the patches read before it.
+    """A causal transformer that predicts each patch's affine map from the patches before it in reading order.
 
-    Blocks at odd places read the sequence from its end.  A fresh block is the identity.
+    Blocks with an odd index (from 0) read the sequence backwards. A new block is the identity.
     """
 
-    def __init__(self, config: ModelConfig, place: int) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         flow = self.config = config.flow
-        self.reads_backwards = bool(place % 2)
+        self.reads_backwards = bool(index % 2)
         self.project_in = nn.Linear(config.patch_dim, flow.width)
         learned = flow.positions == "learned"
         self.positions = PositionEmbedding(config.num_patches, flow.width) if learned else None
         self.rotary = None if learned else RotaryPositions(config.num_patches, flow.head_width)
         self.classes = ClassEmbedding(config.num_classes, flow.width)
-        self.transformer = Transformer(flow, flow.block_layers[place], causal=True)
-        parts = 1 if flow.volume_preserving else 2  # the shift, and the log-scale
+        self.transformer = Transformer(flow, flow.block_layers[index], causal=True)
+        parts = 1 if flow.volume_preserving else 2  # shift and log-scale
         self.project_out = nn.Linear(flow.width, parts * config.patch_dim)
         nn.init.zeros_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x: Tensor, condition: Tensor, layers: Collection[int] = ()) -> BlockPass:
-        """x (B, T, D) and condition (B, 1, C) from `classes` -> `BlockPass`, with the features of these layers.
+        """x (B, T, D) and condition (B, 1, C) from `classes` -> `BlockPass`.
 
-        Layers count from 1.
+        layers: layers whose features to return, counted from 1.
         """
         x, last = self.reading_order(x), len(self.transformer.layers)
         outputs = self._outputs(x, condition, {*layers, last})
-        z, log_det = standardise(x, after_first_patch(self._affine(outputs[last])))
+        z, log_det = standardise(x, shift_to_next_patch(self._affine(outputs[last])))
         features = {layer: self.reading_order(outputs[layer]) for layer in layers}
         return BlockPass(self.reading_order(z), log_det, features)
 
     def features(self, x: Tensor, condition: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
-        """What these layers, counted from 1, give for x (B, T, D): each (B, T, C), in the image's order.
+        """Outputs (B, T, C) of these layers, counted from 1, for x (B, T, D), in the image's order.
 
-        The feature of a patch has seen it and the patches read before it.  Later layers are not evaluated.
+        A patch's feature depends on it and the patches before it in reading order. Later layers are not evaluated.
         """
         outputs = self._outputs(self.reading_order(x), condition, layers)
         return {layer: self.reading_order(output) for layer, output in outputs.items()}
 
-    def undo_once(self, x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
-        """One step of the fixed point that undoes the block, from a guess of its input x and its output z (B, T, D)."""
+    def invert_once(self, x: Tensor, z: Tensor, condition: Tensor) -> Tensor:
+        """One fixed-point iteration of the inverse, from a guess of the input x and the output z, both (B, T, D)."""
         x, z = self.reading_order(x), self.reading_order(z)
-        return self.reading_order(restore(z, after_first_patch(self.predict(x, condition))))
+        return self.reading_order(restore(z, shift_to_next_patch(self.predict(x, condition))))
 
     def predict(
         self,
@@ -100,11 +100,11 @@ class FlowBlock(nn.Module):
         caches: Sequence[KVCache] | None = None,
         temperature: Tensor | None = None,
     ) -> Affine:
-        """The only network call: the affine map of the patch that follows each patch of x.
+        """Predict the affine map of the patch after each patch of x; the only network call.
 
-        x (B, t, D) in reading order; condition (B, 1, C) from `classes`.  With caches, x is the patches that follow
-        those decoded so far.  temperature (B,) divides the attention's logits.  Returns shift and log_scale, each
-        (B, t, D), within the clip if there is one.
+        x (B, t, D) in reading order; condition (B, 1, C) from `classes`. With caches, x holds the next patches to
+        decode. temperature (B,) divides the attention logits. Returns shift and log_scale, each (B, t, D), clipped if
+        the config sets `clip`.
         """
         hidden, rotary = self._embed(x, condition, caches[0].start if caches else 0)
         return self._affine(self.transformer(hidden, caches, rotary=rotary, temperature=temperature))
@@ -133,11 +133,11 @@ class FlowBlock(nn.Module):
         return patches.flip(1) if self.reads_backwards else patches
 
 
-def after_first_patch(following: Affine) -> Affine:
-    """Move each prediction to the patch it is about; nothing comes before the first, so it gets zeros."""
-    return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in following))
+def shift_to_next_patch(predictions: Affine) -> Affine:
+    """Align each prediction with the patch that it is for; the first patch, which has no context, gets zeros."""
+    return Affine(*(F.pad(part[:, :-1], (0, 0, 1, 0)) for part in predictions))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is in that."""
+    """Promote to at least float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Images <-> sequences of patches, in raster order; inside a patch: channel, row, column (as TARFlow)."""
+"""Images <-> patch sequences in raster order; values in a patch are ordered channel, row, column, as in TARFlow."""
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, patch_size: int, channels: int) -> Tensor:
-    """patches (B, T, D) of a square image -> images (B, P, H, W); undoes `patchify`."""
+    """patches (B, T, D) of square images -> images (B, P, H, W); the inverse of `patchify`."""
     b, t, _ = patches.shape
     p, side = patch_size, round(t**0.5)
     x = patches.reshape(b, side, side, channels, p, p)

@@ -93,8 +93,9 @@ class ReverseModel(nn.Module):
         doubled_labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
 
         def extrapolate(block: nn.Module, state: Tensor) -> Tensor:
-            with_label, without = block(state.repeat(2, 1, 1), doubled_labels).split(len(state))
-            return (1 + weight) * with_label - weight * without
+            doubled = block(torch.cat([state, state]), doubled_labels)  # (2B, T, C)
+            batch = labels.shape[0]  # slices, and not split: torch.export would fix the batch size
+            return (1 + weight) * doubled[:batch] - weight * doubled[batch:]
 
         return self._descend(z, extrapolate)
 

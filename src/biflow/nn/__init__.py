@@ -1,1 +1,1 @@
-"""Transformer parts; nothing in here knows what a flow is."""
+"""Transformer building blocks, independent of the flow."""

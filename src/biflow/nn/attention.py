@@ -1,4 +1,4 @@
-"""Multi-head self-attention, causal or full, and the cache that decoding patch by patch needs."""
+"""Multi-head self-attention, causal or full, and the key-value cache for decoding patch by patch."""
 
 from dataclasses import dataclass, field
 
@@ -15,9 +15,9 @@ RMS_EPS = 1e-6
 
 @dataclass
 class KVCache:
-    """Keys and values of the patches decoded so far, for one attention layer; allocated once.
+    """Preallocated keys and values of one attention layer for the patches decoded so far.
 
-    Setting `length` back forgets the last patches, so that they can be decoded again.
+    Lower `length` to drop the last patches and decode them again.
     """
 
     keys: Tensor  # (B, N, T_max, K)
@@ -26,13 +26,13 @@ class KVCache:
 
     @property
     def start(self) -> int | Tensor:
-        """The place of the patch that comes next."""
+        """Position of the next patch."""
         return self.length
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the next patches, key and value (B, N, t, K).
+        """Append the keys and values (B, N, t, K) of the next patches.
 
-        Returns all so far, (B, N, length, K), and which of them each query may see, None for all before it.
+        Returns all keys and values so far, (B, N, length, K), and the attention mask, None for a plain causal mask.
         """
         end = self.length + key.shape[2]
         self.keys[:, :, self.length : end] = key
@@ -43,31 +43,31 @@ class KVCache:
 
 @dataclass
 class StaticKVCache(KVCache):
-    """A cache for one patch at a time whose place is a tensor: every step is the same kernels, as a CUDA graph needs.
+    """A cache for one patch at a time with its position in a tensor, so that a CUDA graph can replay the step.
 
-    The first `span` places are read at every step; those after the patch are masked.
+    Every step attends to the first `span` positions; those after the current patch are masked.
     """
 
-    place: Tensor = field(kw_only=True)  # (1,) int64, of the next patch; shared by all layers, moved on by the caller
+    position: Tensor = field(kw_only=True)  # (1,) int64, of the next patch; shared by all layers, set by the caller
     span: int = field(kw_only=True)
 
     @property
     def start(self) -> int | Tensor:
-        """The place of the patch that comes next."""
-        return self.place
+        """Position of the next patch."""
+        return self.position
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store one patch, key and value (B, N, 1, K); see `KVCache.append`."""
-        self.keys.index_copy_(2, self.place, key)
-        self.values.index_copy_(2, self.place, value)
-        seen = torch.arange(self.span, device=self.place.device) <= self.place
-        return self.keys[:, :, : self.span], self.values[:, :, : self.span], seen[None]
+        """Write the key and value (B, N, 1, K) of one patch; returns as `KVCache.append`."""
+        self.keys.index_copy_(2, self.position, key)
+        self.values.index_copy_(2, self.position, value)
+        mask = torch.arange(self.span, device=self.position.device) <= self.position
+        return self.keys[:, :, : self.span], self.values[:, :, : self.span], mask[None]
 
 
 class Attention(nn.Module):
-    """Self-attention over a sequence, with heads of a fixed width.
+    """Multi-head self-attention with a fixed head width.
 
-    The outputs of `qkv` are laid out as [all query heads | all key heads | all value heads].
+    The outputs of `qkv` are ordered [all query heads | all key heads | all value heads].
     """
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
@@ -90,8 +90,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        With a cache, x is the patches (B, t, C) that follow those in the cache; the cache grows by them.  rotary
-        holds the angles of just the patches in x.  temperature (B,) divides the attention's logits.
+        With a cache, x holds the next patches (B, t, C), which are appended to the cache. rotary: the rotary table
+        of the patches in x. temperature (B,) divides the attention logits.
         """
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_width)
@@ -108,11 +108,11 @@ class Attention(nn.Module):
         if self.causal and length > 1 and key.shape[2] > length:
             mask = causal_lower_right(length, key.shape[2])  # is_causal would align the first query with the first key
         is_causal = self.causal and mask is None and key.shape[2] == length
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        return self.out(attended.transpose(1, 2).reshape(batch, length, width))
 
     def new_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `length` patches, on the device of the weights and in the precision of products."""
+        """Create an empty cache for `length` patches, on the weights' device and in the autocast or weight dtype."""
         shape, weight = (batch, self.num_heads, length, self.head_width), self.qkv.weight
         kind = weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -1,4 +1,4 @@
-"""A pre-norm transformer: the MLP, one layer, and the stack that fills a block."""
+"""A pre-norm transformer: MLPs, one layer, and a stack of layers."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -14,14 +14,14 @@ from biflow.nn.embeddings import RotaryTable
 
 
 class MLP(nn.Sequential):
-    """Two linear maps with a GELU between them, applied to every patch alone: (B, T, C) -> (B, T, C)."""
+    """Two linear layers with a GELU in between: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class SwiGLU(nn.Module):
-    """An MLP whose hidden values are gated (Shazeer, arXiv 2002.05202): (B, T, C) -> (B, T, C)."""
+    """A gated MLP (Shazeer, arXiv 2002.05202): (B, T, C) -> (B, T, C)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ MLPS: Mapping[str, Callable[[int, int], nn.Module]] = {"gelu": MLP, "swiglu": Sw
 
 
 class TransformerLayer(nn.Module):
-    """Attention, then the MLP, each normalised before and added after."""
+    """Attention and MLP, each with a pre-norm and a residual connection."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
@@ -66,10 +66,7 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of layers.
-
-    With `recompute`, a gradient evaluates each layer again from its input instead of keeping what lies between.
-    """
+    """A stack of transformer layers; `recompute` turns on activation checkpointing per layer."""
 
     recompute = False
 
@@ -85,25 +82,22 @@ class Transformer(nn.Module):
         rotary: RotaryTable | None = None,
         temperature: Tensor | None = None,
     ) -> Tensor:
-        """x (B, T, C) -> (B, T, C); with one cache a layer, x is the patches (B, t, C) that come next.
+        """x (B, T, C) -> (B, T, C); with caches, one per layer, x holds the next patches (B, t, C).
 
-        rotary holds the angles of just the patches in x; temperature (B,) divides every attention's logits.
+        rotary: the rotary table of the patches in x. temperature (B,) divides the attention logits.
         """
-        for place, layer in enumerate(self.layers):
-            x = self._evaluate(layer, x, caches[place] if caches else None, rotary=rotary, temperature=temperature)
+        for i, layer in enumerate(self.layers):
+            x = self._evaluate(layer, x, caches[i] if caches else None, rotary=rotary, temperature=temperature)
         return x
 
     def outputs(self, x: Tensor, layers: Collection[int], *, rotary: RotaryTable | None = None) -> dict[int, Tensor]:
-        """x (B, T, C) -> what these layers give, each (B, T, C), by layer, counted from 1.
-
-        Nothing after the last of them is evaluated.
-        """
-        found = {}
-        for place, layer in zip(range(1, max(layers, default=0) + 1), self.layers, strict=False):
+        """x (B, T, C) -> the outputs (B, T, C) of these layers, by layer, counted from 1; later layers do not run."""
+        outputs = {}
+        for number, layer in zip(range(1, max(layers, default=0) + 1), self.layers, strict=False):
             x = self._evaluate(layer, x, rotary=rotary)
-            if place in layers:
-                found[place] = x
-        return found
+            if number in layers:
+                outputs[number] = x
+        return outputs
 
     def _evaluate(self, layer: nn.Module, *inputs: object, **options: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -111,11 +105,11 @@ class Transformer(nn.Module):
         return layer(*inputs, **options)
 
     def new_caches(self, batch: int, length: int) -> list[KVCache]:
-        """One empty cache a layer."""
+        """Create one empty cache per layer."""
         return [layer.attention.new_cache(batch, length) for layer in self.layers]  # type: ignore[union-attr, operator]
 
 
 def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weight matrices inside transformer layers, which Muon is for."""
+    """The trainable weight matrices of transformer layers, which Muon updates."""
     layers = [part for part in model.modules() if isinstance(part, TransformerLayer)]
     return [p for layer in layers for p in layer.parameters() if p.ndim == 2 and p.requires_grad]

@@ -1,1 +1,1 @@
-"""What a run will cost, worked out from its config alone: parameters, operations, memory, hours."""
+"""Cost estimates of a run from its config: parameters, FLOPs, memory and hours."""

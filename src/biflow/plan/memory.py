@@ -1,7 +1,7 @@
-"""What a training step holds on each device at its peak, in bytes.
+"""Peak memory of a training step on each device, in bytes.
 
-DDP keeps everything on every device, and the gradients a second time in its buckets.  FSDP2 keeps a share of everything
-and gathers one block at a time.  A layer's attention is assumed not to write its scores down.
+DDP replicates everything and copies the gradients into its buckets. FSDP2 shards everything and gathers one block at a
+time. Attention is assumed not to materialise its scores.
 """
 
 import math
@@ -16,55 +16,55 @@ from biflow.features.classifier import Classifier
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.nn.transformer import layer_matrices
-from biflow.plan.operations import Step, bytes_of_a_value, feature_width, training_step
-from biflow.plan.parts import FULL, layer, layer_at_work
+from biflow.plan.operations import Step, bytes_per_value, feature_width, training_step
+from biflow.plan.parts import FULL, backward_workspace, layer
 
-MOMENTS = 2  # of every gradient, that AdamW remembers; Muon remembers one
+MOMENTS = 2  # AdamW's per parameter; Muon keeps one
 
 
 class Parameters(NamedTuple):
-    """Numbers of parameters."""
+    """Parameter counts."""
 
     all: int = 0
-    linear: int = 0  # those of linear maps, which run in the precision of a fit
-    block: int = 0  # those of the largest block
-    matrices: int = 0  # those that Muon trains where it is asked for
+    linear: int = 0  # in linear layers, which run in the fit's precision
+    block: int = 0  # in the largest block
+    matrices: int = 0  # that Muon can train
 
 
 class Memory(NamedTuple):
-    """Bytes on a device: those that are there whatever the batch is, and those of every image of it."""
+    """Bytes per device, independent of the batch and per image."""
 
     parameters: float
     gradients: float
     moments: float
     average: float
-    copies: float  # of parameters and gradients, for the precision and the communication
-    image: float  # what the backward pass reads, and the batch
-    work: float  # what the backward pass of one layer needs for an image, when the last step's gradients are gone
+    copies: float  # of parameters and gradients, for mixed precision and communication
+    image: float  # per image: saved tensors and the batch
+    work: float  # per image: workspace of one layer's backward pass, which reuses the last step's gradients
 
     @property
     def fixed(self) -> float:
-        """Bytes that are there whatever the batch is."""
+        """Bytes independent of the batch size."""
         return self.parameters + self.gradients + self.moments + self.average + self.copies
 
     def peak(self, batch: float) -> float:
-        """Bytes at the peak of a step with so many images a device."""
+        """Peak bytes of a step with this many images per device."""
         return self.fixed + batch * self.image + max(0.0, batch * self.work - self.gradients)
 
     def largest_batch(self, device_memory: float) -> int:
-        """The most images a device for which the peak fits in so many bytes; 0 for none."""
+        """The largest batch per device whose peak fits into this many bytes; 0 if none does."""
         free = device_memory - self.fixed
         return max(0, math.floor(min(free / self.image, (free + self.gradients) / (self.image + self.work))))
 
 
 def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, recompute: bool = False) -> Memory:
-    """What a stage's step holds on each of these devices, by DDP, or by FSDP2 if sharded."""
+    """Memory per device of a stage's step under DDP, or FSDP2 if sharded."""
     fit = config.fit_reverse if stage == "reverse" and config.fit_reverse else config.fit_flow
     trained, frozen = trained_parameters(config, stage), frozen_parameters(config, stage)
-    value, split = bytes_of_a_value(fit), devices if sharded else 1
-    copies: float = value * trained.linear if value < FULL else 0  # those that autocast makes, and keeps
+    value, split = bytes_per_value(fit), devices if sharded else 1
+    copies: float = value * trained.linear if value < FULL else 0  # cached by autocast
     if sharded:
-        copies = 2 * value * trained.block  # one block gathered, with its gradients
+        copies = 2 * value * trained.block  # one gathered block with its gradients
     elif devices > 1:
         copies += FULL * trained.all  # buckets
     return Memory(
@@ -79,31 +79,30 @@ def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, r
 
 
 def _image_bytes(step: Step, *, recompute: bool) -> float:
-    return step.held + step.trained.kept - (step.trained.spared if recompute else 0)
+    return step.buffers + step.trained.saved - (step.trained.recomputed if recompute else 0)
 
 
 def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: bool) -> float:
-    """Of the layer that needs most; with recompute, what that layer keeps once more."""
-    model, value = config.model, bytes_of_a_value(fit)
-    found: list[tuple[TransformerConfig, int]] = []
+    """Workspace of the most expensive layer, with recompute including the tensors that it saves again."""
+    model, value = config.model, bytes_per_value(fit)
+    networks: list[tuple[TransformerConfig, int]] = []
     if stage != "flow" and model.reverse:
-        found.append((model.reverse, model.num_patches + model.reverse.class_tokens))
+        networks.append((model.reverse, model.num_patches + model.reverse.class_tokens))
     if stage != "reverse":
-        found.append((model.flow, model.num_patches))
-    again = float(recompute)
+        networks.append((model.flow, model.num_patches))
     return max(
-        length * layer_at_work(sizes, value) + again * layer(sizes, length, value=value).spared
-        for sizes, length in found
+        length * backward_workspace(sizes, value) + recompute * layer(sizes, length, value=value).recomputed
+        for sizes, length in networks
     )
 
 
 def trained_parameters(config: RunConfig, stage: str) -> Parameters:
-    """Those that a stage trains."""
+    """Parameters that a stage trains."""
     return _add(_count(network) for network in _networks(config, stage) if network)
 
 
 def frozen_parameters(config: RunConfig, stage: str) -> Parameters:
-    """Those that a stage reads beside: the flow's for the reverse model, the small classifier's for an alignment."""
+    """Frozen parameters of a stage: the flow for the reverse model, the small classifier for an alignment."""
     align, model = config.fit_flow.align, config.model
     if stage == "reverse":
         return _add(_count(network) for network in _networks(config, "flow")[:1] if network)
@@ -114,7 +113,7 @@ def frozen_parameters(config: RunConfig, stage: str) -> Parameters:
 
 
 def _networks(config: RunConfig, stage: str) -> list[nn.Module | None]:
-    """The flow, its projector and the reverse model, where a stage trains them: on no device, without values."""
+    """The flow, its projector and the reverse model, if the stage trains them, on the meta device."""
     align, width = config.fit_flow.align, config.model.flow.width
     with torch.device("meta"):
         flow, projector = None, None
@@ -141,10 +140,10 @@ def _count(network: nn.Module) -> Parameters:
 
 
 def _add(counts: Iterable[Parameters]) -> Parameters:
-    found = list(counts)
+    counts = list(counts)
     return Parameters(
-        sum(each.all for each in found),
-        sum(each.linear for each in found),
-        max(each.block for each in found),
-        sum(each.matrices for each in found),
+        sum(each.all for each in counts),
+        sum(each.linear for each in counts),
+        max(each.block for each in counts),
+        sum(each.matrices for each in counts),
     )

@@ -1,4 +1,4 @@
-"""The plan of a run in rows for tables, and in sentences."""
+"""The plan of a run as table rows."""
 
 import math
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from biflow.plan.memory import Memory, frozen_parameters, step_memory, trained_p
 from biflow.plan.operations import sampling, stage_fits, training_step
 
 GIGA, GIB = 1e9, 2.0**30
-WAYS = {"DDP": {"sharded": False}, "FSDP2": {"sharded": True}}
+STRATEGIES = {"DDP": {"sharded": False}, "FSDP2": {"sharded": True}}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for: so many devices, GiB of memory and peak TFLOP/s of each, and the share in use."""
+    """The hardware of a plan: devices, GiB of memory and peak TFLOP/s per device, and the utilisation."""
 
     devices: int = 8
     device_memory: float = 80.0
@@ -25,33 +25,31 @@ class Machine:
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise InputError(f"Expected 1 device or more; got {self.devices}. Set --devices.")
-        for value, what, option in (
+        for value, unit, option in (
             (self.device_memory, "GiB of memory", "device-memory"),
             (self.tflops, "TFLOP/s", "tflops"),
         ):
             if not 0 < value < math.inf:
-                raise InputError(f"Expected {what} of a device above 0; got {value:g}. Set --{option}.")
+                raise InputError(f"Expected {unit} of a device above 0; got {value:g}. Set --{option}.")
         if not 0 < self.utilisation <= 1:
-            raise InputError(
-                f"Expected a utilisation above 0, up to 1 (all of it); got {self.utilisation:g}. Set --utilisation."
-            )
+            raise InputError(f"Expected a utilisation above 0, up to 1; got {self.utilisation:g}. Set --utilisation.")
 
     def share(self, batch_size: int) -> int:
-        """Images a device, of a batch that all devices share evenly."""
+        """Images per device, of a batch divided evenly among the devices."""
         if batch_size % self.devices:
             raise InputError(
-                f"Expected a batch that {self.devices} devices can share evenly; got {batch_size}. Set --devices to a "
-                "divisor of it, or batch_size to a multiple of them."
+                f"Expected a batch size divisible by {self.devices} devices; got {batch_size}. Set --devices to a "
+                "divisor of it, or batch_size to a multiple of the devices."
             )
         return batch_size // self.devices
 
     def hours(self, operations: float) -> float:
-        """Hours that all devices take for so many operations."""
+        """Hours for this many FLOPs on all devices."""
         return operations / (self.devices * self.tflops * 1e12 * self.utilisation) / 3600
 
 
 def parameter_rows(config: RunConfig) -> list[list[str]]:
-    """What each stage trains, and what it reads beside, frozen."""
+    """Trained and frozen parameters of each stage."""
     counts = [
         (stage, trained_parameters(config, stage).all, frozen_parameters(config, stage).all)
         for stage in stage_fits(config)
@@ -60,32 +58,32 @@ def parameter_rows(config: RunConfig) -> list[list[str]]:
 
 
 def operation_rows(config: RunConfig) -> list[list[str]]:
-    """GFLOPs an image of a training step of each stage, and of each way of sampling."""
+    """GFLOPs per image of each stage's training step and each sampling method."""
     training = {f"training, {name}": training_step(config, name).operations for name in stage_fits(config)}
     counts = training | sampling(config.model)
     return [["", "GFLOPs"], *([name, f"{count / GIGA:,.3f}"] for name, count in counts.items())]
 
 
 def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[str]]:
-    """GiB on a device at the peak of a stage's step, without and with recomputing the layers."""
+    """Peak GiB per device of a stage's step, with and without activation checkpointing."""
     batch = machine.share(stage_fits(config)[stage].batch_size)
     columns = {
-        f"{way}{', recompute' if again else ''}": step_memory(
-            config, stage, devices=machine.devices, recompute=again, **options
+        f"{name}{', recompute' if recompute else ''}": step_memory(
+            config, stage, devices=machine.devices, recompute=recompute, **options
         )
-        for again in (False, True)
-        for way, options in WAYS.items()
+        for recompute in (False, True)
+        for name, options in STRATEGIES.items()
     }
     lines: dict[str, Callable[[Memory], float]] = {
         "parameters": lambda memory: memory.parameters,
         "gradients": lambda memory: memory.gradients,
-        "moments of AdamW": lambda memory: memory.moments,
+        "optimizer moments": lambda memory: memory.moments,
         "moving average": lambda memory: memory.average,
         "copies": lambda memory: memory.copies,
         "activations": lambda memory: memory.peak(batch) - memory.fixed,
-        "in all": lambda memory: memory.peak(batch),
+        "total": lambda memory: memory.peak(batch),
     }
-    rows = [[name, *(_gib(of(each)) for each in columns.values())] for name, of in lines.items()]
+    rows = [[name, *(_gib(bytes_of(each)) for each in columns.values())] for name, bytes_of in lines.items()]
     room = machine.device_memory * GIB
     fits = ["yes" if each.peak(batch) <= room else "no" for each in columns.values()]
     largest = [str(each.largest_batch(room)) for each in columns.values()]
@@ -93,14 +91,14 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
         ["", *columns],
         *rows,
         [f"fits in {machine.device_memory:g} GiB", *fits],
-        ["most images a device", *largest],
+        ["largest batch per device", *largest],
     ]
 
 
-def _hours_of(hours: float) -> str:
-    """Two decimals, which are enough where it matters.
+def _format_hours(hours: float) -> str:
+    """Hours with two decimals.
 
-    >>> _hours_of(12.5), _hours_of(0.000123)
+    >>> _format_hours(12.5), _format_hours(0.000123)
     ('12.50', 'under 0.01')
     """
     return f"{hours:,.2f}" if hours >= 0.01 else "under 0.01"
@@ -111,12 +109,15 @@ def _gib(size: float) -> str:
 
 
 def hour_rows(config: RunConfig, machine: Machine) -> list[list[str]]:
-    """Hours of each stage."""
+    """Training hours of each stage."""
     fits = stage_fits(config)
     hours = {name: machine.hours(_operations(config, name, fit)) for name, fit in fits.items()}
     return [
-        ["", "steps", "images a step", "hours"],
-        *([name, f"{fit.steps:,}", f"{fit.batch_size:,}", f"{_hours_of(hours[name])}"] for name, fit in fits.items()),
+        ["", "steps", "images per step", "hours"],
+        *(
+            [name, f"{fit.steps:,}", f"{fit.batch_size:,}", f"{_format_hours(hours[name])}"]
+            for name, fit in fits.items()
+        ),
     ]
 
 
@@ -125,5 +126,5 @@ def _operations(config: RunConfig, stage: str, fit: FitConfig) -> float:
 
 
 def left_out(config: RunConfig) -> list[str]:
-    """Networks that a run needs and the plan does not count."""
+    """Networks that a run uses but the plan does not count."""
     return sorted({name for stage in stage_fits(config) for name in training_step(config, stage).left_out})

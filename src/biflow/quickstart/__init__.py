@@ -1,1 +1,1 @@
-"""The whole story on the digits, measured and reported."""
+"""The quickstart on handwritten digits: train, sample, evaluate, report."""

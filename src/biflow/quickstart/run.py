@@ -1,4 +1,4 @@
-"""The whole story on real images: train a flow on the digits, learn its inverse, sample both ways, measure, report."""
+"""The quickstart: train a flow and its reverse model on the digits, sample with both, evaluate, and write a report."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from biflow.features.judge import Judge, save_judge
 from biflow.files import replace_file, write_text
 from biflow.pipeline import Pipeline
 from biflow.quickstart import measures
-from biflow.quickstart.report import Pictures, render_report, side_by_side
+from biflow.quickstart.report import ReportImages, render_report, side_by_side
 from biflow.sampling.guidance import Guidance
 from biflow.training.hooks import read_history
 from biflow.training.provenance import describe_machine
@@ -37,28 +37,28 @@ Numbers = dict[str, Any]
 
 
 class Plan(NamedTuple):
-    """What a quickstart trains, and how much it draws and times."""
+    """What a quickstart trains, and the sizes of its measurements."""
 
     run: RunConfig
     judge: FitConfig
     samples: int = 1000
-    strengths: Sequence[float] = (0.0, 0.0625, 0.125, 0.25, 0.375, 0.5, 1.0)  # of guidance, tried both ways
+    strengths: Sequence[float] = (0.0, 0.0625, 0.125, 0.25, 0.375, 0.5, 1.0)  # of guidance, tried with each method
     timings: Sequence[tuple[int, int]] = ((1, 20), (256, 4))  # batch size, repeats
-    classified: int | None = None  # test images that the flow classifies, None for all
+    classified: int | None = None  # test images that the flow classifies; None for all
     smoke: bool = False
 
     def guidances(self, sampler: str) -> list[Guidance]:
-        """What a sampler is tried with; the exact inverse also with guidance that grows over the patches.
+        """The guidance settings of a sampler's sweep; for the exact inverse also annealed over the patches.
 
-        That is half as strong on average, so it is not tried at the weakest.
+        Annealed guidance is half as strong on average, so the weakest strengths are left out.
         """
         constant = [Guidance(strength) for strength in self.strengths]
         annealed = [Guidance(strength, annealed=True) for strength in self.strengths if strength >= 0.25]
         return constant + annealed if sampler == "exact" else constant
 
 
-class Draw(NamedTuple):
-    """Images drawn one way with one guidance, and what the judge says of them."""
+class SweepResult(NamedTuple):
+    """Samples of one method at one guidance setting, and their metrics."""
 
     guidance: Guidance
     pixels: Tensor  # uint8 (N, P, H, W)
@@ -66,12 +66,12 @@ class Draw(NamedTuple):
     scores: Mapping[str, float]
 
     def describe(self) -> Numbers:
-        """Guidance and scores, for the report."""
+        """Guidance and metrics, for the report."""
         return {"guidance": self.guidance.strength, "annealed": self.guidance.annealed, **self.scores}
 
 
 def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
-    """The full size, or one that shows within a minute that everything works."""
+    """The full plan, or a small one that checks within a minute that everything works."""
     plan = Plan(load_recipe(RECIPE, overrides), CLASSIFIER_FIT)
     if not small:
         return plan
@@ -87,7 +87,7 @@ def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
 
 
 def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
-    """Train, sample and measure in the folder `out`; returns what report.json holds."""
+    """Train, sample and evaluate in the folder `out`; returns the contents of report.json."""
     start = time.perf_counter()
     require("matplotlib")
     split = load_data(plan.run.data)
@@ -102,11 +102,11 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
     save_judge(judge, out / JUDGE_FOLDER)
     pipe = Pipeline.from_pretrained(out / MODEL_FOLDER).to(run.world.device)
 
-    console.print(f"sampling {plan.samples:,} images each way, at {len(plan.strengths)} strengths of guidance")
-    measure = measures.SampleJudge(judge, split.train)
-    draws = {sampler: draw_all(pipe, measure, sampler, plan) for sampler in METHODS}
-    best = {sampler: min(drawn, key=lambda d: d.scores["frechet_distance"]) for sampler, drawn in draws.items()}
-    console.print("timing every sampler")
+    console.print(f"sampling {plan.samples:,} images per method and guidance, at {len(plan.strengths)} strengths")
+    scorer = measures.SampleScorer(judge, split.train)
+    sweep = {sampler: sweep_guidance(pipe, scorer, sampler, plan) for sampler in METHODS}
+    best = {sampler: min(tried, key=lambda each: each.scores["frechet_distance"]) for sampler, tried in sweep.items()}
+    console.print("timing each method")
     report = {
         "biflow": __version__,
         "smoke": plan.smoke,
@@ -119,10 +119,10 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
             "classified_images": len(classified),
         },
         **describe_networks(pipe, judge, plan, seconds, test=split.test),
-        "real": measure(split.test.images, split.test.labels),
+        "real": scorer(split.test.images, split.test.labels),
         "samples": describe_samples(best),
         "classification": measures.measure_classification(pipe.model, classified),
-        "sweep": {sampler: [each.describe() for each in drawn] for sampler, drawn in draws.items()},
+        "sweep": {sampler: [each.describe() for each in tried] for sampler, tried in sweep.items()},
         "speed": measure_speed(pipe, plan, best),
         "recipe": plan.run.model_dump(mode="json"),
         "total_seconds": time.perf_counter() - start,
@@ -131,20 +131,20 @@ def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> 
     return report
 
 
-def draw_all(pipe: Pipeline, measure: measures.SampleJudge, sampler: str, plan: Plan) -> list[Draw]:
-    """Sample with every guidance of the plan, every class equally often, always from the same noise."""
+def sweep_guidance(pipe: Pipeline, scorer: measures.SampleScorer, sampler: str, plan: Plan) -> list[SweepResult]:
+    """Sample at every guidance setting of the plan, with balanced classes and the same noise each time."""
     labels = torch.arange(plan.samples) % pipe.config.num_classes
-    draws = []
+    results = []
     for guidance in plan.guidances(sampler):
         pixels = pipe.sample_pixels(labels, method=METHODS[sampler], guidance=guidance, seed=SEED)
-        draws.append(Draw(guidance, pixels, labels, measure(pixels, labels)))
-    return draws
+        results.append(SweepResult(guidance, pixels, labels, scorer(pixels, labels)))
+    return results
 
 
-def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbers:
-    """Milliseconds per image of every sampler at every batch size, from drawing the noise to the pixels.
+def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, SweepResult]) -> Numbers:
+    """Milliseconds per image of every sampler at every batch size, from sampling the noise to pixels.
 
-    The exact inverse includes its score step.  The ratio is that of both samplers with guidance.
+    The exact inverse includes its score step.  `ratio_guided` compares both samplers with guidance.
     """
 
     def timed(sampler: str, *, guided: bool) -> Callable[[int], Tensor]:
@@ -167,7 +167,7 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, Draw]) -> Numbe
 def describe_networks(
     pipe: Pipeline, judge: Judge, plan: Plan, seconds: Mapping[str, float], *, test: ImageSet
 ) -> dict[str, Numbers]:
-    """Size, cost and quality of everything that was trained."""
+    """Size, training time and quality of every trained network."""
     model = pipe.model
     assert model.reverse is not None
 
@@ -183,34 +183,36 @@ def describe_networks(
     }
 
 
-def describe_samples(best: Mapping[str, Draw]) -> Numbers:
-    """The samples of each way with the guidance that suits it best."""
-    distances = {sampler: drawn.scores["frechet_distance"] for sampler, drawn in best.items()}
+def describe_samples(best: Mapping[str, SweepResult]) -> Numbers:
+    """The samples of each method at its best guidance."""
+    distances = {sampler: result.scores["frechet_distance"] for sampler, result in best.items()}
     return {
         "count": len(best["exact"].labels),
         "seed": SEED,
-        "labels": "every class equally often",
-        "guidance": "of those tried, what gives each way of sampling its lowest Frechet distance",
-        **{sampler: drawn.describe() for sampler, drawn in best.items()},
+        "labels": "balanced",
+        "guidance": "for each method, the one of the sweep with the lowest frechet_distance",
+        **{sampler: result.describe() for sampler, result in best.items()},
         "frechet_ratio_reverse_to_exact": distances["reverse"] / distances["exact"],
     }
 
 
-def write_results(out: Path, report: Numbers, pipe: Pipeline, best: Mapping[str, Draw], *, test: ImageSet) -> None:
-    """The samples, the numbers, and the page that shows both."""
-    for sampler, drawn in best.items():
-        write_npz(out / f"samples_{sampler}.npz", drawn.pixels, drawn.labels)
+def write_results(
+    out: Path, report: Numbers, pipe: Pipeline, best: Mapping[str, SweepResult], *, test: ImageSet
+) -> None:
+    """Write the samples, the numbers, and the page that shows both."""
+    for sampler, result in best.items():
+        write_npz(out / f"samples_{sampler}.npz", result.pixels, result.labels)
     write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
-    there, back = measures.follow_one_image(pipe.model, test)
-    samples = {sampler: drawn.pixels for sampler, drawn in best.items()}
-    pictures = Pictures(test, **samples, labels=best["exact"].labels, way_to_noise=there, way_back=back)
-    write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), pictures))
+    forward, reverse = measures.trace_first_image(pipe.model, test)
+    samples = {sampler: result.pixels for sampler, result in best.items()}
+    images = ReportImages(test, samples, best["exact"].labels, forward, reverse)
+    write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), images))
     with replace_file(out / "samples.png") as temporary:
-        side_by_side(pictures).save(temporary, format="PNG")
+        side_by_side(images).save(temporary, format="PNG")
 
 
 def _rounded(value: Any) -> Any:
-    """Numbers to four significant digits, as deep as they lie."""
+    """Numbers rounded to four significant digits, at any depth."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Noise -> image: free functions that share one result type."""
+"""Samplers: noise -> patches, as functions with one result type."""

@@ -1,4 +1,4 @@
-"""One step along the score takes the noise off that the flow was trained with."""
+"""Score-based denoising: removes the flow's training noise from samples."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from biflow.errors import check_number
 from biflow.models.forward_flow import ForwardFlow
 
 
-@torch.inference_mode(False)  # it needs gradients wherever it is called
+@torch.inference_mode(False)  # needs gradients even in the caller's inference mode
 def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float = 1.0) -> Tensor:
-    """Noisy patches x (B, T, D) -> clean ones: x + step * noise_std**2 * d log p(x) / dx.
+    """Denoise patches x (B, T, D): x + step * noise_std**2 * d log p(x) / dx; unguided.
 
-    With step 1, Tweedie's formula, as TARFlow denoises its samples (arXiv 2412.06329); no guidance in this step.
+    Step 1 is Tweedie's formula, as in TARFlow (arXiv 2412.06329).
     """
     if not step:
         return x.detach()
@@ -22,5 +22,5 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
 
 
 def check_score_step(step: float) -> None:
-    """Raise unless this is a share of the noise that can be taken off."""
-    check_number(step, "denoise", hint="0 leaves out the score step, 1 takes it whole.")
+    """Raise unless the step size is valid."""
+    check_number(step, "denoise", hint="0 skips the score step, 1 takes a full step.")

@@ -1,4 +1,4 @@
-"""Guidance of the exact inverse: arithmetic on what a flow block predicts with and without the label."""
+"""Guidance of the exact inverse: extrapolates a flow block's predictions with and without the label."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from biflow.sampling.shorthand import split_shorthand, with_settings
 
 @dataclass(frozen=True)
 class Guidance:
-    """A strength, 0 for none, and how it acts.
+    """Guidance strength, 0 for none, and its variants (TARFlow, arXiv 2412.06329).
 
-    annealed: it grows evenly from 0 at the first patch read to the full strength at the last; otherwise it is the
-    same everywhere.  on: which of the predictions it moves.  temperature divides the attention's logits of the pass
-    without label; other than 1, it guides also a flow that knows no classes.  All as TARFlow (arXiv 2412.06329).
+    annealed: grow the strength linearly from 0 at the first patch in reading order to its full value at the last.
+    on: the predictions to guide. temperature: divides the attention logits of the unconditional pass; values other
+    than 1 also guide unconditional flows.
     """
 
     strength: float = 0.0
@@ -33,26 +33,26 @@ class Guidance:
         check_number(self.strength, "guidance", hint="0 turns guidance off.")
         if self.on not in {"both", "shift", "log_scale"}:
             raise InputError(f"Expected guidance on 'both', 'shift' or 'log_scale'; got {self.on!r}.")
-        check_number(self.temperature, "temperature", above=True, hint="1 changes nothing.")
+        check_number(self.temperature, "temperature", above=True, hint="1 leaves attention unchanged.")
 
     def __str__(self) -> str:
-        """As `parse_guidance` reads it."""
+        """The text that `parse_guidance` reads."""
         annealed = ",annealed" * self.annealed
         on = f",on={self.on}" * (self.on != "both")
         return f"{self.strength:g}{annealed}{on}" + f",temperature={self.temperature:g}" * (self.temperature != 1)
 
     def strengths(self, num_patches: int, like: Tensor) -> Tensor:
-        """The strength for each patch in reading order: (T, 1), in the precision and on the device of `like`."""
-        places = torch.arange(num_patches, dtype=like.dtype, device=like.device)[:, None]
-        share = places / max(1, num_patches - 1) if self.annealed else torch.ones_like(places)
-        return self.strength * share
+        """The strength per patch in reading order: (T, 1), in the dtype and on the device of `like`."""
+        positions = torch.arange(num_patches, dtype=like.dtype, device=like.device)[:, None]
+        schedule = positions / max(1, num_patches - 1) if self.annealed else torch.ones_like(positions)
+        return self.strength * schedule
 
     def check(self, num_classes: int) -> None:
-        """Raise if a flow with this many classes gives nothing to guide by."""
+        """Raise if a flow with this many classes cannot be guided."""
         if self.strength and not num_classes and self.temperature == 1:
             raise InputError(
-                "Expected a flow with classes and a null label to guide by; this one is unconditional. "
-                "Give a temperature other than 1 (such as 1.5) to guide by its attention, or guidance 0."
+                "Expected a flow with classes for guidance; this one is unconditional. "
+                "Set a temperature other than 1 (such as 1.5) to guide by its attention, or guidance 0."
             )
 
 
@@ -60,7 +60,7 @@ NO_GUIDANCE = Guidance()
 
 
 def parse_guidance(text: str) -> Guidance:
-    """Guidance from one word.
+    """Parse guidance from its shorthand.
 
     >>> parse_guidance("2.3,annealed")
     Guidance(strength=2.3, annealed=True, on='both', temperature=1.0)
@@ -69,19 +69,19 @@ def parse_guidance(text: str) -> Guidance:
     try:
         strength = float(head)
     except ValueError:
-        raise InputError(f"Expected guidance that begins with a number, as 2.3,annealed does; got {text!r}.") from None
+        raise InputError(f"Expected guidance that starts with a number, such as 2.3,annealed; got {text!r}.") from None
     return with_settings(Guidance(strength), settings)
 
 
 class GuidedBlock:
-    """A flow block with all that one inversion asks of it: labels and guidance.
+    """A flow block with labels and guidance, for one inversion.
 
-    The passes with and without the label are one call on a doubled batch.
+    The conditional and unconditional passes are one call on a doubled batch.
     """
 
     def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
         self.block, self.guidance, self.null_label = flow.flow_blocks[level], guidance, flow.config.null_label
-        self.condition = self._embed(labels)  # (B, 1, C), or (2B, 1, C) with the half without label last
+        self.condition = self._embed(labels)  # (B, 1, C), or (2B, 1, C) with the unconditional half last
         like = at_least_float32(self.condition)
         self.strengths = guidance.strengths(flow.config.num_patches, like)  # (T, 1)
         self.temperature: Tensor | None = None  # (2B,)
@@ -89,22 +89,22 @@ class GuidedBlock:
             ones = torch.ones_like(self.condition[: len(labels), 0, 0])
             self.temperature = torch.cat([ones, guidance.temperature * ones])
 
-    def relabel(self, labels: Tensor) -> None:
-        """Take other labels (B,), as many, in the memory of the old ones."""
+    def set_labels(self, labels: Tensor) -> None:
+        """Replace the labels by as many others (B,), in place."""
         self.condition.copy_(self._embed(labels))
 
     def predict(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Affine:
-        """The guided affine maps of the patches that follow each patch of x (B, t, D); each (B, t, D)."""
+        """Predict the guided affine map of the patch after each patch of x (B, t, D)."""
         if not self.guidance.strength:
             return self.block.predict(x, self.condition, caches=caches)
         start = caches[0].start if caches else 0
         doubled = self.block.predict(x.repeat(2, 1, 1), self.condition, caches=caches, temperature=self.temperature)
-        (shift, shift_without), (log_scale, log_scale_without) = (part.chunk(2) for part in doubled)
+        (shift, null_shift), (log_scale, null_log_scale) = (part.chunk(2) for part in doubled)
         strength = rows(self.strengths, start + 1, x.shape[1])  # (t, 1)
         if self.guidance.on != "log_scale":
-            shift = extrapolate(shift, shift_without, strength)
+            shift = extrapolate(shift, null_shift, strength)
         if self.guidance.on != "shift":
-            log_scale = extrapolate(log_scale, log_scale_without, strength)
+            log_scale = extrapolate(log_scale, null_log_scale, strength)
         return Affine(shift, log_scale)
 
     def _embed(self, labels: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class GuidedBlock:
 
 
 class GuidedFlow:
-    """The blocks of a flow for one inversion, and caches for the deepest of them, which serve all in turn."""
+    """The guided blocks of a flow for one inversion, sharing the key-value caches of the deepest block."""
 
     def __init__(self, flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> None:
         guidance.check(flow.config.num_classes)
@@ -125,7 +125,7 @@ class GuidedFlow:
         self.caches = deepest.transformer.new_caches(batch, flow.config.num_patches - 1)
 
     def invert_block(self, level: int, z: Tensor) -> Tensor:
-        """Undo one block: z (B, T, D) -> x (B, T, D), one call for every patch but the first."""
+        """Invert one block sequentially: z (B, T, D) -> x (B, T, D), one call per patch but the first."""
         guided = self.blocks[level]
         rewind(self.caches)
         patches = guided.block.reading_order(z).split(1, dim=1)
@@ -136,27 +136,24 @@ class GuidedFlow:
 
 
 @runtime_checkable
-class Ready(Protocol):
-    """A flow that keeps its blocks ready for batches of a size."""
+class PreparedFlow(Protocol):
+    """A flow that caches its guided blocks by batch size."""
 
     def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-        """The blocks for these labels (B,) and this guidance."""
+        """The guided blocks for these labels (B,)."""
 
 
 def guide(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-    """The blocks of a flow, ready to be inverted for labels (B,) with this guidance; raise if it cannot be guided."""
-    return flow.guide(labels, guidance) if isinstance(flow, Ready) else GuidedFlow(flow, labels, guidance)
+    """Prepare a flow's blocks for an inversion with labels (B,); raise if the flow cannot be guided."""
+    return flow.guide(labels, guidance) if isinstance(flow, PreparedFlow) else GuidedFlow(flow, labels, guidance)
 
 
 def extrapolate(conditional: Tensor, unconditional: Tensor, strength: Tensor | float) -> Tensor:
-    """A prediction moved away from the unconditional one; strength 0 changes nothing.
-
-    On the shift and on the log-scale, as TARFlow guides (arXiv 2412.06329).
-    """
+    """Move a prediction away from the unconditional one, on shift and log-scale (TARFlow, arXiv 2412.06329)."""
     return conditional + strength * (conditional - unconditional)
 
 
 def rewind(caches: Sequence[KVCache], length: int = 0) -> None:
-    """Forget all patches but the first `length`."""
+    """Truncate the caches to the first `length` patches."""
     for cache in caches:
         cache.length = length

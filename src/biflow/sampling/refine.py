@@ -1,8 +1,7 @@
-"""The exact inverse of the flow for all blocks at once, started from a guess of every state.
+"""The exact inverse of the flow for all blocks at once, starting from a guess of every state.
 
-Undoing block i solves x[i] = shift(x[i]) + exp(log_scale(x[i])) * x[i + 1].  Block after block, that takes rounds of
-fixed-point iteration for each; but with a guess of every state at hand, all blocks can be corrected in the same round,
-each from its current neighbour, and the rounds of different blocks overlap.  The heads of a reverse model guess.
+Inverting block i solves x[i] = shift(x[i]) + exp(log_scale(x[i])) * x[i + 1] by fixed-point iteration. Given a guess of
+every state, from the heads of a reverse model, all blocks iterate in the same round, each from its current neighbour.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, guide
 from biflow.sampling.jacobi import LARGEST_GUESS, TOLERANCE, check_tolerance
-from biflow.sampling.result import Sample
+from biflow.sampling.result import SamplerOutput
 
 
 @torch.no_grad()
@@ -27,13 +26,12 @@ def refine(
     start: Sequence[Tensor],
     guidance: Guidance = NO_GUIDANCE,
     tolerance: float = TOLERANCE,
-) -> Sample:
-    """Noise z (B, T, D) and labels (B,) -> the patches that the flow maps to z, within a tolerance.
+) -> SamplerOutput:
+    """Invert the flow within a tolerance, all blocks at once: noise z (B, T, D) and labels (B,) -> patches.
 
-    start: a guess of the flow's states[0], states[1] ..., each (B, T, D).  A block is done with an image when the block
-    next to the noise is and no value changes by more than the tolerance (0: not at all); a block that is done with all
-    images is left out of later rounds.  Exact after as many rounds as `invert_sequentially` takes calls, at the latest.
-    `network_calls` counts evaluations of blocks, `rounds` those that must follow one another.
+    start: initial guess of the flow's states[0], states[1], ..., each (B, T, D). A block is done with an image when the
+    next block towards the noise is, and no value changes by more than the tolerance (0: not at all). Blocks that are
+    done with all images are skipped. Exact after at most as many rounds as `invert_sequentially` takes calls.
     """
     blocks = guide(flow, labels, guidance).blocks
     check_tolerance(tolerance)
@@ -41,7 +39,7 @@ def refine(
     if len(start) != levels:
         raise InputError(f"Expected a guess for each of {levels} blocks; got {len(start)}.")
     states = [*start, z]
-    settled = [torch.zeros_like(z[:, 0, 0], dtype=torch.bool) for _ in range(levels)] + [torch.ones_like(labels).bool()]
+    converged = [torch.zeros_like(labels).bool() for _ in range(levels)] + [torch.ones_like(labels).bool()]
     residual = torch.zeros_like(z[:, 0, 0])
     active, calls, rounds = levels, 0, 0  # blocks from `active` on are done
     while active and rounds < levels * (z.shape[1] - 1):
@@ -49,17 +47,17 @@ def refine(
         changes = [(after - before).abs().amax(dim=(1, 2)) for after, before in zip(new, states, strict=False)]
         rounds, calls = rounds + 1, calls + active
         for i in reversed(range(active)):
-            done = settled[i + 1] & (changes[i] <= tolerance)
-            residual = torch.where(done & ~settled[i], torch.maximum(residual, changes[i]), residual)
-            states[i] = torch.where(settled[i][:, None, None], states[i], new[i])
-            settled[i] = settled[i] | done
-        while active and settled[active - 1].all():
+            done = converged[i + 1] & (changes[i] <= tolerance)
+            residual = torch.where(done & ~converged[i], torch.maximum(residual, changes[i]), residual)
+            states[i] = torch.where(converged[i][:, None, None], states[i], new[i])
+            converged[i] = converged[i] | done
+        while active and converged[active - 1].all():
             active -= 1
-    return Sample(states[0], calls, rounds, residual)
+    return SamplerOutput(states[0], calls, rounds, residual)
 
 
 def update(guided: GuidedBlock, x: Tensor, z: Tensor) -> Tensor:
-    """One round for one block: a guess of its input x (B, T, D) and its output z (B, T, D) -> a better guess of x."""
+    """One fixed-point iteration of a block: a guess of its input x and its output z, both (B, T, D) -> a new x."""
     x, z = guided.block.reading_order(x), guided.block.reading_order(z)
     first = z[:, :1]  # passes through unchanged
     following = restore(z[:, 1:], guided.predict(torch.cat([first, x[:, 1:-1]], dim=1)))

@@ -1,14 +1,14 @@
-"""What every sampler returns."""
+"""The result of a sampler."""
 
 from typing import NamedTuple
 
 from torch import Tensor
 
 
-class Sample(NamedTuple):
-    """Patches made from noise, and what they cost."""
+class SamplerOutput(NamedTuple):
+    """Sampled patches and their cost."""
 
     x: Tensor  # (B, T, D)
-    network_calls: int  # evaluations: of a block for the flow, of the model for the reverse model
-    rounds: int  # those of them that must follow one another
-    residual: Tensor | None = None  # (B,), of an exact inverse: the largest change of its last update, 0 if exact
+    network_calls: int  # block evaluations of the flow, or evaluations of the reverse model
+    rounds: int  # sequential calls, which cannot run in parallel
+    residual: Tensor | None = None  # (B,), of an exact inverse: largest change in its last update, 0 if exact

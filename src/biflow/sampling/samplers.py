@@ -20,7 +20,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import CALL_COST, TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
 from biflow.sampling.one_pass import check_reverse_guidance, guess_states, sample_in_one_pass
 from biflow.sampling.refine import refine
-from biflow.sampling.result import Sample
+from biflow.sampling.result import SamplerOutput
 from biflow.sampling.sequential import invert_sequentially
 from biflow.sampling.shorthand import split_shorthand, with_settings
 
@@ -49,7 +49,7 @@ class Sampler(Protocol):
         """The sampler with everything that it needs to know of this model; an error if it cannot serve it."""
         ...
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         ...
 
@@ -75,7 +75,7 @@ class OnePass:
             )
         return self
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         assert model.reverse is not None
         drawn = sample_in_one_pass(model.reverse, z, labels, guidance=guidance)
@@ -105,7 +105,7 @@ class Sequential:
         guidance.check(model.config.num_classes)
         return self
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         inverse = invert_sequentially(model.flow, z, labels, guidance=guidance)
         return inverse._replace(x=score_denoise(model.flow, inverse.x, labels, step=self.denoise))
@@ -153,7 +153,7 @@ class Jacobi:
         sizes = measure_groups(flow, z, labels, guidance=guidance, tolerance=self.tolerance, call_cost=self.call_cost)
         return replace(self, groups=sizes)
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         assert self.groups != "measured"
         inverse = invert_by_jacobi(
@@ -182,7 +182,7 @@ class Refine:
         guidance.check(model.config.num_classes)
         return self
 
-    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> Sample:
+    def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Noise z (B, T, D) and labels (B,) -> patches of clean images (B, T, D)."""
         assert model.reverse is not None
         start = guess_states(model.reverse, z, labels, guidance)

@@ -5,15 +5,17 @@ from torch import Tensor
 
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance, guide
-from biflow.sampling.result import Sample
+from biflow.sampling.result import SamplerOutput
 
 
 @torch.no_grad()
-def invert_sequentially(flow: ForwardFlow, z: Tensor, labels: Tensor, *, guidance: Guidance = NO_GUIDANCE) -> Sample:
-    """Noise z (B, T, D) and labels (B,) -> the patches that the flow maps to z; exact up to rounding."""
+def invert_sequentially(
+    flow: ForwardFlow, z: Tensor, labels: Tensor, *, guidance: Guidance = NO_GUIDANCE
+) -> SamplerOutput:
+    """Invert the flow exactly, up to rounding: noise z (B, T, D) and labels (B,) -> patches (B, T, D)."""
     guided = guide(flow, labels, guidance)
     x = z
     for level in reversed(range(len(guided.blocks))):
         x = guided.invert_block(level, x)
     calls = len(guided.blocks) * (z.shape[1] - 1)
-    return Sample(x, calls, calls, torch.zeros_like(z[:, 0, 0]))
+    return SamplerOutput(x, calls, calls, torch.zeros_like(z[:, 0, 0]))

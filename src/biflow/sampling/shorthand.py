@@ -1,6 +1,6 @@
-"""Settings in one word of the command line: a value, then `key=value` or a bare flag, between commas.
+"""Shorthand for settings on the command line: a value, then comma-separated `key=value` or flags.
 
-`2.5,annealed,on=shift` or `gs-jacobi,tolerance=1e-4,groups=[16,8]`.
+Examples: `2.5,annealed,on=shift` and `gs-jacobi,tolerance=1e-4,groups=[16,8]`.
 """
 
 import re
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def split_shorthand(text: str) -> tuple[str, dict[str, Any]]:
-    """The value in front, and the settings after it.
+    """Split a shorthand into its value and settings.
 
     >>> split_shorthand("2.5,annealed,on=shift")
     ('2.5', {'annealed': True, 'on': 'shift'})
     """
-    head, *rest = re.split(r",(?![^\[]*\])", text)  # not at commas within brackets
+    head, *rest = re.split(r",(?![^\[]*\])", text)  # not inside brackets
     settings = {}
     for word in rest:
         key, equals, value = word.strip().partition("=")
@@ -33,14 +33,14 @@ def split_shorthand(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def with_settings(default: T, settings: dict[str, Any]) -> T:
-    """A copy of this dataclass object with settings changed, each of the type of its field."""
+    """Copy a dataclass object with some settings changed, validated against the types of its fields."""
     known = [field.name for field in fields(default)]  # type: ignore[arg-type]
     for key, value in settings.items():
         if key not in known:
             options = nearest(key, known) if known else "it has none."
             raise InputError(f"Unknown setting {key!r}; {options}")
         if isinstance(value, bool) and not isinstance(getattr(default, key), bool):
-            raise InputError(f"Expected {key}=value; got {key} alone, which is no flag.")
+            raise InputError(f"Expected {key}=value; got {key} alone, which is not a flag.")
     try:
         return TypeAdapter(type(default)).validate_python({**asdict(default), **settings})  # type: ignore[call-overload]
     except ValidationError as error:

@@ -9,12 +9,12 @@ from biflow.config import AlignConfig, ModelConfig
 from biflow.errors import InputError
 from biflow.features.encoders import Encoder
 from biflow.losses.representation import FEATURE_DISTANCES, resample
-from biflow.models.alignment_paths import WAYS, reversed_
-from biflow.models.forward_flow import FlowPass, ForwardFlow, Place
+from biflow.models.alignment_paths import ALIGNMENT_PATHS, AlignmentPath, reverse_features
+from biflow.models.forward_flow import FlowPass, ForwardFlow, LayerIndex
 
 
 class Alignment(nn.Module):
-    """How far the flow's features, projected, are from the encoder's; one projector serves all places."""
+    """Distance of the flow's projected features from the encoder's; one projector for all layers."""
 
     def __init__(
         self, config: AlignConfig, model: ModelConfig, encoder: Encoder, *, image_shape: tuple[int, ...]
@@ -31,19 +31,21 @@ class Alignment(nn.Module):
             *(nn.Linear(hidden, hidden), nn.SiLU()),
             nn.Linear(hidden, width),
         )
-        self.way = partial(reversed_, sweeps=config.sweeps) if config.strategy == "reverse" else WAYS[config.strategy]
+        self.path: AlignmentPath = ALIGNMENT_PATHS[config.strategy]
+        if config.strategy == "reverse":
+            self.path = partial(reverse_features, sweeps=config.sweeps)
         self.distance = FEATURE_DISTANCES[config.distance]
 
     @property
-    def forward_places(self) -> tuple[Place, ...]:
-        """The places whose features the flow's own pass must give out."""
+    def forward_layers(self) -> tuple[LayerIndex, ...]:
+        """The layers whose features the flow's own forward pass must return."""
         return self.config.layers if self.config.strategy == "forward" else ()
 
     def forward(self, flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, images: Tensor) -> Tensor:
-        """The mean distance over places and images, a scalar; images (B, P, H, W) as the encoder takes them."""
+        """Mean distance over layers and images, a scalar; images (B, P, H, W) as the encoder takes them."""
         target = resample(self.encoder(images), self.side)  # (B, T, F)
-        features = self.way(flow, trajectory, labels, self.config.layers)
-        distances = [self.distance(self.projector(features[place]), target).mean() for place in self.config.layers]
+        features = self.path(flow, trajectory, labels, self.config.layers)
+        distances = [self.distance(self.projector(features[layer]), target).mean() for layer in self.config.layers]
         return torch.stack(distances).mean()
 
 

@@ -70,8 +70,8 @@ def write_split(encoder: Encoder, data: Source, split: str, console: Console) ->
     """The shards of one split, with its progress."""
     if isinstance(data, ImageStream):
         raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
-    own = encoder.own(encoder.pieces(len(data), split))
-    total, share = sum(len(piece.places) for piece in own), f" (a share of {encoder.size})" * (encoder.size > 1)
+    own = encoder.own(encoder.shards(len(data), split))
+    total, share = sum(len(shard.indices) for shard in own), f" (a share of {encoder.size})" * (encoder.size > 1)
     with counting(console, f"encoding {split}{share}", total, shown=encoder.rank == 0) as progress:
         return encoder.write(data, split, progress)
 

@@ -48,8 +48,8 @@ class FitFlow(Objective):
 
     def evaluate(self, batch: Batch) -> tuple[FlowPass, LossParts]:
         """The flow's pass over a batch, and its loss."""
-        places = self.alignment.forward_places if self.alignment else ()
-        trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels, places)
+        layers = self.alignment.forward_layers if self.alignment else ()
+        trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels, layers)
         loss = flow_loss(self.flow, trajectory)
         if self.alignment is None:
             return trajectory, loss

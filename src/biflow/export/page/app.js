@@ -1,143 +1,146 @@
 import { startDrawing } from "./draw.js";
-import { noiseFor } from "./noise.js";
-import { columnsOf, drawGrid, toLevels } from "./pictures.js";
+import { sampleNoise } from "./noise.js";
+import { columnsFor, drawGrid, toPixels } from "./pictures.js";
 
-const MOST_CHIPS = 16; // classes that are shown side by side; more become a list
-const READINGS = 20; // times that the median is taken of
-const FIRST_PASSES = 4; // before anyone moves a slider, so that there is a time to show
-const WALK = 4000; // milliseconds from one noise to the next
-const MOST_SEED = 2 ** 31;
-const TURN = "turn"; // the choice of all classes, one after another
+const MAX_CHIPS = 16; // with more classes, the chips become a drop-down list
+const TIMED_RUNS = 20; // in the median
+const INITIAL_RUNS = 4; // so that there is a time to show before the first input
+const ANIMATION_MS = 4000; // from one seed to the next
+const MAX_SEED = 2 ** 31;
+const MAX_CACHED_NOISE = 4; // seeds
+const ALL = "all"; // class choice: cycle through all classes
 
 const $ = (id) => document.getElementById(id);
-const at = { path: 0 }; // what sliders only show in rounded steps
-let card, ask, running, wanted, drawn, walking;
+let card; // model.json
+let request; // sends a request to the worker
+let running, pending, rendered; // the render loop, and settings: to render next, rendered last
+let interpolation = 0; // from this seed's noise to the next seed's; the slider shows it rounded
+let animation;
 let times = [];
-let timed = "";
+let timedCount;
 
-// ---- the worker: one question at a time ----
+// ---- worker ----
 
 function startWorker() {
   const worker = new Worker("worker.js", { type: "module" });
-  const waiting = new Map();
-  let last = 0;
+  const promises = new Map();
+  let lastId = 0;
   worker.onmessage = ({ data }) => {
-    const { resolve, reject } = waiting.get(data.id);
-    waiting.delete(data.id);
+    const { resolve, reject } = promises.get(data.id);
+    promises.delete(data.id);
     if (data.error) reject(new Error(data.error));
     else resolve(data.result);
   };
   worker.onerror = (event) => {
-    for (const { reject } of waiting.values()) reject(new Error(event.message || "the worker did not start"));
-    waiting.clear();
+    for (const { reject } of promises.values()) reject(new Error(event.message || "the worker failed to start"));
+    promises.clear();
   };
-  return (question) =>
+  return (message) =>
     new Promise((resolve, reject) => {
-      waiting.set(++last, { resolve, reject });
-      worker.postMessage({ id: last, ...question });
+      promises.set(++lastId, { resolve, reject });
+      worker.postMessage({ id: lastId, ...message });
     });
 }
 
-// ---- what is asked for ----
+// ---- settings ----
 
-function settings() {
-  const label = new FormData($("controls")).get("label") ?? TURN;
+function readSettings() {
+  const label = new FormData($("controls")).get("label") ?? ALL;
   return {
     label,
     guidance: canGuide(label) ? Number($("guidance").value) : 0,
-    path: at.path,
-    seed: seedIn($("seed").value),
+    interpolation,
+    seed: parseSeed($("seed").value),
     count: Number($("count").value),
   };
 }
 
 const canGuide = (label) => card.guidance !== "none" && label !== String(card.null_label);
-const seedIn = (text) => Math.min(MOST_SEED, Math.max(0, Math.floor(Number(text)) || 0));
+const parseSeed = (text) => Math.min(MAX_SEED, Math.max(0, Math.floor(Number(text)) || 0));
 
-function labelsOf({ label, count }) {
-  if (label !== TURN) return Array(count).fill(Number(label));
-  return Array.from({ length: count }, (_, place) => place % Math.max(1, card.num_classes));
+function labelsFor({ label, count }) {
+  if (label !== ALL) return Array(count).fill(Number(label));
+  return Array.from({ length: count }, (_, i) => i % Math.max(1, card.num_classes));
 }
 
 // ---- noise ----
 
-const kept = new Map(); // of the last few seeds
+const noiseCache = new Map();
 
-function noiseOf(seed, count) {
+function cachedNoise(seed, count) {
   const key = `${seed} ${count}`;
-  if (!kept.has(key)) {
-    if (kept.size > 3) kept.delete(kept.keys().next().value);
-    kept.set(key, noiseFor(seed, count, sizeOfNoise()));
+  if (!noiseCache.has(key)) {
+    if (noiseCache.size >= MAX_CACHED_NOISE) noiseCache.delete(noiseCache.keys().next().value);
+    noiseCache.set(key, sampleNoise(seed, count, noiseSize()));
   }
-  return kept.get(key);
+  return noiseCache.get(key);
 }
 
-const sizeOfNoise = () => card.noise_shape[0] * card.noise_shape[1];
+const noiseSize = () => card.noise_shape[0] * card.noise_shape[1];
 
-/** Along the great circle from each image's noise to its noise of the next seed. */
-function noiseBetween({ seed, path, count }) {
-  const from = noiseOf(seed, count);
-  if (!path) return from.slice();
-  const [to, size] = [noiseOf(seed + 1, count), sizeOfNoise()];
+/** Spherical interpolation from each image's noise for this seed to its noise for the next seed. */
+function interpolatedNoise({ seed, interpolation: t, count }) {
+  const from = cachedNoise(seed, count);
+  if (!t) return from.slice();
+  const [to, size] = [cachedNoise(seed + 1, count), noiseSize()];
   const mixed = new Float32Array(from.length);
   for (let start = 0; start < from.length; start += size) {
-    let [product, first, second] = [0, 0, 0];
+    let [product, fromSquared, toSquared] = [0, 0, 0];
     for (let i = start; i < start + size; i++) {
       product += from[i] * to[i];
-      first += from[i] ** 2;
-      second += to[i] ** 2;
+      fromSquared += from[i] ** 2;
+      toSquared += to[i] ** 2;
     }
-    const angle = Math.acos(Math.min(1, Math.max(-1, product / Math.sqrt(first * second))));
-    const [a, b] = [Math.sin((1 - path) * angle) / Math.sin(angle), Math.sin(path * angle) / Math.sin(angle)];
+    const angle = Math.acos(Math.min(1, Math.max(-1, product / Math.sqrt(fromSquared * toSquared))));
+    const [a, b] = [Math.sin((1 - t) * angle) / Math.sin(angle), Math.sin(t * angle) / Math.sin(angle)];
     for (let i = start; i < start + size; i++) mixed[i] = a * from[i] + b * to[i];
   }
   return mixed;
 }
 
-// ---- the loop: the latest wish is served, those before it are dropped ----
+// ---- render loop: renders the latest settings and drops earlier ones ----
 
-function refresh() {
-  wanted = settings();
-  showSettings(wanted);
-  running ??= serve().finally(() => (running = undefined));
+function update() {
+  pending = readSettings();
+  showSettings(pending);
+  running ??= render().finally(() => (running = undefined));
 }
 
-async function serve() {
+async function render() {
   try {
-    while (wanted) {
-      const now = wanted;
-      wanted = undefined;
-      const labels = labelsOf(now);
-      const strengths = new Float32Array(now.count).fill(now.guidance);
-      const question = { noise: noiseBetween(now), shape: card.noise_shape, labels, strengths };
-      const { values, dims, milliseconds } = await ask({ sample: question });
+    while (pending) {
+      const settings = pending;
+      pending = undefined;
+      const guidance = new Float32Array(settings.count).fill(settings.guidance);
+      const input = { noise: interpolatedNoise(settings), shape: card.noise_shape, labels: labelsFor(settings), guidance };
+      const { values, dims, milliseconds } = await request({ sample: input });
       drawGrid($("grid"), values, dims);
-      showTime(milliseconds, now.count);
-      drawn = now;
-      $("grid").dataset.shown = JSON.stringify(now);
+      showTime(milliseconds, settings.count);
+      rendered = settings;
+      $("grid").dataset.rendered = JSON.stringify(settings);
     }
   } catch (error) {
-    complain(`The model could not be run: ${error.message}`);
+    showError(`The model failed to run: ${error.message}`);
   }
 }
 
-// ---- showing ----
+// ---- output ----
 
-function showSettings({ label, guidance, path, seed, count }) {
+function showSettings({ label, guidance, interpolation: t, seed, count }) {
   $("guidance").disabled = !canGuide(label);
   $("guidance-value").textContent = canGuide(label) ? guidance.toFixed(2) : "needs a class";
-  $("path-value").textContent = `${seed} → ${seed + 1}, ${Math.round(100 * path)} %`;
-  const what = label === TURN ? "of all classes in turn" : label === String(card.null_label) ? "of no class" : `of class ${card.class_names[label]}`;
-  $("grid").setAttribute("aria-label", `Grid of ${count} samples${card.num_classes ? ` ${what}` : ""}`);
-  $("same").textContent = path ? "Between two noises there is no command; where the way begins, it is:" : "The same images from Python:";
+  $("interpolate-value").textContent = `seed ${seed} → ${seed + 1}: ${Math.round(100 * t)}%`;
+  const classes = label === ALL ? "of all classes" : label === String(card.null_label) ? "without a class" : `of class ${card.class_names[label]}`;
+  $("grid").setAttribute("aria-label", `Grid of ${count} samples${card.num_classes ? ` ${classes}` : ""}`);
+  $("command-note").textContent = t ? "Command for the images at 0% of the interpolation:" : "Command for the same images:";
   const options = [`--num ${count}`, `--seed ${seed}`];
-  if (label !== TURN) options.push(`--label ${nameFor(label)}`);
+  if (label !== ALL) options.push(`--label ${labelArgument(label)}`);
   if (guidance) options.push(`--guidance ${guidance}`);
   $("command").textContent = `biflow sample MODEL ${options.join(" ")} --out grid.png`;
 }
 
-/** A class as the command takes it: it reads a word as a name first, then as a number, with any zeros before it. */
-function nameFor(label) {
+/** A class as `--label` takes it: a name or, where no name is equal, a label, which may have leading zeros. */
+function labelArgument(label) {
   const name = card.class_names[label];
   if (name === undefined || card.class_names.indexOf(name) !== Number(label)) {
     let number = label;
@@ -148,26 +151,30 @@ function nameFor(label) {
 }
 
 function showTime(milliseconds, count) {
-  if (timed !== String(count)) {
-    [times, timed] = [[], String(count)]; // the first pass of a size also makes room for it
+  if (timedCount !== count) {
+    [times, timedCount] = [[], count]; // the first run of a batch size is a warm-up
     return;
   }
-  times = [...times, milliseconds].slice(-READINGS);
+  times = [...times, milliseconds].slice(-TIMED_RUNS);
   const median = [...times].sort((a, b) => a - b)[Math.floor(times.length / 2)];
-  const digits = (value) => value.toFixed(value < 10 ? 1 : 0);
-  $("time").textContent = `${digits(median)} ms a grid of ${count}, ${(median / count).toFixed(2)} ms an image (median of ${times.length})`;
+  const format = (value) => value.toFixed(value < 10 ? 1 : 0);
+  $("time").textContent = `${count} images in ${format(median)} ms, ${(median / count).toFixed(2)} ms each (median of ${times.length})`;
 }
 
-function complain(message) {
-  stopWalk();
-  $("notice").classList.remove("late");
+function showError(message) {
+  stopAnimation();
+  showNotice(message);
+}
+
+function showNotice(message) {
+  $("notice").classList.remove("delayed");
   $("notice").replaceChildren(Object.assign(document.createElement("p"), { textContent: message }));
   $("notice").hidden = false;
 }
 
-// ---- samples or a drawing ----
+// ---- modes ----
 
-let showDrawing; // once it was opened
+let updateDrawing; // once the mode was opened
 
 function makeModes() {
   $("modes").hidden = !card.drawing;
@@ -175,144 +182,143 @@ function makeModes() {
 }
 
 function showMode(mode) {
-  stopWalk();
-  $("app").hidden = $("from-python").hidden = mode !== "samples";
+  stopAnimation();
+  $("app").hidden = $("command-section").hidden = mode !== "sample";
   $("draw").hidden = mode !== "draw";
   if (mode !== "draw") return;
-  showDrawing ??= startDrawing({ card, ask, sampleAt, freshNoise, complain });
-  showDrawing();
+  updateDrawing ??= startDrawing({ card, request, sampleAt, imageNoise, showError });
+  updateDrawing();
 }
 
-/** The grid's image at a place, counted on from its end to its beginning: grey levels (channels, height, width). */
-async function sampleAt(place) {
-  const now = settings();
-  const [i, size] = [place % now.count, sizeOfNoise()];
-  const noise = noiseBetween(now).slice(i * size, (i + 1) * size);
-  const strengths = new Float32Array([now.guidance]);
-  const question = { noise, shape: card.noise_shape, labels: [labelsOf(now)[i]], strengths };
-  return toLevels((await ask({ sample: question })).values);
+/** The grid's image at an index, modulo the number of images: pixels (channels, height, width). */
+async function sampleAt(index) {
+  const settings = readSettings();
+  const [i, size] = [index % settings.count, noiseSize()];
+  const noise = interpolatedNoise(settings).slice(i * size, (i + 1) * size);
+  const guidance = new Float32Array([settings.guidance]);
+  const input = { noise, shape: card.noise_shape, labels: [labelsFor(settings)[i]], guidance };
+  return toPixels((await request({ sample: input })).values);
 }
 
-/** The noise of one image, of the chosen seed. */
-const freshNoise = () => noiseOf(settings().seed, 1);
+/** The noise of one image for the chosen seed. */
+const imageNoise = () => cachedNoise(readSettings().seed, 1);
 
-// ---- walking, saving ----
+// ---- animation, saving ----
 
-function stopWalk() {
-  walking = undefined;
-  $("play").setAttribute("aria-pressed", "false");
-  $("play").textContent = "Walk";
-  $("play").setAttribute("aria-label", "Walk from noise to noise");
+function stopAnimation() {
+  animation = undefined;
+  $("animate").setAttribute("aria-pressed", "false");
+  $("animate").textContent = "Animate";
+  $("animate").setAttribute("aria-label", "Animate the interpolation");
 }
 
-function startWalk() {
-  $("play").setAttribute("aria-pressed", "true");
-  $("play").textContent = "Stop";
-  $("play").setAttribute("aria-label", "Stop the walk");
-  let before = performance.now();
-  walking = (now) => {
-    if (!walking) return;
-    setPath(at.path + Math.max(0, now - before) / WALK);
-    before = now;
-    requestAnimationFrame(walking);
+function startAnimation() {
+  $("animate").setAttribute("aria-pressed", "true");
+  $("animate").textContent = "Stop";
+  $("animate").setAttribute("aria-label", "Stop the animation");
+  let previous = performance.now();
+  animation = (now) => {
+    if (!animation) return;
+    setInterpolation(interpolation + Math.max(0, now - previous) / ANIMATION_MS);
+    previous = now;
+    requestAnimationFrame(animation);
   };
-  requestAnimationFrame(walking);
+  requestAnimationFrame(animation);
 }
 
-function setPath(path) {
-  if (path >= 1) $("seed").value = seedIn($("seed").value) + 1;
-  at.path = path >= 1 ? 0 : path;
-  $("path").value = Math.round(100 * at.path);
-  refresh();
+function setInterpolation(value) {
+  if (value >= 1) $("seed").value = parseSeed($("seed").value) + 1;
+  interpolation = value >= 1 ? 0 : value;
+  $("interpolate").value = Math.round(100 * interpolation);
+  update();
 }
 
 function savePng() {
   const grid = $("grid");
-  const times = Math.max(1, Math.ceil(1024 / grid.width));
-  const large = Object.assign(document.createElement("canvas"), { width: times * grid.width, height: times * grid.height });
-  const pen = large.getContext("2d");
-  pen.imageSmoothingEnabled = false;
-  pen.fillStyle = getComputedStyle(grid).backgroundColor; // between the images
-  pen.fillRect(0, 0, large.width, large.height);
-  pen.drawImage(grid, 0, 0, large.width, large.height);
-  large.toBlob((blob) => {
+  const scale = Math.max(1, Math.ceil(1024 / grid.width));
+  const enlarged = Object.assign(document.createElement("canvas"), { width: scale * grid.width, height: scale * grid.height });
+  const context = enlarged.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.fillStyle = getComputedStyle(grid).backgroundColor; // between the images
+  context.fillRect(0, 0, enlarged.width, enlarged.height);
+  context.drawImage(grid, 0, 0, enlarged.width, enlarged.height);
+  enlarged.toBlob((blob) => {
     const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob) });
-    link.download = `samples_seed${drawn.seed}.png`;
+    link.download = `samples_seed${rendered.seed}.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
 }
 
-// ---- the form ----
+// ---- form ----
 
 function makeClasses() {
   const choices = [...card.class_names.slice(0, card.num_classes).map((name, label) => [String(label), name])];
-  choices.unshift([TURN, "all"]);
+  choices.unshift([ALL, "all"]);
   choices.push([String(card.null_label), "none"]);
   if (!card.num_classes) {
     $("classes").remove();
     $("guidance-field").remove();
-  } else if (choices.length - 2 > MOST_CHIPS) {
+  } else if (choices.length - 2 > MAX_CHIPS) {
     const list = Object.assign(document.createElement("select"), { name: "label" });
     list.setAttribute("aria-label", "Class");
     list.append(...choices.map(([value, name]) => new Option(name, value)));
     $("classes").append(list);
   } else {
     const chips = Object.assign(document.createElement("div"), { className: "chips" });
-    chips.append(...choices.map(([value, name]) => chip(value, name)));
+    chips.append(...choices.map(([value, name]) => makeChip(value, name)));
     $("classes").append(chips);
   }
 }
 
-function chip(value, name) {
+function makeChip(value, name) {
   const label = Object.assign(document.createElement("label"), { className: "chip" });
-  const input = Object.assign(document.createElement("input"), { type: "radio", name: "label", value, checked: value === TURN });
+  const input = Object.assign(document.createElement("input"), { type: "radio", name: "label", value, checked: value === ALL });
   label.append(input, Object.assign(document.createElement("span"), { textContent: name }));
   return label;
 }
 
 function makeForm() {
   makeClasses();
-  const columns = columnsOf(card.image_size);
-  const usual = columns < 10 ? 2 : 6; // rows
-  $("count").append(...[1, 2, 4, 6, 10].map((rows) => new Option(rows * columns, rows * columns, false, rows === usual)));
+  const columns = columnsFor(card.image_size);
+  const defaultRows = columns < 10 ? 2 : 6;
+  $("count").append(...[1, 2, 4, 6, 10].map((rows) => new Option(rows * columns, rows * columns, false, rows === defaultRows)));
   $("guidance").max = card.slider_guidance;
   $("controls").addEventListener("input", ({ target }) => {
-    if (target.id === "path") {
-      stopWalk();
-      at.path = Number(target.value) / 100;
+    if (target.id === "interpolate") {
+      stopAnimation();
+      interpolation = Number(target.value) / 100;
     }
-    refresh();
+    update();
   });
-  $("seed").addEventListener("change", ({ target }) => (target.value = seedIn(target.value)));
+  $("seed").addEventListener("change", ({ target }) => (target.value = parseSeed(target.value)));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("fresh").addEventListener("click", () => {
+  $("new-seed").addEventListener("click", () => {
     $("seed").value = Math.floor(Math.random() * 1e6);
-    refresh();
+    update();
   });
-  $("play").addEventListener("click", () => (walking ? stopWalk() : startWalk()));
+  $("animate").addEventListener("click", () => (animation ? stopAnimation() : startAnimation()));
   $("save").addEventListener("click", savePng);
 }
 
 async function start() {
-  $("notice").classList.remove("late");
-  $("notice").replaceChildren(Object.assign(document.createElement("p"), { textContent: "Loading the model and its runtime, once…" }));
+  showNotice("Loading the model and ONNX Runtime…");
   const response = await fetch("model.json");
   if (!response.ok) throw new Error(`model.json: ${response.status} ${response.statusText}`);
   card = await response.json();
-  ask = startWorker();
-  await ask({ load: "model.onnx" });
+  request = startWorker();
+  await request({ load: "model.onnx" });
   makeForm();
   makeModes();
-  const sides = `${card.image_size} × ${card.image_size}`;
   const classes = card.num_classes ? `, ${card.num_classes} classes` : "";
-  $("model").textContent = `Images of ${sides} pixels${classes}. Weights ${card.weights_sha256.slice(0, 12)}, biflow ${card.biflow_version}.`;
+  const [size, hash] = [card.image_size, card.weights_sha256.slice(0, 12)];
+  $("model").textContent = `${size} × ${size} images${classes}. Weights: SHA\u2011256 ${hash}…, exported with biflow ${card.biflow_version}.`;
   for (const id of ["app", "footer"]) $(id).hidden = false;
   $("notice").hidden = true;
-  for (let pass = 0; pass < FIRST_PASSES; pass++) {
-    refresh();
+  for (let run = 0; run < INITIAL_RUNS; run++) {
+    update();
     await running;
   }
 }
 
-start().catch((error) => complain(`The page could not start: ${error.message}`));
+start().catch((error) => showError(`The page failed to start: ${error.message}`));

@@ -1,10 +1,10 @@
-// The noise that `biflow sample` draws: SplitMix64, started by the BLAKE2b hash of what the noise is for and by the place
-// of the image, and Box and Muller's pairs of normal numbers, in float32.  See biflow/data/randomness.py.
+// The noise of `biflow sample`: SplitMix64 seeded with a BLAKE2b hash of the keys and with the image's index, then the
+// Box-Muller transform in float32.  See biflow/data/randomness.py.
 
 const u64 = (value) => BigInt.asUintN(64, value);
-const rotated = (value, by) => u64((value >> by) | (value << (64n - by)));
+const rotateRight = (value, by) => u64((value >> by) | (value << (64n - by)));
 
-// BLAKE2b (RFC 7693), unkeyed, of a text that fits into one block.
+// BLAKE2b (RFC 7693), unkeyed, for a string that fits into one block.
 
 const BLOCK = 128; // bytes
 const IV = [
@@ -22,26 +22,26 @@ const QUARTERS = [
 
 function mixQuarter(v, [a, b, c, d], x, y) {
   v[a] = u64(v[a] + v[b] + x);
-  v[d] = rotated(v[d] ^ v[a], 32n);
+  v[d] = rotateRight(v[d] ^ v[a], 32n);
   v[c] = u64(v[c] + v[d]);
-  v[b] = rotated(v[b] ^ v[c], 24n);
+  v[b] = rotateRight(v[b] ^ v[c], 24n);
   v[a] = u64(v[a] + v[b] + y);
-  v[d] = rotated(v[d] ^ v[a], 16n);
+  v[d] = rotateRight(v[d] ^ v[a], 16n);
   v[c] = u64(v[c] + v[d]);
-  v[b] = rotated(v[b] ^ v[c], 63n);
+  v[b] = rotateRight(v[b] ^ v[c], 63n);
 }
 
-/** The hash of a short text, as bytes. */
+/** The hash of a short string, as bytes. */
 function blake2b(text, size) {
   const bytes = new TextEncoder().encode(text);
   if (bytes.length > BLOCK) throw new RangeError(`Expected at most ${BLOCK} bytes to hash; got ${bytes.length}.`);
   const view = new DataView(new ArrayBuffer(BLOCK));
-  bytes.forEach((byte, place) => view.setUint8(place, byte));
-  const words = Array.from({ length: 16 }, (_, place) => view.getBigUint64(8 * place, true));
+  bytes.forEach((byte, i) => view.setUint8(i, byte));
+  const words = Array.from({ length: 16 }, (_, i) => view.getBigUint64(8 * i, true));
   const start = [IV[0] ^ 0x01010000n ^ BigInt(size), ...IV.slice(1)];
   const v = [...start, ...IV];
   v[12] ^= BigInt(bytes.length);
-  v[14] = u64(~v[14]); // this block is the last
+  v[14] = u64(~v[14]); // the last block
   for (let round = 0; round < 12; round++) {
     const order = SIGMA[round % 10];
     QUARTERS.forEach((quarter, i) => mixQuarter(v, quarter, words[order[2 * i]], words[order[2 * i + 1]]));
@@ -60,20 +60,20 @@ function mix(z) {
   return z ^ (z >> 31n);
 }
 
-/** Where the stream of numbers of an image begins, for the text of what they are for. */
-function startOf(keys, index) {
+/** The initial state of an image's stream; keys: Python's repr of the tuple of keys. */
+function seedStream(keys, index) {
   return mix(u64(new DataView(blake2b(keys, 8).buffer).getBigUint64(0) + mix(BigInt(index))));
 }
 
-/** The first `count` words of a stream, each as its low and its high 32 bits. */
-function halves(start, count) {
-  const found = new Uint32Array(2 * count);
+/** The first `count` 64-bit words of a stream, each as its low and its high 32 bits. */
+function streamWords(start, count) {
+  const words = new Uint32Array(2 * count);
   for (let i = 0; i < count; i++) {
     const word = mix(u64(start + BigInt(i + 1) * GOLDEN));
-    found[2 * i] = Number(word & 0xffffffffn);
-    found[2 * i + 1] = Number(word >> 32n);
+    words[2 * i] = Number(word & 0xffffffffn);
+    words[2 * i + 1] = Number(word >> 32n);
   }
-  return found;
+  return words;
 }
 
 const f32 = Math.fround;
@@ -81,36 +81,36 @@ const f32 = Math.fround;
 /** Fill an array with standard normal numbers. */
 function fillNormal(values, start) {
   const count = Math.ceil(values.length / 2);
-  const words = halves(start, count);
+  const words = streamWords(start, count);
   for (let i = 0; i < count; i++) {
-    const share = f32(f32(f32(words[2 * i]) + f32(0.5)) * 2 ** -32);
-    const radius = f32(Math.sqrt(f32(-2 * f32(Math.log(share)))));
+    const uniform = f32(f32(f32(words[2 * i]) + f32(0.5)) * 2 ** -32);
+    const radius = f32(Math.sqrt(f32(-2 * f32(Math.log(uniform)))));
     const angle = f32(f32(words[2 * i + 1] | 0) * f32(Math.PI * 2 ** -31));
     values[i] = radius * f32(Math.cos(angle));
     if (count + i < values.length) values[count + i] = radius * f32(Math.sin(angle));
   }
 }
 
-/** Fill an array with numbers in [0, 1). */
+/** Fill an array with uniform numbers in [0, 1). */
 function fillUniform(values, start) {
-  halves(start, Math.ceil(values.length / 2)).forEach((half, i) => {
-    if (i < values.length) values[i] = (half >>> 8) / 2 ** 24;
+  streamWords(start, Math.ceil(values.length / 2)).forEach((word, i) => {
+    if (i < values.length) values[i] = (word >>> 8) / 2 ** 24;
   });
 }
 
-/** A drawing's noise, as `add_noise` of biflow/data/perturb.py draws it: `size` numbers in an image's units. */
-export function noiseOfDrawing(size, { noise_std: std, bin_width: binWidth }) {
+/** The training noise for a drawing, `size` values, as in `add_noise` of biflow/data/augment.py. */
+export function drawingNoise(size, { noise_std: std, bin_width: binWidth }) {
   const [normal, uniform] = [new Float32Array(size), new Float32Array(size)];
-  fillNormal(normal, startOf("('noise', 'draw', 0)", 0));
-  fillUniform(uniform, startOf("('dequantise', 'draw', 0)", 0));
+  fillNormal(normal, seedStream("('noise', 'draw', 0)", 0));
+  fillUniform(uniform, seedStream("('dequantise', 'draw', 0)", 0));
   return normal.map((value, i) => std * value + binWidth * (uniform[i] - 0.5));
 }
 
-/** The noise of the images at places 0 ... count - 1 for a seed: count * size numbers, standard normal. */
-export function noiseFor(seed, count, size) {
+/** Standard normal noise for a seed and the images with indices 0 ... count - 1: count * size values. */
+export function sampleNoise(seed, count, size) {
   const noise = new Float32Array(count * size);
-  for (let place = 0; place < count; place++) {
-    fillNormal(noise.subarray(place * size, (place + 1) * size), startOf(`('sample', ${seed})`, place));
+  for (let i = 0; i < count; i++) {
+    fillNormal(noise.subarray(i * size, (i + 1) * size), seedStream(`('sample', ${seed})`, i));
   }
   return noise;
 }

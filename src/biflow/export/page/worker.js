@@ -1,12 +1,12 @@
-// Runs the models beside the page, so that sliders stay smooth however long a pass takes; one question at a time.
+// Runs the models in a web worker, so that the page stays responsive; requests are handled one at a time.
 
-const sessions = {}; // by the address of their file
+const sessions = {}; // by model URL
 let runtime;
-let before = Promise.resolve(); // what was asked before
+let previous = Promise.resolve();
 
 async function startRuntime() {
   const ort = await import("./ort/ort.wasm.bundle.min.mjs");
-  ort.env.wasm.numThreads = 1; // more need headers that plain web servers do not send
+  ort.env.wasm.numThreads = 1; // more threads need cross-origin isolation headers, which plain web servers do not send
   ort.env.wasm.wasmPaths = { wasm: new URL("ort/ort-wasm-simd-threaded.wasm", import.meta.url).href };
   return ort;
 }
@@ -18,44 +18,44 @@ async function load(modelUrl) {
   sessions[modelUrl] = await ort.InferenceSession.create(new Uint8Array(await response.arrayBuffer()));
 }
 
-/** Noise, labels and strengths of guidance -> images. */
-async function sample({ noise, shape, labels, strengths }) {
+/** Noise, labels and guidance strengths -> images. */
+async function sample({ noise, shape, labels, guidance }) {
   const ort = await runtime;
-  const { found, milliseconds } = await run("model.onnx", {
+  const { outputs, milliseconds } = await run("model.onnx", {
     noise: new ort.Tensor("float32", noise, [labels.length, ...shape]),
     label: labelTensor(ort, labels),
-    guidance: new ort.Tensor("float32", strengths, [labels.length]),
+    guidance: new ort.Tensor("float32", guidance, [labels.length]),
   });
-  return { values: found.image.data, dims: found.image.dims, milliseconds };
+  return { values: outputs.image.data, dims: outputs.image.dims, milliseconds };
 }
 
-/** Noisy images and labels -> their noise, and their log-densities in nats. */
+/** Noisy images and labels -> noise and log-densities in nats. */
 async function encode({ images, shape, labels }) {
   const ort = await runtime;
-  const { found, milliseconds } = await run("encoder.onnx", {
+  const { outputs, milliseconds } = await run("encoder.onnx", {
     image: new ort.Tensor("float32", images, [labels.length, ...shape]),
     label: labelTensor(ort, labels),
   });
-  return { noise: found.noise.data, logProbs: found.log_prob.data, milliseconds };
+  return { noise: outputs.noise.data, logProbs: outputs.log_prob.data, milliseconds };
 }
 
 const labelTensor = (ort, labels) => new ort.Tensor("int64", BigInt64Array.from(labels, BigInt), [labels.length]);
 
 async function run(modelUrl, feeds) {
   const start = performance.now();
-  const found = await sessions[modelUrl].run(feeds);
-  return { found, milliseconds: performance.now() - start };
+  const outputs = await sessions[modelUrl].run(feeds);
+  return { outputs, milliseconds: performance.now() - start };
 }
 
-const answers = { load, sample, encode };
+const handlers = { load, sample, encode };
 
-async function answer({ id, ...question }) {
+async function handle({ id, ...request }) {
   try {
-    const [[kind, what]] = Object.entries(question);
-    self.postMessage({ id, result: await answers[kind](what) });
+    const [[name, argument]] = Object.entries(request);
+    self.postMessage({ id, result: await handlers[name](argument) });
   } catch (error) {
     self.postMessage({ id, error: error.message ?? String(error) });
   }
 }
 
-self.onmessage = ({ data }) => (before = before.then(() => answer(data)));
+self.onmessage = ({ data }) => (previous = previous.then(() => handle(data)));
