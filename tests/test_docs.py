@@ -1,6 +1,7 @@
 """What the documents point to exists: files, anchors, functions, commands with their options and settings."""
 
 import ast
+import builtins
 import re
 import shlex
 import typing
@@ -164,6 +165,12 @@ def test_every_public_method_of_the_pipeline_is_in_the_reference():
         assert name in vars(biflow.Pipeline)
         assert getattr(biflow.Pipeline, name).__doc__, name
         assert not any(re.search(pattern, name) for pattern in hidden), name
+
+
+@pytest.mark.parametrize("page", REFERENCE)
+def test_classes_that_a_page_of_the_reference_mentions_exist(page):
+    known = set(dir(builtins)).union(*(vars(import_module(module)) for module in MODULES))
+    assert set(re.findall(r"`([A-Z][a-z]\w+)[`(]", REFERENCE[page])) <= known
 
 
 def test_no_page_of_the_reference_leaves_out_members():
