@@ -353,7 +353,7 @@ def test_inception_gives_the_measures_of_the_field(inception, world, biflow):
     ("change", "message"),
     [
         ({"model": "samples.npz"}, "Leave out --sweep and npz"),
-        ({"data": "latents:x"}, "Give the images they were made of"),
+        ({"data": "latents:x"}, "Use the images that they were encoded from"),
         ({"reading": ReadingConfig(streaming=True)}, "Set reading.streaming=false"),
         ({"split": "test", "reading": ReadingConfig()}, "has none of a, b, c. Give data with all classes"),
         ({"features": ("incepton",)}, "did you mean inception"),

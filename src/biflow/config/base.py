@@ -61,8 +61,11 @@ def to_yaml(config: Config) -> str:
 
 def check_recorded(path: Path, config: Config, repair: str) -> None:
     """Raise unless the config recorded in a file is this one; repair: how to go on, in the error."""
-    recorded = parse_config(type(config), path.read_text(encoding="utf-8"), origin=str(path))
-    if difference := first_difference(recorded, config):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
+    if difference := first_difference(parse_config(type(config), text, origin=str(path)), config):
         key, old, new = difference
         raise InputError(f"Expected {key}={old}, as {path} records; got {new}. {repair}")
 
