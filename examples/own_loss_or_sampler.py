@@ -6,7 +6,7 @@ r"""Add your own sampler and your own image distance, without changing biflow.
 `pipe.certify`.  It subclasses `biflow.sampling.samplers.Sampler`; pass it as
 `method=`.
 
-`Edges` is a network for `fit_reverse.distances` that compares differences between neighboring pixels.  To train with
+`Edges` is a network for `fit_reverse.distances` that compares differences between neighbouring pixels.  To train with
 it, put this folder on PYTHONPATH:
 
     biflow train biflow_digits --out runs/edges \
@@ -67,7 +67,7 @@ def signs(k: int, like: Tensor) -> Tensor:
 
 
 class Edges(nn.Module):
-    """Differences between neighboring pixels, along rows and columns: images (B, P, H, W) -> two feature maps."""
+    """Differences between neighbouring pixels, along rows and columns: images (B, P, H, W) -> two feature maps."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return two tensors with the batch dimension first; the distance is the mean over both."""
