@@ -36,8 +36,8 @@ def trained(
         return model
     start = time.perf_counter()
     with open_run(config, data, folder, resume=recorded.exists(), console=console) as run:
-        listen = run.listen
-        watched = replace(run, listen=lambda stage, trainer: [*listen(stage, trainer), *watch(stage, trainer)])
+        make_hooks = run.make_hooks
+        watched = replace(run, make_hooks=lambda stage, trainer: [*make_hooks(stage, trainer), *watch(stage, trainer)])
         save_model(train_model(watched).model, model)
     print(f"trained {folder} in {time.perf_counter() - start:.0f} s", flush=True)
     return model

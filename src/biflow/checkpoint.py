@@ -1,7 +1,7 @@
-"""The model folder: config.json and model.safetensors, enough to rebuild everything with nothing to repeat.
+"""Save and load model folders.
 
-config.json holds the format version, the `ModelConfig` and the class names; model.safetensors the weights
-of the flow (`flow.*`) and, if there is one, of the reverse model (`reverse.*`).
+config.json has the format version, the `ModelConfig` and the class names; model.safetensors the weights of the flow
+(`flow.*`) and, if there is one, the reverse model (`reverse.*`).
 """
 
 import json
@@ -20,16 +20,16 @@ from biflow.files import check_writable, replace_folder
 from biflow.models.model import Model, new_model
 from biflow.tensors import describe_faults, read_safetensors, shapes
 
-FORMAT_VERSION = 3  # 1 had no prior variance, 2 did not say which flow a reverse model belongs to
+FORMAT_VERSION = 3  # 1 lacked the prior variance, 2 the digest of the reverse model's flow
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-TRAINING_FILE = "training.json"  # beside them: how the model was trained, where that is known
+TRAINING_FILE = "training.json"  # optional record of the training
 
 
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, whole or not at all; of another model that stood there, files of one's own are kept.
+    """Write a model folder, atomically. Replaces a model that is already there, and keeps other files in its folder.
 
-    training: what is known of its training, as `load_training` reads it.
+    training: a record of the training, returned by `load_training`.
     """
     check_model_output(folder)
     description = {
@@ -40,12 +40,12 @@ def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = 
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         save_file(_tensors(model), temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors lets only the owner read
+        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable by the owner only
         if training:
             (temporary / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         for other in folder.iterdir() if folder.is_dir() else ():
             if other.name == TRAINING_FILE:
-                continue  # of the model that stood there
+                continue  # of the replaced model
             if other.is_dir():
                 shutil.copytree(other, temporary / other.name, symlinks=True)
             elif not (temporary / other.name).exists():
@@ -53,45 +53,47 @@ def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = 
 
 
 def check_model_output(folder: Path) -> None:
-    """Raise unless a model folder can be written here: in a new or empty folder, or in the place of another model."""
+    """Raise unless the folder is new, empty, or a model folder, and is writable."""
     check_writable(folder.parent)
     if folder.is_dir() and any(folder.iterdir()):
         try:
             _read_description(folder / CONFIG_FILE)
         except InputError:
             raise InputError(
-                f"Expected a new or empty folder, or a model's; {folder} has other files. Choose another output path."
+                f"Expected a new, empty or model folder; {folder} has other files. Choose another output path."
             ) from None
 
 
 def load_model(folder: Path) -> Model:
-    """Rebuild a model from its folder, in eval mode, on the CPU."""
+    """Load a model folder, on the CPU, in eval mode."""
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(f"Expected a model folder; {folder} {what}. Train one with biflow quickstart.")
     if not (folder / CONFIG_FILE).exists() and (folder / "model" / CONFIG_FILE).exists():
-        raise InputError(f"Expected a model folder; {folder} is the run that made one. Give {folder / 'model'}.")
+        raise InputError(f"Expected a model folder; {folder} is a run folder. Use {folder / 'model'}.")
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
     _load_tensors(model.networks, read_safetensors(folder / WEIGHTS_FILE, "the model folder"), folder / WEIGHTS_FILE)
-    if model.reverse and not model.reverse.belongs_to(model.flow):
+    if model.reverse and not model.reverse.matches_flow(model.flow):
         raise InputError(
-            f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; it holds another one. "
-            "Fit a reverse model to this flow: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
+            f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; its flow has other "
+            "weights. Fit a reverse model to it: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
         )
     return model.frozen()
 
 
 def load_training(folder: Path) -> dict[str, Any] | None:
-    """What a model folder knows of its model's training, if it does."""
+    """Load the record of a model's training, if its folder has one."""
     path = folder / TRAINING_FILE
     if not path.is_file():
         return None
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it: the model works without.") from None
+        raise InputError(
+            f"Expected JSON in {path}; the file is damaged. Remove it; the model loads without it."
+        ) from None
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
@@ -102,7 +104,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise InputError(f"Expected {path}; it is missing or cannot be read. Is this a model folder?") from None
+        raise InputError(f"Expected {path}; it is missing or unreadable. Check that this is a model folder.") from None
     except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
     version = description.get("format_version") if isinstance(description, dict) else None
@@ -110,7 +112,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. Update biflow to read it.")
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise InputError(
-            f"Expected model format {FORMAT_VERSION}; {path} has {version}, of an earlier biflow. "
+            f"Expected model format {FORMAT_VERSION}; {path} has {version}, from an older biflow. "
             "Train the model again."
         )
     if (
@@ -120,7 +122,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     ):
         raise InputError(
             f"Expected format_version, class_names and model in {path}; this is not a biflow model folder. "
-            "Give the folder that training wrote."
+            "Use a folder written by training or save_model."
         )
     return description
 
@@ -129,6 +131,6 @@ def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -
     expected, found = shapes(networks.state_dict()), shapes(tensors)
     if faults := describe_faults(expected, found):
         raise InputError(
-            f"Expected weights that belong to the config.json beside {path}; {faults}. Copy the model folder whole."
+            f"Expected weights in {path} that match its config.json; {faults}. Copy the whole model folder again."
         )
     networks.load_state_dict(tensors)

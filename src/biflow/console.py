@@ -1,4 +1,4 @@
-"""How the command line speaks: results, notes, tables."""
+"""Command-line output: results, notes, tables, progress."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-LINES = 10  # of progress, where there is no terminal
+LINES = 10  # of progress without a terminal
 
 console = Console()
 
 
 def program() -> str:
-    """How this program was called, so that what it proposes to type works."""
+    """The command that started this program, for the commands it suggests."""
     called = Path(sys.argv[0])
     if shutil.which("biflow") or not called.exists():
         return "biflow"
@@ -26,23 +26,23 @@ def program() -> str:
 
 
 def tell(message: str) -> None:
-    """Print a result, as it is."""
+    """Print a result to stdout, verbatim."""
     console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print a note beside the results, to the standard error."""
+    """Print a note to stderr, verbatim."""
     Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def say_once(message: str) -> None:
-    """Print a note that all processes of a launcher could print."""
+    """Print a note to stderr in rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         say(message)
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and what it counts.
+    """Format a count with its noun in singular or plural.
 
     >>> counted(1, "image"), counted(1200, "image"), counted(2, "class")
     ('1 image', '1,200 images', '2 classes')
@@ -52,7 +52,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
-    """A table with its head in the first row; of numbers, which are never cut, in all columns but the first."""
+    """A table whose first row is the header; `numbers` right-aligns all columns but the first and never wraps them."""
     shown = Table(title=title, title_justify="left")
     shown.add_column(rows[0][0], overflow="fold")
     for heading in rows[0][1:]:
@@ -67,7 +67,7 @@ def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
 
 @contextmanager
 def counting(console: Console, title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A function that is told of every n things done, of so many: a bar in a terminal, at most ten lines elsewhere."""
+    """Progress of `total` items: yields advance(n). A bar in a terminal, at most ten lines elsewhere."""
     done = lines = 0
     with bars.Progress(console=console, disable=not (shown and total and console.is_terminal)) as progress:
         task = progress.add_task(title, total=total)

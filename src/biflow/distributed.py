@@ -1,7 +1,6 @@
-"""The processes that work together.  PyTorch's own engine; the only file that reads what a launcher sets.
+"""Process groups with torch.distributed; the only file that reads a launcher's environment variables.
 
-Started plainly, the world is one process.  Started by torchrun (or accelerate launch), each process joins
-the others; nothing else in the project needs to know which it was.
+Without a launcher the world has one process. Under torchrun or accelerate launch, each process joins the group.
 """
 
 import os
@@ -20,14 +19,13 @@ from biflow.errors import InputError
 T = TypeVar("T")
 
 SETTLING = 0.2
-"""Seconds before a group of processes is given up.  gloo's thread lets go of the tensors of the last exchange a moment
-after it, and needs the interpreter's lock for that; who deletes the group waits for that thread and holds the lock.
-"""
+"""Seconds to wait before destroying a process group. gloo's thread needs the GIL to release the tensors of the last
+collective, and destroying the group waits for that thread while holding the GIL: a deadlock."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process's rank, the number of processes, and the device."""
 
     rank: int
     size: int
@@ -35,33 +33,33 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that prints and writes files."""
+        """Whether this is rank 0, which prints and writes files."""
         return self.rank == 0
 
     def share(self, items: Tensor) -> Tensor:
-        """This process's part of a global batch, (n, ...) -> (n / size, ...)."""
+        """This process's share of a global batch, (n, ...) -> (n / size, ...)."""
         if len(items) % self.size:
             raise InputError(
-                f"Expected a batch that {self.size} processes can share evenly; got {len(items)}. "
+                f"Expected a batch size divisible by {self.size} processes; got {len(items)}. "
                 f"Set batch_size to a multiple of {self.size}."
             )
         return items.tensor_split(self.size)[self.rank]
 
     def mean(self, value: Tensor) -> Tensor:
-        """A scalar averaged over all processes."""
+        """Mean of a tensor over all processes; collective."""
         return mean_over_processes(value)
 
     def any(self, flags: Tensor) -> Tensor:
-        """For each flag, 0 or 1, whether it is set in any process: 0 or 1; one exchange for all of them."""
+        """Whether each flag (0 or 1) is set in any process: 0 or 1, from one all-reduce; collective."""
         return (self.mean(flags) > 0).to(flags.dtype)
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Barrier."""
         if self.size > 1:
             dist.barrier()
 
     def gather(self, value: T) -> list[T]:
-        """What every process has, by rank; all must call."""
+        """The values of all processes, by rank; collective."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -69,12 +67,12 @@ class World:
         return found
 
     def on_main(self, action: Callable[[], None]) -> None:
-        """Let the main process act while the others wait; what it raises, all of them raise."""
+        """Run an action in the main process while the others wait; an exception is raised in all of them."""
         fault: list[Exception | None] = [None]
         if self.is_main:
             try:
                 action()
-            except Exception as error:  # whatever it is, the others must not wait for ever
+            except Exception as error:  # of any type: the others must not hang
                 fault = [error]
         if self.size > 1:
             dist.broadcast_object_list(fault)
@@ -85,7 +83,7 @@ class World:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """A tensor averaged over all processes that train together; all must call."""
+    """Mean of a tensor over all processes; collective."""
     if dist.is_available() and dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)
@@ -94,14 +92,14 @@ def mean_over_processes(value: Tensor) -> Tensor:
 
 
 def was_restarted() -> bool:
-    """Whether a launcher started this process again, after others of the same run had failed or were pre-empted."""
+    """Whether torchrun or SLURM restarted this process after a failure or pre-emption."""
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """Join the processes that a launcher started, or be alone."""
+    """Join the launcher's process group; a world of one process without a launcher."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

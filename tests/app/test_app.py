@@ -238,7 +238,7 @@ def test_files_that_are_not_images_are_named_and_skipped(backend, upload, tmp_pa
     (tmp_path / "notes.png").write_text("precious")
     result = backend.classify([str(tmp_path / "notes.png"), upload("one.png")])
     assert len(figures_of(result)) == 1
-    assert result.notes == ["Left out notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
+    assert result.notes == ["Skipped notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
     with pytest.raises(InputError, match=r"cannot read notes\.png"):
         backend.rank([str(tmp_path / "notes.png")])
     (tmp_path / "other").mkdir()

@@ -7,7 +7,7 @@ from biflow.data.randomness import normal_for, seeded_weights, stream, uniform_f
 from biflow.errors import InputError
 
 
-def test_digits_keep_360_stratified_test_images_that_training_never_sees():
+def test_digits_have_360_stratified_test_images_apart_from_training():
     split = digits()
     assert (len(split.train), len(split.test)) == (1437, 360)
     assert split.train.images.dtype == torch.uint8
@@ -53,9 +53,9 @@ def test_order_differs_between_epochs_and_seeds():
 
 
 def test_noise_of_an_image_does_not_depend_on_the_batch():
-    together = normal_for([4, 9, 2], (3, 3), "seed", 1)
+    batch = normal_for([4, 9, 2], (3, 3), "seed", 1)
     alone = normal_for([9], (3, 3), "seed", 1)
-    assert torch.equal(together[1], alone[0])
+    assert torch.equal(batch[1], alone[0])
 
 
 def test_streams_of_different_keys_differ():
@@ -66,7 +66,7 @@ def test_streams_of_different_keys_differ():
 
 def test_seeded_weights_depend_on_the_seed_alone():
     def weights(seed: int) -> list[float]:
-        torch.rand(seed + 1)  # whatever was drawn before does not matter
+        torch.rand(seed + 1)  # earlier draws do not matter
         with seeded_weights(seed):
             return torch.nn.Linear(2, 2).weight.flatten().tolist()
 
@@ -86,7 +86,7 @@ def test_labels_are_dropped_at_the_stated_share():
     assert abs((labels == 7).float().mean().item() - 0.1) < 0.02
 
 
-def test_guidance_is_drawn_for_a_quarter_of_the_labelled_images_and_mostly_weak():
+def test_guidance_is_sampled_for_a_quarter_of_the_labelled_images_and_mostly_weak():
     labels = torch.arange(4000) % 4
     strengths = draw_guidance(labels, range(4000), 3.0, 3, "test")
     assert (strengths[labels == 3] == 0).all()
@@ -101,24 +101,24 @@ def test_no_label_is_dropped_at_share_zero():
     assert torch.equal(drop_labels(labels, range(50), 0.0, 99, "test"), labels)
 
 
-def test_shifts_hold_the_image_itself_and_move_it_by_one_pixel():
+def test_shifts_include_the_image_itself_and_move_it_by_one_pixel():
     image = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
     image[0, 0, 1, 1] = 255
     shifted = with_shifts(ImageSet(image, torch.tensor([2]), ("a", "b", "c")))
     assert len(shifted) == 9
     assert shifted.labels.tolist() == [2] * 9
-    places = {tuple(img[0].nonzero()[0].tolist()) for img in shifted.images}
-    assert places == {(i, j) for i in range(3) for j in range(3)}
+    positions = {tuple(img[0].nonzero()[0].tolist()) for img in shifted.images}
+    assert positions == {(i, j) for i in range(3) for j in range(3)}
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
-def test_numbers_of_an_image_depend_on_its_keys_alone(size):
+def test_random_numbers_of_an_image_depend_only_on_its_keys(size):
     for draw in (normal_for, uniform_for):
-        together = draw(range(50), (size,), "what", 3)
-        assert torch.equal(draw([17], (size,), "what", 3)[0], together[17])
-        assert torch.equal(draw([2**64 - 1, 5], (size,), "what", 3)[1], together[5])
-        assert not torch.equal(draw([17], (size,), "what", 4)[0], together[17])
-        assert len(together[:, 0].unique()) == 50
+        batch = draw(range(50), (size,), "what", 3)
+        assert torch.equal(draw([17], (size,), "what", 3)[0], batch[17])
+        assert torch.equal(draw([2**64 - 1, 5], (size,), "what", 3)[1], batch[5])
+        assert not torch.equal(draw([17], (size,), "what", 4)[0], batch[17])
+        assert len(batch[:, 0].unique()) == 50
 
 
 def test_numbers_are_the_same_on_any_number_of_threads():

@@ -23,7 +23,7 @@ def test_sixteen_bits_are_rounded_to_the_nearest_of_eight(tmp_path, kind):
     assert read_image(tmp_path / "x.tif", 6, 1)[0, 0].tolist() == [0, 0, 1, 1, 2, 255]
 
 
-def test_big_endian_sixteen_bits_are_read_alike(tmp_path):
+def test_big_endian_sixteen_bits_are_read(tmp_path):
     grey = noise(8, 8)
     Image.fromarray((grey.astype(np.uint16) * 257).astype(">u2")).save(tmp_path / "x.tif")
     assert (read_image(tmp_path / "x.tif", 8, 1)[0].numpy() == grey).all()
@@ -64,7 +64,7 @@ def test_transparent_parts_take_the_colour_of_the_background(tmp_path, mode, bac
     assert (found[:, 4:] == 60).all()
 
 
-def test_half_transparent_parts_are_mixed_with_the_background(tmp_path):
+def test_half_transparent_parts_are_blended_with_the_background(tmp_path):
     Image.new("RGBA", (4, 4), (0, 100, 200, 128)).save(tmp_path / "x.png")
     found = read_image(tmp_path / "x.png", 4, 3)[:, 0, 0].tolist()
     assert found == pytest.approx([127, 177, 227], abs=1)
@@ -72,7 +72,7 @@ def test_half_transparent_parts_are_mixed_with_the_background(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_every_exif_rotation_is_undone(tmp_path, suffix, orientation):
+def test_every_exif_orientation_is_applied(tmp_path, suffix, orientation):
     upright = np.zeros((16, 32), np.uint8)
     upright[:8, :16] = 255  # the bright quarter is at the top left
     exif = Image.Exif()
@@ -87,8 +87,8 @@ def test_every_exif_rotation_is_undone(tmp_path, suffix, orientation):
     assert abs(found.astype(int) - upright).max() < 40
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own
-def test_damaged_exif_is_no_reason_to_reject_an_image(tmp_path):
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's warning
+def test_an_image_with_damaged_exif_is_read(tmp_path):
     Image.fromarray(noise(8, 8)).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert read_image(tmp_path / "x.jpg", 8, 1).shape == (1, 8, 8)
 
@@ -106,22 +106,22 @@ def test_every_kind_is_read_in_grey_and_in_colour(tmp_path):
             assert read_image(tmp_path / name, 8, channels).shape == (channels, 8, 8), name
 
 
-def test_the_crop_of_tarflow_is_one_bilinear_step_and_torchvisions_centre():
+def test_the_crop_of_tarflow_is_one_bilinear_resize_and_torchvisions_centre_crop():
     image = Image.fromarray(noise(33, 50))
     found = at_size(image, 8, 1, crop="tarflow")[0].numpy()
-    whole = np.asarray(image.resize((12, 8), Image.Resampling.BILINEAR))  # 8 * 50 / 33 = 12.1
-    assert (found == whole[:, 2:10]).all()
+    resized = np.asarray(image.resize((12, 8), Image.Resampling.BILINEAR))  # 8 * 50 / 33 = 12.1
+    assert (found == resized[:, 2:10]).all()
     assert not (found == at_size(image, 8, 1, crop="adm")[0].numpy()).all()
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_an_image_of_the_models_size_stays_as_it_is(crop):
+def test_an_image_of_the_models_size_is_unchanged(crop):
     grey = noise(8, 8)
     assert (at_size(Image.fromarray(grey), 8, 1, crop=crop)[0].numpy() == grey).all()
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [10000, 30000])  # Pillow warns of the first and refuses the second
+@pytest.mark.parametrize("side", [10000, 30000])  # Pillow warns about the first and refuses the second
 def test_decompression_bombs_are_refused(tmp_path, side):
     (tmp_path / "x.png").write_bytes(bomb(side, side))
     assert (tmp_path / "x.png").stat().st_size < 200_000
@@ -130,21 +130,21 @@ def test_decompression_bombs_are_refused(tmp_path, side):
     assert reason_of(fault.value) == "more than 89 megapixels, which may be a decompression bomb"
 
 
-def test_a_warning_of_a_bomb_that_is_an_error_gives_the_same_reason(tmp_path):
+def test_a_bomb_warning_raised_as_an_error_gives_the_same_reason(tmp_path):
     (tmp_path / "x.png").write_bytes(bomb(10000, 10000))
     with pytest.raises(Image.DecompressionBombWarning) as fault:
         decode(tmp_path / "x.png")
     assert reason_of(fault.value).startswith("more than 89 megapixels")
 
 
-def test_other_formats_are_not_opened_whatever_their_name(tmp_path):
+def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path):
     Image.fromarray(noise(8, 8)).save(tmp_path / "x.gif")
     (tmp_path / "x.gif").rename(tmp_path / "x.png")
     with pytest.raises(InputError, match="not a PNG, JPEG, WebP, BMP or TIFF image"):
         decode(tmp_path / "x.png")
 
 
-def test_a_damaged_image_is_told_from_what_is_none(tmp_path):
+def test_a_damaged_image_is_distinguished_from_other_files(tmp_path):
     (tmp_path / "x.png").write_bytes(b"\x89PNG and nothing that follows from it")
     with pytest.raises(InputError, match="a damaged PNG image"):
         decode(tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Training on a folder of images."""
+"""Image folders."""
 
 import os
 import pickle
@@ -29,7 +29,7 @@ ALL_BUT_BROKEN = ReadingConfig(rejected_share=0.5)
 
 @pytest.fixture
 def images(tmp_path):
-    """Two classes of every kind of image, and one of broken ones and three whole ones."""
+    """Two classes with every kind of image, and one with broken images and three intact ones."""
     folder = tmp_path / "images"
     for seed, kind in enumerate(("cat", "dog")):
         write_kinds(folder / kind, seed)
@@ -61,7 +61,7 @@ def test_a_folder_of_classes_gives_every_image_with_its_label(images):
     assert torch.equal(pixels[0], read_image(images / "newt/deep/below/c.PNG", 8, 3))
 
 
-def test_files_that_cannot_be_read_are_left_out_with_their_reasons(images):
+def test_unreadable_files_are_skipped_with_their_reasons(images):
     split = open_folder(images, SHAPE, ALL_BUT_BROKEN)
     rejected = dict(split.train.rejected)
     assert rejected.keys() == {f"newt/{name}" for name in BROKEN}
@@ -72,7 +72,7 @@ def test_files_that_cannot_be_read_are_left_out_with_their_reasons(images):
     assert "more than 89 megapixels" in rejected["newt/bomb.png"]
 
 
-def test_more_unreadable_files_than_allowed_are_an_error_that_names_three(images):
+def test_more_unreadable_files_than_allowed_are_an_error_that_names_some(images):
     with pytest.raises(InputError, match=r"at most 0\.05 .* got 5 of 46 .*newt/bomb\.png \(more than 89.*data check"):
         open_folder(images, SHAPE, ReadingConfig())
 
@@ -90,12 +90,12 @@ def test_a_flat_folder_has_no_classes(tmp_path):
     assert (train.class_names, train.labels.tolist(), len(train)) == ((), [0, 0], 2)
 
 
-def test_numbers_in_names_of_classes_sort_by_value(tmp_path):
+def test_numbers_in_class_names_sort_by_value(tmp_path):
     write_grey(tmp_path, *(f"{name}/x.png" for name in ("class10", "class9", "class", "1a")))
     assert open_folder(tmp_path, SHAPE, ReadingConfig()).train.class_names == ("1a", "class", "class9", "class10")
 
 
-def test_hidden_and_other_files_and_circles_of_links_are_left_out(tmp_path):
+def test_hidden_and_other_files_and_link_cycles_are_skipped(tmp_path):
     write_grey(tmp_path, "a/x.png", ".hidden.png", ".thumbs/x.png", "a/.x.png")
     for name in ("a/notes.txt", ".DS_Store", "Thumbs.db", "notes.txt"):
         (tmp_path / name).write_text("nothing")
@@ -107,7 +107,7 @@ def test_hidden_and_other_files_and_circles_of_links_are_left_out(tmp_path):
     assert list_images(tmp_path) == ["a/x.png", "b/x.png"]
 
 
-def test_links_that_lead_nowhere_are_rejected(tmp_path):
+def test_broken_links_are_rejected(tmp_path):
     write_grey(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe")
@@ -117,7 +117,7 @@ def test_links_that_lead_nowhere_are_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["val", "test"])
-def test_a_folder_may_bring_its_own_test_set(tmp_path, other):
+def test_a_folder_may_have_its_own_test_split(tmp_path, other):
     write_grey(tmp_path, "train/a/x.png", "train/b/y.png", "train/b/z.png", f"{other}/b/x.png")
     split = open_folder(tmp_path, SHAPE, ReadingConfig(test_share=0.9))
     assert names_of(split.train) == ["train/a/x.png", "train/b/y.png", "train/b/z.png"]
@@ -195,16 +195,16 @@ class Counted:
         return self.source.read(places)
 
 
-def test_kept_images_are_the_same_and_decoded_once(images):
+def test_cached_images_are_the_same_and_decoded_once(images):
     source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
     counted = Counted(source)
-    kept, anew = (Reader(each, places_at, steps=20, workers=0, keep=each is counted) for each in (counted, source))
+    cached, plain = (Reader(each, places_at, steps=20, workers=0, keep=each is counted) for each in (counted, source))
     for step in range(20):
-        assert torch.equal(kept(step).images, anew(step).images)
+        assert torch.equal(cached(step).images, plain(step).images)
     assert set(counted.reads.values()) == {1}
 
 
-def test_what_is_kept_in_memory(images):
+def test_which_images_are_cached_in_memory(images):
     source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
     assert is_kept(source, ReadingConfig())
     assert is_kept(source, ReadingConfig(cache="memory"))
@@ -217,16 +217,16 @@ def test_what_is_kept_in_memory(images):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_goes_away_in_training_is_named_in_one_sentence(tmp_path, workers):
+def test_a_file_that_disappears_during_training_is_named_in_one_sentence(tmp_path, workers):
     write_grey(tmp_path, "a.png")
     source = open_folder(tmp_path, SHAPE, ReadingConfig()).train
     (tmp_path / "a.png").unlink()
-    with pytest.raises(InputError, match=r"^Expected to read .*a\.png .* No such file .* --resume\.$") as fault:
+    with pytest.raises(InputError, match=r"^Expected to read .*a\.png, .* No such file .* --resume\.$") as fault:
         Reader(source, first_place, steps=1, workers=workers, keep=not workers)(0)
     assert "\n" not in str(fault.value)
 
 
-def test_images_survive_pickling_and_drop_their_classes(images):
+def test_images_can_be_pickled_and_drop_their_classes(images):
     source = pickle.loads(pickle.dumps(open_folder(images, SHAPE, ALL_BUT_BROKEN).train))
     plain = source.without_classes()
     assert (plain.class_names, plain.labels.unique().tolist()) == ((), [0])
@@ -244,12 +244,12 @@ def test_reading_follows_its_settings(tmp_path):
         assert torch.equal(wide, read_image(tmp_path / "wide.png", 8, 3, crop=crop))
 
 
-def test_a_second_scan_decodes_nothing_that_has_not_changed(tmp_path, cache):
+def test_a_second_scan_decodes_only_changed_files(tmp_path, cache):
     write_grey(tmp_path, "a.png", "b.png", "c.png")
     names = list_images(tmp_path)
     first = scan(tmp_path, names)
     assert len(list((cache / "biflow" / "scans").iterdir())) == 1
-    for name in ("a.png", "b.png"):  # broken, one of them in a way that the scan cannot notice
+    for name in ("a.png", "b.png"):  # broken, the first one without a change in size or time
         status = (tmp_path / name).stat()
         (tmp_path / name).write_bytes(bytes(status.st_size))
         changed = status.st_mtime_ns + (name == "b.png")
@@ -271,7 +271,7 @@ def test_a_damaged_record_of_a_scan_is_ignored(tmp_path, cache, damage):
     assert record.read_text() == text
 
 
-def test_a_place_that_cannot_keep_the_record_is_no_fault(tmp_path, monkeypatch):
+def test_an_unusable_cache_folder_is_not_an_error(tmp_path, monkeypatch):
     write_grey(tmp_path / "images", "a.png")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -282,7 +282,7 @@ def test_a_place_that_cannot_keep_the_record_is_no_fault(tmp_path, monkeypatch):
     assert state_of(tmp_path / "images") == before
 
 
-def test_names_of_any_bytes_are_read_and_shown(tmp_path):
+def test_file_names_of_any_bytes_are_read_and_escaped(tmp_path):
     name = os.fsdecode(b"a\xff\n.png")
     (tmp_path / "c\udcff").mkdir()
     write_grey(tmp_path, f"c\udcff/{name}")
@@ -292,10 +292,10 @@ def test_names_of_any_bytes_are_read_and_shown(tmp_path):
 
 
 FAULTS = {
-    "loose beside classes": (["x.png", "a/y.png"], {}, r"loose images or folders.*x\.png beside a\. Move"),
-    "three parts": ([f"{part}/a/x.png" for part in ("train", "val", "test")], {}, "got all three"),
-    "test set of other classes": (["train/a/x.png", "val/b/x.png"], {}, "the classes b that train/ has not"),
-    "test set without classes": (["train/a/x.png", "val/x.png"], {}, "images of no class"),
+    "loose next to classes": (["x.png", "a/y.png"], {}, r"loose images or folders.*x\.png next to a\. Move"),
+    "three splits": ([f"{part}/a/x.png" for part in ("train", "val", "test")], {}, "got all three"),
+    "test split with other classes": (["train/a/x.png", "val/b/x.png"], {}, "the classes b missing from train/"),
+    "test split without classes": (["train/a/x.png", "val/x.png"], {}, "images without a class missing from train/"),
     "nothing": ([], {}, "there is none"),
     "a class without images": (["a/bad.png", *[f"b/{i}.png" for i in range(20)]], {}, "those in a are all"),
     "all held out": (["x.png"], {"test_share": 0.999999}, "all are held out"),
@@ -304,7 +304,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("names", "settings", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_folder_that_cannot_be_trained_on_is_one_sentence(tmp_path, names, settings, message):
+def test_a_folder_that_cannot_be_trained_on_is_refused_in_one_line(tmp_path, names, settings, message):
     write_grey(tmp_path, *names)
     for bad in tmp_path.rglob("bad.*"):
         bad.write_text("none")
@@ -313,24 +313,24 @@ def test_a_folder_that_cannot_be_trained_on_is_one_sentence(tmp_path, names, set
     assert "\n" not in str(fault.value)
 
 
-def test_a_folder_must_exist_and_the_model_be_of_images(tmp_path):
+def test_the_folder_must_exist_and_the_channels_be_those_of_images(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="does not exist"):
         open_data(f"folder:{tmp_path}/none", SHAPE, ReadingConfig())
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         open_data(f"folder:{tmp_path}/file", SHAPE, ReadingConfig())
     with pytest.raises(InputError, match="1 or 3 channels; got 4"):
         open_data(f"folder:{tmp_path}", (4, 8, 8), ReadingConfig())
 
 
-def test_no_output_goes_into_the_folder(tmp_path):
+def test_an_output_inside_the_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="outside of"):
         check_apart(f"folder:{tmp_path}", tmp_path / "runs" / "x")
     check_apart(f"folder:{tmp_path}/images", tmp_path / "runs")
     check_apart("digits", tmp_path)
 
 
-def test_training_on_a_folder_makes_a_model_and_lists_what_was_rejected(images, tmp_path, monkeypatch, capsys):
+def test_training_on_a_folder_writes_a_model_and_lists_rejected_files(images, tmp_path, monkeypatch, capsys):
     before = state_of(images)
     settings = ["model.num_classes=3", "reading.rejected_share=0.2", "reading.flip=true", "reading.workers=1"]
     settings += [f"data=folder:{images}", "fit_flow.steps=3", "fit_reverse.steps=3"]
@@ -348,7 +348,7 @@ def test_training_on_a_folder_makes_a_model_and_lists_what_was_rejected(images, 
     assert state_of(images) == before
 
 
-def test_the_number_of_classes_must_be_the_folders(images, tmp_path, monkeypatch, capsys):
+def test_the_number_of_classes_must_match_the_folder(images, tmp_path, monkeypatch, capsys):
     arguments = [
         "--set",
         f"data=folder:{images}",

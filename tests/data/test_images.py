@@ -24,7 +24,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
     assert not found.rejected
 
 
-def test_larger_images_are_scaled_and_their_centre_is_cut_out(tmp_path):
+def test_larger_images_are_resized_and_centre_cropped(tmp_path):
     wide = np.zeros((16, 48), np.uint8)
     wide[:, 16:32] = 200
     Image.fromarray(wide).save(tmp_path / "wide.png")
@@ -32,7 +32,7 @@ def test_larger_images_are_scaled_and_their_centre_is_cut_out(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 9), (31, 17), (100, 33)])
-def test_every_size_comes_out_at_the_models(tmp_path, size):
+def test_every_size_is_brought_to_the_models(tmp_path, size):
     Image.fromarray(picture(*size, 3)).save(tmp_path / "x.png")
     assert read_image(tmp_path / "x.png", 8, 3).shape == (3, 8, 8)
     assert read_image(tmp_path / "x.png", 8, 1).shape == (1, 8, 8)
@@ -63,7 +63,7 @@ def test_exif_rotation_is_followed(tmp_path):
     assert read_image(tmp_path / "x.png", 8, 1)[0, 0].float().mean() > 250
 
 
-def test_files_that_cannot_be_read_are_named_with_their_reason(tmp_path):
+def test_unreadable_files_are_listed_with_their_reason(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / "good.png")
     Image.fromarray(np.zeros((8, 400), np.uint8)).save(tmp_path / "strip.png")
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_read_are_named_with_their_reason(tmp_path):
     assert "400x8 pixels" in found.rejected["strip.png"]
 
 
-def test_samples_of_another_shape_are_refused(tmp_path):
+def test_sample_files_of_another_shape_are_refused(tmp_path):
     write_images(tmp_path / "x.npz", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2))
     with pytest.raises(InputError, match=r"\(N, 4, 4, 1\).*got \(2, 8, 8, 1\)"):
         read_pictures(tmp_path / "x.npz", 4, 1)

@@ -49,7 +49,7 @@ def train_in(folder, *, align: AlignConfig, **changes):
         return train_model(run).model
 
 
-def test_the_cosine_distance_is_one_less_the_mean_cosine_of_patches():
+def test_the_cosine_distance_is_one_minus_the_mean_cosine_similarity_of_patches():
     a, b = (torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     cosines = (a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)
     torch.testing.assert_close(cosine_distance(a, b), 1 - cosines.mean(1))
@@ -64,7 +64,7 @@ def test_no_gradient_flows_into_the_encoders_features(distance):
     assert theirs.grad is None
 
 
-def test_grids_are_resampled_to_the_flows():
+def test_feature_grids_are_resampled_to_the_flows():
     ramp = torch.arange(16.0).view(1, 1, 4, 4)
     assert resample(ramp, 4).flatten().tolist() == list(range(16))
     middle = resample(ramp, 2).flatten()
@@ -140,7 +140,7 @@ def test_layers_that_do_not_exist_are_refused(layer, message):
         ({"strategy": "detach", "sweeps": 2}, "sweeps 1 with strategy 'detach'; got 2"),
     ],
 )
-def test_settings_that_nothing_would_read_are_refused(changes, message):
+def test_unused_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         align_config(**changes)
 
@@ -158,12 +158,12 @@ def numbers() -> nn.Module:
     ("network", "message"),
     [
         (f"{__name__}:numbers", r"features \(B, F, h, w\), or tokens"),
-        (f"{__name__}:wants_three_channels", r"to take 1x4x4 images; it fails: .*input_size"),
-        (f"{__name__}:oblong", "a square grid of features, as the flow's patches are; got 2x4"),
-        (f"{__name__}:Broken", "finite floating-point features; got values that are not finite"),
+        (f"{__name__}:wants_three_channels", r"to accept 1x4x4 images; it fails: .*input_size"),
+        (f"{__name__}:oblong", "a square feature grid, like the flow's patches; got 2x4"),
+        (f"{__name__}:Broken", "finite floating-point features; got NaN or Inf"),
     ],
 )
-def test_encoders_that_cannot_see_the_images_are_refused_before_training(network, message, tmp_path):
+def test_encoders_that_reject_the_images_are_refused_before_training(network, message, tmp_path):
     with pytest.raises(InputError, match=message):
         train_in(tmp_path / "run", align=align_config(encoder="module", network=network))
     assert not (tmp_path / "run").exists()
@@ -191,8 +191,8 @@ def test_aligning_an_unconditional_flow_with_the_classifier_is_refused(tmp_path)
 @pytest.mark.parametrize(
     ("strategy", "ratio"), [("forward", 1.0), ("detach", 1.19), ("reverse_literal", 1.21), ("reverse", 1.44)]
 )
-def test_a_step_costs_what_its_losses_read_and_no_more(strategy, ratio):
-    """Operations of a step with blocks 7 and 8 of 8 aligned at layer 6 of 8, over those of a plain step."""
+def test_a_step_computes_no_more_than_its_losses_need(strategy, ratio):
+    """Operations of a step with layer 6 of 8 aligned in blocks 7 and 8 of 8, relative to a step without alignment."""
 
     def operations(align: bool) -> int:
         sizes = FlowConfig(blocks=8, layers=8, width=64, head_width=32)

@@ -19,15 +19,15 @@ def state(step: int) -> dict:
 
 
 def write(folder, *steps: int, **metrics: list[float]) -> None:
-    for place, step in enumerate(steps):
-        save(folder, state(step), step=step, metrics={name: values[place] for name, values in metrics.items()})
+    for i, step in enumerate(steps):
+        save(folder, state(step), step=step, metrics={name: values[i] for name, values in metrics.items()})
 
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_was_saved_is_loaded_with_its_step_and_metrics(tmp_path):
+def test_a_saved_state_is_loaded_with_its_step_and_metrics(tmp_path):
     write(tmp_path, 7, loss=[0.5])
     found, faults = newest(tmp_path)
     assert (found.step, found.metrics, faults) == (7, {"loss": 0.5}, [])
@@ -35,12 +35,12 @@ def test_what_was_saved_is_loaded_with_its_step_and_metrics(tmp_path):
     assert torch.equal(loaded["model"]["weight"], state(7)["model"]["weight"])
 
 
-def test_there_is_none_where_nothing_was_saved(tmp_path):
+def test_nothing_is_found_where_nothing_was_saved(tmp_path):
     assert newest(tmp_path / "nowhere") == (None, [])
     assert newest(tmp_path) == (None, [])
 
 
-def test_the_newest_is_found_by_the_step_it_holds_not_by_its_name(tmp_path):
+def test_the_newest_is_found_by_its_recorded_step_not_by_its_name(tmp_path):
     write(tmp_path, 5, 10)
     (tmp_path / "step_00000005").rename(tmp_path / "z")
     assert newest(tmp_path)[0].step == 10
@@ -52,19 +52,19 @@ def test_the_newest_is_found_by_the_step_it_holds_not_by_its_name(tmp_path):
 def test_any_flipped_bit_is_detected(tmp_path, name):
     write(tmp_path, 3)
     path, draw = tmp_path / "step_00000003" / name, random.Random(0)
-    whole = path.read_bytes()
+    intact = path.read_bytes()
     for _ in range(200):
-        flipped = bytearray(whole)
-        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        flipped = bytearray(intact)
+        flipped[draw.randrange(len(intact))] ^= 1 << draw.randrange(8)
         path.write_bytes(flipped)
         with pytest.raises(Damaged, match="has changed"):
             read(path.parent)
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     assert read(path.parent).step == 3
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "no manifest"])
-def test_a_damaged_one_is_named_and_an_older_one_found(tmp_path, damage):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_found(tmp_path, damage):
     write(tmp_path, 1, 2)
     path = tmp_path / "step_00000002" / ("manifest.json" if damage == "no manifest" else "state.pt")
     if damage in {"missing", "no manifest"}:
@@ -77,7 +77,7 @@ def test_a_damaged_one_is_named_and_an_older_one_found(tmp_path, damage):
     assert str(path) in faults[0]
 
 
-def test_the_last_the_best_and_every_nth_are_kept(tmp_path):
+def test_the_newest_the_best_and_every_nth_are_kept(tmp_path):
     write(tmp_path, *range(1, 11), loss=[5, 4, 1, 4, 5, 6, 7, 8, 9, 9])
     tidy(tmp_path, FitConfig(keep_last=2, keep_every=4, best_by="loss"))
     assert names(tmp_path) == [f"step_{step:08d}" for step in (3, 4, 8, 9, 10)]
@@ -85,7 +85,7 @@ def test_the_last_the_best_and_every_nth_are_kept(tmp_path):
     assert names(tmp_path) == ["step_00000010"]
 
 
-def test_what_a_killed_process_was_writing_is_never_read_and_cleaned_up(tmp_path):
+def test_unfinished_checkpoints_of_a_killed_process_are_ignored_and_removed(tmp_path):
     write(tmp_path, 4)
     shutil.copytree(tmp_path / "step_00000004", tmp_path / ".step_00000009.123.part")
     assert newest(tmp_path)[0].step == 4
@@ -107,13 +107,13 @@ FULL_DISK = """
 """
 
 
-def test_a_full_disk_leaves_the_run_and_older_checkpoints_and_says_so(tmp_path):
-    """A limit on the size of files, smaller than a checkpoint, fails a write half way as a full disk does."""
+def test_a_full_disk_is_reported_and_leaves_the_run_and_older_checkpoints_intact(tmp_path):
+    """A file-size limit below a checkpoint's size makes writes fail half way, as a full disk does."""
     with pytest.raises(Interrupted):
         train_in(tmp_path / "full", stop_at=3)
     command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), tmp_path / "full"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Training goes on, but cannot save step 4 in" in done.stderr
+    assert "Training continues, but cannot save step 4 in" in done.stderr
     assert "cannot save step 6 in" in done.stdout
     assert "older checkpoints are intact. Free some space, and resume." in done.stdout
     assert names(tmp_path / "full" / "states" / "flow") == ["step_00000002", "step_00000003"]

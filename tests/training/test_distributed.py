@@ -1,4 +1,4 @@
-"""Two real processes (gloo) train as one."""
+"""Two real processes (gloo) train like one."""
 
 import socket
 from contextlib import suppress
@@ -18,21 +18,21 @@ from biflow.training.stages import train_model
 from tests.builders import tiny_images, tiny_run
 
 RUNS = {
-    "flow, then inverse": tiny_run,
-    "both at once, the flow aligned, by muon": lambda: by_muon(tiny_run(stage="joint", fit_flow=aligned_fit())),
-    "sharded, by muon": lambda: by_muon(sharded(aligned_fit())),
-    "sharded, in parts": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
+    "ddp": tiny_run,
+    "ddp, joint, aligned, muon": lambda: with_muon(tiny_run(stage="joint", fit_flow=aligned_fit())),
+    "fsdp, aligned, muon": lambda: with_muon(sharded(aligned_fit())),
+    "fsdp, aligned, accumulation": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
 }
 
 
 def sharded(fit_flow: FlowFitConfig) -> RunConfig:
-    """The parameters spread over the processes (FSDP2)."""
+    """A run with FSDP2 in both stages."""
     change = {"sharding": "fsdp"}
     fit_reverse = tiny_run().fit_reverse
     return tiny_run(fit_flow=fit_flow.model_copy(update=change), fit_reverse=fit_reverse.model_copy(update=change))
 
 
-def by_muon(run: RunConfig) -> RunConfig:
+def with_muon(run: RunConfig) -> RunConfig:
     fits = {name: getattr(run, name).model_copy(update={"optimizer": "muon"}) for name in ("fit_flow", "fit_reverse")}
     return run.model_copy(update=fits)
 
@@ -43,7 +43,7 @@ def aligned_fit(**changes: object) -> FlowFitConfig:
 
 
 def train_in_process(rank: int, size: int, port: int, work: tuple[str, str, int]) -> None:
-    """What one process of a launcher does; should it crash, it says where."""
+    """Entry point of one process, with a launcher's environment variables; a crash prints a traceback."""
     import faulthandler
     import os
 
@@ -60,7 +60,7 @@ def train_in_process(rank: int, size: int, port: int, work: tuple[str, str, int]
 
 
 def run_in(kind: str, folder: str, stop_at: int = 0) -> None:
-    """A run from where it is to its end, or until so many steps were taken."""
+    """Start or resume a run, to its end or for `stop_at` steps."""
     resume = (Path(folder) / "config.yaml").exists()
     with (
         suppress(Interrupted),
@@ -81,7 +81,7 @@ def run_in_two(kind: str, folder: str, stop_at: int = 0) -> None:
 
 
 def check_alike(one: Path, two: Path) -> None:
-    """Two runs took the same steps, with losses and weights that differ by rounding alone."""
+    """Assert that two runs took the same steps, with losses and weights equal up to rounding."""
     histories = [read_history(folder / "metrics.jsonl") for folder in (one, two)]
     assert [line["step"] for line in histories[0]] == [line["step"] for line in histories[1]]
     losses = [torch.tensor([line["loss"] for line in history]) for history in histories]
@@ -89,24 +89,25 @@ def check_alike(one: Path, two: Path) -> None:
     weights = [torch.load(folder / "weights.pt", weights_only=True) for folder in (one, two)]
     for part in ("flow", "reverse"):
         for name, tensor in weights[0][part].items():
-            if name == "flow_digest":  # of weights that are near, not equal
+            if name == "flow_digest":  # a hash of weights that are close, not equal
                 continue
-            # the bias of keys changes no softmax: its gradient is rounding alone, which AdamW scales up
+            # the keys' bias does not change the softmax: its gradient is rounding error, which AdamW scales up
             atol = 1e-3 if name.endswith("qkv.bias") else 1e-4
             torch.testing.assert_close(weights[1][part][name], tensor, rtol=1e-3, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_two_processes_train_as_one(kind, tmp_path):
+def test_two_processes_train_like_one(kind, tmp_path):
     run_in(kind, str(tmp_path / "one"))
     run_in_two(kind, str(tmp_path / "two"))
     check_alike(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("going_on", [run_in_two, run_in], ids=["two processes", "one process"])
-def test_what_sharded_processes_saved_is_taken_up(going_on, tmp_path):
-    run_in("sharded, by muon", str(tmp_path / "unbroken"))
-    run_in_two("sharded, by muon", str(tmp_path / "broken"), 3)
+@pytest.mark.parametrize("resume_in", [run_in_two, run_in], ids=["two processes", "one process"])
+def test_a_sharded_checkpoint_resumes_at_any_world_size(resume_in, tmp_path):
+    kind = "fsdp, aligned, muon"
+    run_in(kind, str(tmp_path / "unbroken"))
+    run_in_two(kind, str(tmp_path / "broken"), 3)
     assert not (tmp_path / "broken" / "weights.pt").exists()
-    going_on("sharded, by muon", str(tmp_path / "broken"))
+    resume_in(kind, str(tmp_path / "broken"))
     check_alike(tmp_path / "unbroken", tmp_path / "broken")

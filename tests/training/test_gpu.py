@@ -1,4 +1,4 @@
-"""What training does only on a GPU: batches made ahead, steps that do not wait for the device, compiled layers."""
+"""Training on a GPU: prefetched batches, steps without synchronisation, compiled layers."""
 
 from copy import deepcopy
 
@@ -28,7 +28,7 @@ def on_gpu(batch):
     return batch.map(lambda part: part.to("cuda"))
 
 
-def test_batches_made_ahead_are_those_made_in_turn():
+def test_prefetched_batches_equal_those_made_in_turn():
     objective, fit = FitFlow(tiny_model().flow), tiny_run().fit_flow
     make_batch = training_batches(make_run(tiny_images()), "flow", objective, fit)
     for step, batch in zip(range(2, 6), on_device(make_batch, range(2, 6), GPU.device), strict=True):
@@ -39,7 +39,7 @@ def test_batches_made_ahead_are_those_made_in_turn():
                 assert torch.equal(found.cpu(), part)
 
 
-def test_a_fault_while_batches_are_made_ahead_comes_out():
+def test_an_error_in_the_prefetch_thread_is_raised():
     def make_batch(step):
         if step == 3:
             raise ValueError("broken")
@@ -53,7 +53,7 @@ def test_a_fault_while_batches_are_made_ahead_comes_out():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_step_that_is_not_finite_leaves_the_weights_and_is_counted_a_step_later(optimizer, precision):
+def test_a_step_with_nan_leaves_the_weights_unchanged_and_is_counted_a_step_later(optimizer, precision):
     trainer = trainer_of(optimizer=optimizer, precision=precision)
     trainer._take_step(on_gpu(tiny_batch()))
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -65,11 +65,11 @@ def test_a_step_that_is_not_finite_leaves_the_weights_and_is_counted_a_step_late
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
     trainer._take_step(on_gpu(tiny_batch()))
     assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 1)
-    trainer._read_outcomes()
+    trainer._read_flags()
     assert (trainer.skipped, trainer.skipped_in_a_row) == (1, 0)
 
 
-def test_compiled_layers_train_as_plain_ones():
+def test_compilation_does_not_change_training():
     losses = []
     for compiled in (False, None):
         trainer = trainer_of(compile=compiled)

@@ -1,4 +1,4 @@
-"""What shows how training goes, and never changes it."""
+"""Hooks monitor training and never change it."""
 
 import json
 
@@ -33,7 +33,7 @@ def watched(tmp_path_factory):
     return folder, train_watched(folder, tiny_images(8, seed=3), **EVERYTHING)
 
 
-def test_watching_never_changes_the_training(watched, tmp_path):
+def test_monitoring_never_changes_the_training(watched, tmp_path):
     plain = train_watched(tmp_path / "plain")
     assert all(torch.equal(a, b) for a, b in zip(weights(watched[1]), weights(plain), strict=True))
     histories = [read_history(folder / "metrics.jsonl") for folder in (watched[0], tmp_path / "plain")]
@@ -41,14 +41,14 @@ def test_watching_never_changes_the_training(watched, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_previews_of_each_stage_show_the_same_noise_as_training_goes_on(watched):
+def test_every_stage_writes_previews(watched):
     names = sorted(path.name for path in (watched[0] / "previews").iterdir())
     assert names == [f"{stage}_{step:08d}.png" for stage in ("flow", "reverse") for step in (3, 6)]
     with Image.open(watched[0] / "previews" / "reverse_00000006.png") as image:
         assert np.array(image).std() > 0
 
 
-def test_the_loss_on_images_held_out_is_logged_with_its_parts(watched):
+def test_the_validation_loss_is_logged_with_its_terms(watched):
     lines = [line for line in read_history(watched[0] / "metrics.jsonl") if "test_loss" in line]
     assert [(line["stage"], line["step"]) for line in lines] == [
         (stage, step) for stage in ("flow", "reverse") for step in (2, 4, 6)
@@ -57,7 +57,7 @@ def test_the_loss_on_images_held_out_is_logged_with_its_parts(watched):
     assert {"test_alignment", "test_mse"} <= lines[-1].keys()
 
 
-def test_tensorboard_gets_the_numbers_and_the_pictures(watched):
+def test_tensorboard_gets_the_metrics_and_the_previews(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(watched[0] / "tensorboard")).Reload()
@@ -70,14 +70,14 @@ def test_tensorboard_gets_the_numbers_and_the_pictures(watched):
     assert [event.step for event in events.Images("reverse/samples")] == [3, 6]
 
 
-def test_every_sitting_is_described(watched):
-    (sitting,) = json.loads((watched[0] / "about.json").read_text())
-    assert sitting["packages"]["torch"] == torch.__version__
-    assert sitting["processes"] == 1
-    assert {"started", "biflow", "git", "python", "device"} <= sitting.keys()
+def test_every_session_is_recorded(watched):
+    (session,) = json.loads((watched[0] / "about.json").read_text())
+    assert session["packages"]["torch"] == torch.__version__
+    assert session["processes"] == 1
+    assert {"started", "biflow", "git", "python", "device"} <= session.keys()
 
 
-def test_validation_without_images_held_out_is_refused_before_training(tmp_path):
+def test_validation_without_held_out_images_is_refused_before_training(tmp_path):
     with pytest.raises(InputError, match=r"Set reading\.test_share, or watch\.validate_every=0"):
         train_watched(tmp_path / "run", validate_every=2)
     assert not (tmp_path / "run").exists()
@@ -89,7 +89,7 @@ def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
         train_watched(tmp_path / "run", trackers=("wandb",))
 
 
-def test_checkpoints_name_their_metrics_and_the_best_is_kept(tmp_path):
+def test_the_best_checkpoint_by_a_logged_metric_is_kept(tmp_path):
     fit = tiny_run().fit_flow.model_copy(update={"save_every": 1, "keep_last": 1, "best_by": "test_loss"})
     config = tiny_run(fit_flow=fit, watch=WatchConfig(validate_every=1), stage="flow")
     with open_run(

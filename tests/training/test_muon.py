@@ -1,4 +1,4 @@
-"""Muon for the matrices inside transformer layers, beside AdamW."""
+"""Muon for the matrices inside transformer layers, AdamW for everything else."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def train(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, step
         optimizer.step()
 
 
-def test_steps_are_those_of_pytorchs_muon_up_to_its_bfloat16():
+def test_steps_match_pytorchs_muon_up_to_its_bfloat16():
     ours, theirs = matrices(), matrices()
     train(ours, Muon(ours, lr=0.02, weight_decay=0.1, count_parts=lambda _: 1))
     train(theirs, torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1))
@@ -38,7 +38,7 @@ def test_steps_are_those_of_pytorchs_muon_up_to_its_bfloat16():
         assert moved > 0.999
 
 
-def test_a_matrix_of_several_is_taken_part_by_part():
+def test_stacked_matrices_are_orthogonalised_separately():
     (fused,) = [nn.Parameter(torch.randn(24, 8))]
     apart = [nn.Parameter(part.clone()) for part in fused.detach().chunk(3)]
     gradient = torch.randn(24, 8)
@@ -59,7 +59,7 @@ def test_an_update_has_singular_values_of_about_one():
     assert values.max() < 1.4
 
 
-def test_matrices_inside_layers_go_to_muon_and_the_rest_to_adamw_each_at_its_rate():
+def test_muon_trains_the_matrices_inside_layers_and_adamw_the_rest_each_at_its_rate():
     flow = tiny_model().flow
     optimizers = Optimizers(flow, MUON)
     adamw, muon = optimizers.all
@@ -83,7 +83,7 @@ def test_a_model_without_transformer_layers_is_trained_by_adamw_alone():
     assert len(Optimizers(judge, MUON).all) == 1
 
 
-def test_its_state_is_taken_up_whole():
+def test_the_full_optimizer_state_is_restored():
     alone = World(0, 1, torch.device("cpu"))
     first, second = (tiny_model(seed=seed).flow for seed in (0, 1))
     optimizers = [Optimizers(flow, MUON) for flow in (first, second)]
@@ -97,7 +97,7 @@ def test_its_state_is_taken_up_whole():
         assert all(torch.equal(value, found[key]) for key, value in state.items())
 
 
-def test_an_old_torch_is_named(monkeypatch):
+def test_a_torch_without_muon_is_refused(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(InputError, match=r"Expected torch 2\.9 or newer for optimizer=muon; got 2.*optimizer=adamw"):
         Optimizers(tiny_model().flow, MUON)

@@ -23,7 +23,7 @@ ELSEWHERE = f"{__name__}:Nothing"
 
 
 class Nothing(nn.Module):
-    """A network that has no numbers to give."""
+    """A network whose outputs are NaN or Inf."""
 
     def forward(self, images):
         return images / 0
@@ -43,7 +43,7 @@ def fit_with(*distances: DistanceConfig, **changes) -> ReverseFitConfig:
     return ReverseFitConfig(**{**tiny_run().fit_reverse.model_dump(), "distances": distances, **changes})
 
 
-def test_distances_are_summed_by_their_weights_and_logged_without_them():
+def test_distances_are_summed_with_weights_and_logged_without():
     model = tiny_model()
     terms = (DistanceConfig(kind="mse", weight=2.0), DistanceConfig(kind="l1", weight=0.5), DistanceConfig(kind="mse"))
     loss = tiny_objective(model, distances=terms)(batch())
@@ -61,7 +61,7 @@ def test_an_adaptive_weight_brings_every_term_near_its_weight():
     assert plain.parts == adapted.parts
 
 
-def test_a_window_is_a_part_of_the_image():
+def test_a_window_is_a_crop_inside_the_image():
     windows = torch.tensor([draw_window("test", i) for i in range(500)])
     top, left, height, width = windows.unbind(1)
     assert windows.min() >= 0
@@ -93,15 +93,15 @@ def test_a_classifier_needs_classes(tmp_path):
     [
         ({"kind": "module", "network": "torch.nn:Linear"}, "without arguments"),
         ({"kind": "module", "network": f"{__name__}:broken"}, "without arguments; FileNotFoundError: weights.pth"),
-        ({"kind": "module", "network": f"{__name__}:Cut"}, "its network cuts it"),
+        ({"kind": "module", "network": f"{__name__}:Cut"}, "its network blocks it"),
         ({"kind": "module", "network": ELSEWHERE}, "finite number for each of two images"),
         (
             {"kind": "module", "network": f"{__name__}:wants_three_channels"},
-            "to take 1x4x4 images; it fails: .*\\. Set inp",
+            "to accept 1x4x4 images; it fails: .*\\. Set inp",
         ),
     ],
 )
-def test_networks_that_cannot_see_the_images_are_refused_before_training(distance, message, tmp_path):
+def test_networks_that_reject_the_images_are_refused_before_training(distance, message, tmp_path):
     with pytest.raises(InputError, match=message):
         train_in(tmp_path / "run", fit_reverse=fit_with(DistanceConfig(**distance)))
     assert not (tmp_path / "run").exists()
@@ -112,7 +112,7 @@ def broken() -> nn.Module:
 
 
 class Cut(nn.Module):
-    """A network that lets no gradient through."""
+    """A network that blocks the gradient."""
 
     @torch.no_grad()
     def forward(self, images):
@@ -150,7 +150,7 @@ def test_a_model_of_latents_trains_and_is_compared_after_the_decoder(autoencoder
     assert Pipeline.from_pretrained(tmp_path / "model").sample_pixels([0]).shape == (1, 3, 8, 8)
 
 
-def test_a_reverse_model_is_fitted_to_a_flow_that_was_trained_before(tmp_path):
+def test_a_reverse_model_is_fitted_to_a_trained_flow(tmp_path):
     flow_only = train_in(tmp_path / "flow", stage="flow", model=tiny_config(reverse=None))
     save_model(flow_only, tmp_path / "flow" / "model")
     source = str(tmp_path / "flow" / "model")
@@ -159,7 +159,7 @@ def test_a_reverse_model_is_fitted_to_a_flow_that_was_trained_before(tmp_path):
         assert torch.equal(model.flow.state_dict()[name], tensor)
     assert not torch.equal(model.reverse.state_rms, torch.ones(3))
     save_model(model, tmp_path / "both")
-    assert load_model(tmp_path / "both").reverse.belongs_to(flow_only.flow)
+    assert load_model(tmp_path / "both").reverse.matches_flow(flow_only.flow)
 
 
 def test_a_flow_of_another_kind_is_refused_before_training(tmp_path):
@@ -180,7 +180,7 @@ def test_a_reverse_model_of_another_flow_is_refused_at_load(tmp_path):
     load_model(tmp_path / "right")
 
 
-def test_trained_guidance_is_compared_in_the_recovered_state():
+def test_the_loss_of_trained_guidance_uses_the_recovered_state():
     config = tiny_config(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance="trained"))
     model, given = tiny_model(config), batch()
     z = model.flow(patchify(given.noisy, 2), given.labels).z
@@ -199,8 +199,8 @@ def test_networks_with_an_input_size_see_the_window_of_the_batch():
     assert first["alignment"] == second["alignment"]
 
 
-def test_half_precision_compares_in_full():
-    """Differences that bfloat16 cannot hold are still seen: the networks' outputs are taken apart in float32."""
+def test_distances_are_computed_in_float32_under_autocast():
+    """Small differences would be lost in bfloat16."""
     objective = tiny_objective(tiny_model(), distances=[DistanceConfig(kind="l1")], precision="bfloat16")
     with torch.autocast("cpu", torch.bfloat16):
         half = objective(batch())
@@ -209,7 +209,7 @@ def test_half_precision_compares_in_full():
     torch.testing.assert_close(half.total, full.total, rtol=0.05, atol=0)
 
 
-def test_a_flow_that_was_exchanged_is_noticed_on_resume(tmp_path):
+def test_a_changed_flow_is_detected_on_resume(tmp_path):
     def flow(seed: int) -> None:
         save_model(train_in(tmp_path / f"flow{seed}", stage="flow", seed=seed), tmp_path / "model")
 
@@ -223,7 +223,7 @@ def test_a_flow_that_was_exchanged_is_noticed_on_resume(tmp_path):
     with pytest.raises(Interrupted):
         fit(resume=False, stop_at=3)
     flow(1)
-    with pytest.raises(InputError, match="the one that is there now is another"):
+    with pytest.raises(InputError, match="the current flow has other weights"):
         fit(resume=True, stop_at=99)
     flow_again = tmp_path / "flow0"
     assert flow_again.exists()

@@ -38,7 +38,7 @@ def tiny_batch() -> Batch:
 
 
 def train_in(folder, *, resume=False, stop_at: int | None = None, **changes):
-    """A tiny run in a folder; stopped as by Ctrl-C after so many steps of all stages."""
+    """Train a tiny run in a folder; stop_at interrupts it at this step, counted over all stages."""
     with open_run(tiny_run(**changes), tiny_images(), folder, resume=resume, console=Console(quiet=True)) as run:
         taken = iter(range(1, 1000))
         should_stop = (lambda: next(taken) == stop_at) if stop_at else (lambda: False)
@@ -56,7 +56,7 @@ def test_flow_objective_is_the_negative_log_likelihood_per_dimension():
     torch.testing.assert_close(FitFlow(flow)(batch).total, expected)
 
 
-def test_reverse_objective_moves_the_reverse_model_and_never_the_flow():
+def test_the_reverse_objective_trains_the_reverse_model_and_not_the_flow():
     model = tiny_model()
     tiny_objective(model)(tiny_batch()).total.backward()
     assert all(parameter.grad is None for parameter in model.flow.parameters())
@@ -64,12 +64,12 @@ def test_reverse_objective_moves_the_reverse_model_and_never_the_flow():
     assert without == []
 
 
-def test_reverse_objective_compares_each_level_with_the_same_level_of_the_flow():
+def test_the_reverse_objective_compares_each_level_with_the_same_level_of_the_flow():
     model, batch = tiny_model(), tiny_batch()
     trajectory = model.flow(patchify(batch.noisy, 2), batch.labels)
     out = model.reverse(trajectory.z, batch.labels)
-    read = model.reverse.read_states(out)
-    levels = [(guess - state).square().mean() for guess, state in zip(read, trajectory.states[:-1], strict=True)]
+    predicted = model.reverse.read_states(out)
+    levels = [(guess - state).square().mean() for guess, state in zip(predicted, trajectory.states[:-1], strict=True)]
     image = (out.image - patchify(batch.clean, 2)).square().mean()
     loss = tiny_objective(model)(batch)
     torch.testing.assert_close(loss.parts["alignment"], sum(levels))
@@ -81,7 +81,7 @@ SIZES = {"layers": 1, "width": 16, "head_width": 8}
 
 @pytest.mark.parametrize("strategy", ["alignment", "distillation", "naive"])
 @pytest.mark.parametrize("denoising", ["learned", "score", "none"])
-def test_every_strategy_trains_all_that_it_has(strategy, denoising):
+def test_every_strategy_trains_all_its_parameters(strategy, denoising):
     config = ReverseConfig(**SIZES, strategy=strategy, denoising=denoising)
     model, batch = tiny_model(tiny_config(reverse=config)), tiny_batch()
     loss = tiny_objective(model)(batch)
@@ -93,8 +93,8 @@ def test_every_strategy_trains_all_that_it_has(strategy, denoising):
     torch.testing.assert_close(loss.parts["mse"], (out.image - patchify(target, 2)).square().mean())
 
 
-def test_joint_training_moves_the_flow_as_training_it_alone_does(tmp_path):
-    """Bit for bit: the loss of the reverse model does not reach the flow, not even through the clipping."""
+def test_joint_training_trains_the_flow_exactly_as_training_it_alone(tmp_path):
+    """The reverse model's loss does not affect the flow, not even through gradient clipping."""
     config = {"model": tiny_config(reverse=ReverseConfig(**SIZES, guidance="trained")), "stage": "joint"}
     joint = train_in(tmp_path / "joint", **config)
     alone, run = new_model(config["model"], tuple("abc")), make_run(tiny_images(), **config)
@@ -193,7 +193,7 @@ def test_a_flow_for_likelihood_sees_dequantised_images():
     assert 0 < offsets.max() <= PixelCodec.bin_width / 2 * 1.0001
 
 
-def test_the_prior_of_a_volume_preserving_flow_is_that_of_its_noise(tmp_path):
+def test_the_prior_of_a_volume_preserving_flow_has_the_variance_of_its_noise(tmp_path):
     flow = FlowConfig(blocks=3, layers=2, width=16, head_width=8, volume_preserving=True)
     model = train_in(tmp_path / "run", model=tiny_config(flow=flow))
     run = make_run(tiny_images(), model=tiny_config(flow=flow))
@@ -203,7 +203,7 @@ def test_the_prior_of_a_volume_preserving_flow_is_that_of_its_noise(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:dynamo_pgo:UserWarning")
-def test_training_goes_on_without_a_compiler(monkeypatch):
+def test_training_continues_without_a_compiler(monkeypatch):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     with pytest.warns(UserWarning, match=r"without torch\.compile, which fails on this machine"):
@@ -212,7 +212,7 @@ def test_training_goes_on_without_a_compiler(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of what Dynamo touches
+@pytest.mark.filterwarnings("ignore")  # raised inside Dynamo
 def test_compiled_training_gives_the_same_losses():
     losses = []
     for compiled in (False, True):
@@ -246,7 +246,7 @@ def make_run(images, **changes) -> Run:
     return Run(tiny_run(**changes), images, PixelCodec(), ALONE, None, lambda *_: [])
 
 
-def test_a_run_by_muon_resumes_to_the_bit(tmp_path):
+def test_a_muon_run_resumes_exactly(tmp_path):
     fits = {name: getattr(tiny_run(), name).model_copy(update={"optimizer": "muon"}) for name in FITS}
     unbroken = train_in(tmp_path / "unbroken", **fits)
     with pytest.raises(Interrupted):
@@ -256,14 +256,14 @@ def test_a_run_by_muon_resumes_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 7, 10, 11])
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, stop_at):
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, stop_at):
     unbroken = train_in(tmp_path / "unbroken")
     try:
         train_in(tmp_path / "broken", stop_at=stop_at)
     except Interrupted:
         pass
     else:
-        assert stop_at == 6  # the end of a stage: nothing is left to interrupt there
+        assert stop_at == 6  # the end of a stage, where there is nothing to interrupt
     resumed = train_in(tmp_path / "broken", resume=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(unbroken), weights(resumed), strict=True))
     histories = [read_history(tmp_path / name / "metrics.jsonl") for name in ("unbroken", "broken")]
@@ -301,12 +301,12 @@ def test_batches_are_the_same_however_many_processes_share_them():
         assert part.window == whole.window
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused():
+def test_a_batch_not_divisible_by_the_processes_is_refused():
     with pytest.raises(InputError, match="Set batch_size to a multiple of 3"):
         World(0, 3, torch.device("cpu")).share(torch.arange(4))
 
 
-def test_objectives_get_the_noise_and_guidance_they_ask_for():
+def test_batches_have_the_noise_and_guidance_that_the_objective_sets():
     model = tiny_model(tiny_config(reverse=ReverseConfig(width=16, layers=1, head_width=8, guidance="trained")))
     for objective in (tiny_objective(model), FitFlow(model.flow), FitClassifier(nn.Identity())):
         batches = [batches_of(objective)(step) for step in range(4)]
@@ -317,11 +317,11 @@ def test_objectives_get_the_noise_and_guidance_they_ask_for():
 
 
 def test_a_judge_resumes_exactly(tmp_path):
-    def judge_after(*sittings: int) -> list[torch.Tensor]:
-        for stop_after in sittings:
+    def judge_after(*sessions: int) -> list[torch.Tensor]:
+        for stop_after in sessions:
             torch.manual_seed(0)
             judge, steps = Judge(1, 3), iter(range(1, 100))
-            folder = tmp_path / str(len(sittings))
+            folder = tmp_path / str(len(sessions))
             folder.mkdir(exist_ok=True)
             run = replace(
                 make_run(tiny_images()), states=folder, should_stop=lambda n=stop_after, s=steps: next(s) == n
@@ -353,7 +353,7 @@ def test_a_folder_with_files_is_not_started_in(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-def test_nothing_to_resume_is_said(tmp_path):
+def test_resuming_where_there_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="Start it without --resume"):
         train_in(tmp_path / "never", resume=True)
     assert not (tmp_path / "never").exists()
@@ -365,7 +365,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
         train_in(tmp_path / "run", resume=True, seed=1)
 
 
-def test_a_log_line_that_was_cut_off_does_not_stop_a_resume(tmp_path):
+def test_a_truncated_log_line_does_not_prevent_resuming(tmp_path):
     with contextlib.suppress(Interrupted):
         train_in(tmp_path / "run", stop_at=4)
     log = tmp_path / "run" / "metrics.jsonl"
@@ -381,28 +381,28 @@ def test_a_model_that_does_not_fit_the_data_is_refused(tmp_path, key, value):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unconditional_model_learns_from_images_of_classes(tmp_path):
+def test_an_unconditional_model_trains_on_labelled_images(tmp_path):
     model = train_in(tmp_path / "run", model=tiny_config(num_classes=0))
     assert model.class_names == ()
     assert model.flow.blocks[0].classes.weight.shape[0] == 1
 
 
-def test_a_damaged_checkpoint_is_named_and_an_older_one_taken_up(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_an_older_one_loaded(tmp_path):
     unbroken = train_in(tmp_path / "run")
     newest = tmp_path / "run" / "states" / "flow" / "step_00000006" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:2000])
-    with pytest.warns(UserWarning, match=r"damaged checkpoint: .*step_00000006.state\.pt has changed \(2000 bytes of"):
+    with pytest.warns(UserWarning, match=r"Skipped a damaged .*step_00000006.state\.pt has changed \(2000 bytes of"):
         resumed = train_in(tmp_path / "run", resume=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(unbroken), weights(resumed), strict=True))
 
 
-def test_a_checkpoint_of_another_model_is_refused_in_one_sentence(tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train_in(tmp_path / "run")
     wider = tiny_config(flow=FlowConfig(blocks=3, layers=2, width=32, head_width=8))
     other = train_in(tmp_path / "other", model=wider)
     trainer = Trainer(FitFlow(other.flow), tiny_run().fit_flow, ALONE)
     found, _ = newest(tmp_path / "run" / "states" / "flow")
-    with pytest.raises(InputError, match=r"a training state of this model in .*step_00000006"):
+    with pytest.raises(InputError, match=r"a training state of this model in .*step_00000006; cannot load it"):
         trainer.load(found)
 
 

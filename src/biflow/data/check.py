@@ -37,7 +37,7 @@ def check_folder(root: Path) -> FolderCheck:
 
 def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
     """Images per class, below a heading; if there is a test set, for training and testing."""
-    tested = check.layout.tested
+    tested = check.layout.is_test
     is_test = tested or [False] * len(check.layout.names)
     counts: Counter[tuple[str, str]] = Counter()
     for name, kind, test in zip(check.layout.names, check.layout.classes, is_test, strict=True):

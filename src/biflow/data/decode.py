@@ -1,4 +1,4 @@
-"""Image files of all kinds -> pixels at a model's size."""
+"""Decode image files to pixels at the model's size."""
 
 import stat
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ SIGNATURES = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # no other decoder is ever tried, whatever a file turns out to be
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # no other decoder of Pillow is tried, whatever the file
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP or TIFF image"
-MOST_STRETCHED = 32  # longer side over shorter: at a model's size, a longer strip would not fit into memory
+MAX_ASPECT = 32  # resized to the model's shorter side, a longer strip would not fit into memory
 GREY_MODES = {"1", "L", "I", "F"}
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,21 +36,21 @@ TURNS = {
 }
 
 
-class Decoded(NamedTuple):
-    """An image file as it is looked at, and what it was."""
+class DecodedImage(NamedTuple):
+    """A decoded image file."""
 
     image: Image.Image  # grey or RGB, 8 bits, upright, opaque
-    mode: str  # Pillow's name, as in the file
+    mode: str  # Pillow's mode of the file
     format: str
 
 
 def read_image(path: Path, size: int, channels: int, *, crop: str = "adm", background: str = "white") -> Tensor:
-    """One image file -> uint8 (P, size, size), made grey or RGB, scaled and cropped."""
+    """Read an image file as uint8 (P, size, size), converted to grey or RGB, resized and cropped."""
     return at_size(decode(path, background).image, size, channels, crop=crop)
 
 
-def decode(path: Path, background: str = "white", *, most_pixels: int | None = None) -> Decoded:
-    """A file, read whole; of an animation or a file of several pages, the first.  Raises where it cannot be read."""
+def decode(path: Path, background: str = "white", *, max_pixels: int | None = None) -> DecodedImage:
+    """Decode a file completely; of animations and multi-page files, the first frame. Raises if it is unreadable."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InputError("not a file")
@@ -58,8 +58,8 @@ def decode(path: Path, background: str = "white", *, most_pixels: int | None = N
         raise InputError("an empty file")
     try:
         with Image.open(path, formats=FORMATS) as file:  # reads the header only
-            _check_size(*file.size, most_pixels or Image.MAX_IMAGE_PIXELS)
-            return Decoded(as_seen(file, background), file.mode, file.format or "")
+            _check_size(*file.size, max_pixels or Image.MAX_IMAGE_PIXELS)
+            return DecodedImage(as_seen(file, background), file.mode, file.format or "")
     except UnidentifiedImageError:
         with path.open("rb") as start:
             head = start.read(4)
@@ -68,11 +68,11 @@ def decode(path: Path, background: str = "white", *, most_pixels: int | None = N
 
 
 def as_seen(image: Image.Image, background: str = "white") -> Image.Image:
-    """An image of any mode, turned as its EXIF says, in 8 bits, on a background where it is transparent: grey or RGB.
+    """Convert an image of any mode to 8-bit grey or RGB: EXIF rotation applied, transparency on a background.
 
-    16 bits of grey become 8 by division by 257; Pillow itself brings down those of colours.
+    16-bit grey is divided by 257; Pillow reduces 16-bit colour itself.
     """
-    image.load()  # some formats tell of the orientation, or follow it, only then
+    image.load()  # some formats report or apply the orientation only then
     image = _eight_bits(_upright(image))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -81,13 +81,13 @@ def as_seen(image: Image.Image, background: str = "white") -> Image.Image:
 
 
 def at_size(image: Image.Image, size: int, channels: int, *, crop: str = "adm") -> Tensor:
-    """A grey or RGB image -> uint8 (P, size, size), its shorter side scaled to `size` and the centre cut out."""
+    """Resize the shorter side of a grey or RGB image to `size` and crop the centre: uint8 (P, size, size)."""
     image = CROPS[crop](image.convert("L" if channels == 1 else "RGB"), size)
     return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
 
 
 def adm_crop(image: Image.Image, size: int) -> Image.Image:
-    """As ADM (arXiv 2105.05233) prepares ImageNet: halved by averaging while twice too long, then one bicubic step."""
+    """ADM's preprocessing of ImageNet (arXiv 2105.05233): box-filtered halvings, then one bicubic resize."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -97,7 +97,7 @@ def adm_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def tarflow_crop(image: Image.Image, size: int) -> Image.Image:
-    """As TARFlow's code prepares its images: torchvision's Resize(size), one bilinear step, and CenterCrop(size)."""
+    """Preprocessing of TARFlow's code: torchvision's Resize(size), bilinear, and CenterCrop(size)."""
     shorter = min(image.size)
     width, height = (size * side // shorter for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -109,19 +109,19 @@ CROPS: Mapping[str, Callable[[Image.Image, int], Image.Image]] = {"adm": adm_cro
 
 
 def reason_of(error: Exception) -> str:
-    """In a few words, without the path, why a file could not be decoded."""
+    """Why a file could not be decoded, in a few words, without its path."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_many_pixels(Image.MAX_IMAGE_PIXELS or 0)
     system = error.strerror if isinstance(error, OSError) else None
     return system or str(error).partition("\n")[0] or type(error).__name__
 
 
-def _check_size(width: int, height: int, most_pixels: int | None) -> None:
-    """Raise for what would take up the memory, judged by the header alone."""
-    if most_pixels is not None and width * height > most_pixels:
-        raise InputError(_too_many_pixels(most_pixels))
-    if max(width, height) > MOST_STRETCHED * min(width, height):
-        raise InputError(f"{width}x{height} pixels, one side more than {MOST_STRETCHED} times the other")
+def _check_size(width: int, height: int, max_pixels: int | None) -> None:
+    """Raise if an image of this size, read from the header, would exhaust the memory."""
+    if max_pixels is not None and width * height > max_pixels:
+        raise InputError(_too_many_pixels(max_pixels))
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"{width}x{height} pixels, one side more than {MAX_ASPECT} times the other")
 
 
 def _too_many_pixels(most: int) -> str:
@@ -131,13 +131,13 @@ def _too_many_pixels(most: int) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF tells nothing, and the image may be whole
+    except Exception:  # damaged EXIF; the image itself may be intact
         return image
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, or of 32 bits within the range of 16, brought to 8; other modes have 8 bits already."""
+    """Convert 16-bit grey, or 32-bit grey in the range of 16 bits, to 8 bits; other modes have 8 bits already."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float32)
@@ -146,7 +146,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" and values.max() <= 1:
         raise InputError("floating-point grey values up to 1, not 65535; save them with 8 or 16 bits")
     grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if "transparency" in image.info:  # the one value of a PNG that stands for nothing
+    if "transparency" in image.info:  # the transparent grey value of a PNG
         opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
         return Image.merge("LA", (grey, Image.fromarray(opaque)))
     return grey

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import Encoded, ImageSet, Source, Split
+from biflow.data.datasets import ImageSet, RawExample, Source, Split
 from biflow.data.decode import as_seen, at_size
 from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
@@ -117,19 +117,19 @@ class HubStream:
         """Number of shards, usually files."""
         return int(self.dataset.num_shards)
 
-    def encoded(self, shard: int, start: int) -> Iterator[Encoded]:
+    def encoded(self, shard: int, start: int) -> Iterator[RawExample]:
         """The examples of a shard, from index `start` on."""
         rows = self._shard(shard).skip(start) if start else self._shard(shard)
         for i, row in enumerate(rows, start=start):
             name = f"image {i} of shard {shard} of {self.columns.origin!r}"
             label = row[self.columns.label] if self.columns.label else 0
-            yield Encoded(name, row[self.columns.image], -1 if label is None else label)
+            yield RawExample(name, row[self.columns.image], -1 if label is None else label)
 
     def count(self, shard: int) -> int:
         """Number of examples in a shard, counted without decoding images."""
         return sum(len(table) for table in self._shard(shard).with_format("arrow").iter(ROWS_PER_COUNT))
 
-    def decode(self, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    def decode(self, examples: Sequence[RawExample]) -> tuple[Tensor, Tensor]:
         """n examples -> images, uint8 (n, P, H, W), and labels (n,)."""
         labels = [_check_label(label, self.class_names, name) for name, _, label in examples]
         images = [decode(row, name, self.image_shape, self.reading) for name, row, _ in examples]

@@ -1,4 +1,4 @@
-"""Images on disk and in memory: the ADM sample file, a grid, a folder of PNGs; PIL images and tensors."""
+"""Write images as ADM sample files, grids or folders of PNGs; convert between PIL images and tensors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ Images = Sequence[Image.Image] | Tensor
 """PIL images of one size, grey or RGB, or uint8 (N, P, H, W)."""
 
 GRID_GAP = 1  # pixels between the images of a grid
-GRID_WIDTH = 512  # a grid that is narrower is enlarged
+GRID_WIDTH = 512  # narrower grids are enlarged
 
 
 def check_image_output(path: Path) -> None:
-    """Raise unless `write_images` can write to this path: .npz, .png, or a folder that is new or empty."""
+    """Raise unless `write_images` can write to this path: .npz, .png, or a new or empty folder."""
     if path.suffix not in {"", ".npz", ".png"}:
         raise InputError(f"Expected an output ending in .npz or .png, or a folder; got {path}.")
     if path.suffix:
@@ -30,7 +30,7 @@ def check_image_output(path: Path) -> None:
 
 
 def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
-    """Write uint8 images (N, P, H, W): .npz in the ADM format, .png as one grid, else a folder of PNGs."""
+    """Write uint8 images (N, P, H, W) with labels (N,): .npz in the ADM format, .png as one grid, else a PNG folder."""
     check_image_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
@@ -45,20 +45,20 @@ def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
 
 
 def write_picture(path: Path, picture: Tensor) -> None:
-    """Write one uint8 image (P, H, W) as PNG."""
+    """Write one image, uint8 (P, H, W), as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         to_pil(picture).save(temporary, format="PNG")
 
 
 def write_npz(path: Path, pixels: Tensor, labels: Tensor) -> None:
-    """The ADM evaluator's format: arr_0 uint8 (N, H, W, P), arr_1 int64 (N,)."""
+    """Write the ADM evaluator's format: arr_0 uint8 (N, H, W, P), arr_1 int64 (N,)."""
     with replace_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, pixels.permute(0, 2, 3, 1).numpy(), labels.numpy())
 
 
 def make_grid(pixels: Tensor, columns: int | None = None) -> Tensor:
-    """uint8 images (N, P, H, W) -> one picture (P, H', W'), row by row, nearly square unless told."""
+    """Arrange uint8 images (N, P, H, W) row by row in one image (P, H', W'), nearly square by default."""
     count, channels, height, width = pixels.shape
     columns = columns or max(1, round(count**0.5))
     rows = -(-count // columns)
@@ -70,18 +70,18 @@ def make_grid(pixels: Tensor, columns: int | None = None) -> Tensor:
 
 
 def enlarge(image: Tensor, least: int = GRID_WIDTH) -> Tensor:
-    """uint8 (P, H, W), every pixel repeated so often that the width reaches `least`; a larger image stays as it is."""
+    """Enlarge an image, uint8 (P, H, W), by an integer factor to a width of at least `least`."""
     times = max(1, -(-least // image.shape[-1]))
     return image.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """uint8 (P, H, W) with one or three channels -> a PIL image."""
+    """Convert uint8 (P, H, W) with one or three channels to a PIL image."""
     return Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy())
 
 
 def to_pixels(images: Images) -> Tensor:
-    """PIL images of one size, grey or RGB, or uint8 (N, P, H, W) -> uint8 (N, P, H, W)."""
+    """Convert PIL images of one size, grey or RGB, to uint8 (N, P, H, W); tensors of that shape are returned as is."""
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise InputError(f"Expected uint8 images (N, P, H, W); got {tuple(images.shape)} {images.dtype}.")
@@ -93,30 +93,31 @@ def to_pixels(images: Images) -> Tensor:
     if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:
         raise InputError(
             f"Expected images of one size, all grey or all RGB; got {len(images)} of {len(kinds)} kinds "
-            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])}). Convert them alike."
+            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])}). "
+            "Convert them to one mode and size."
         )
     arrays = np.stack([np.array(image).reshape(image.height, image.width, -1) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
 class Samples(NamedTuple):
-    """Images that were drawn, and the labels they were drawn with, if the file says."""
+    """Images of a sample file, and their labels if it has any."""
 
     pixels: Tensor  # uint8 (N, P, H, W)
     labels: Tensor | None  # (N,)
 
 
 def read_samples(path: Path) -> Samples:
-    """The ADM sample format: arr_0 uint8 (N, H, W, P), and arr_1 (N,) if there is one."""
+    """Read an ADM sample file: arr_0 uint8 (N, H, W, P) and, optionally, arr_1 (N,)."""
     try:
         with np.load(path, allow_pickle=False) as file:
             pixels = torch.from_numpy(file["arr_0"])
             labels = torch.from_numpy(file["arr_1"]).long() if "arr_1" in file.files else None
-    except Exception:  # what is no such file shows itself as any of a dozen types
+    except Exception:  # other files raise many types
         raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in {1, 3} or not len(pixels):
         raise InputError(
-            f"Expected uint8 images of shape (N, H, W, 3), or (N, H, W, 1) of grey ones, in {path}; got "
+            f"Expected uint8 images of shape (N, H, W, 3), or (N, H, W, 1) for grey ones, in {path}; got "
             f"{tuple(pixels.shape)} {pixels.dtype}."
         )
     if labels is not None and labels.shape != pixels.shape[:1]:

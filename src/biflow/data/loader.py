@@ -1,4 +1,4 @@
-"""Which images training reads, from whatever kind of data set."""
+"""The images of each training step, for every kind of data set."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,35 +20,38 @@ BATCH = 256
 def make_reader(
     data: Source, fit: FitConfig, reading: ReadingConfig, *keys: Key, world: World
 ) -> Callable[[int], Examples]:
-    """A function step -> this process's images; they depend on (keys, step), a stream's on the processes too."""
+    """A function that maps a step to this process's images.
+
+    They depend only on (keys, step), for a stream also on the number of processes.
+    """
     if isinstance(data, ImageStream):
         batch_size = len(world.share(torch.arange(fit.batch_size)))
         part = Part(world.rank, world.size)
         stream = ShuffledStream(data, *keys, part=part, block_size=reading.shuffle_buffer)
         return StreamReader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
-    places_at = partial(places_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
-    return Reader(data, places_at, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
+    indices = partial(indices_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
+    return Reader(data, indices, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
 
 
 def is_kept(data: ImageSource, reading: ReadingConfig) -> bool:
-    """Whether the images of a data set stay in memory, decoded, once they were read."""
+    """Whether decoded images are cached in memory."""
     if isinstance(data, ImageSet | LatentSet) or reading.cache == "none":
-        return False  # they need no decoding
+        return False  # those two need no decoding
     return reading.cache == "memory" or (not reading.workers and size_in_memory(data) <= SMALL)
 
 
-def places_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:
-    """The places of this process's images of a step, which comes last; a function that can be sent to a worker."""
+def indices_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:
+    """Indices of this process's images of a step, the last argument; at module level, so that workers can pickle it."""
     *keys, step = keys_and_step
     return world.share(indices_at(int(step), *keys, batch_size=batch_size, num_images=num_images))
 
 
 def some_examples(data: Source, limit: int, *keys: Key) -> Iterator[Examples]:
-    """At most `limit` images at random places, or that many which come first in a stream; alike in every process."""
+    """Up to `limit` random images, or the first of a shuffled stream; the same in every process."""
     if isinstance(data, ImageStream):
         stream = ShuffledStream(data, *keys, part=Part(0, 1), block_size=BATCH)
         reader = StreamReader(stream, batch_size=BATCH, steps=limit // BATCH, workers=0)
         yield from map(reader, range(reader.steps))
         return
-    for places in permutation(len(data), *keys)[:limit].split(BATCH):
-        yield Examples(data.read(places), data.labels[places], places.tolist())
+    for indices in permutation(len(data), *keys)[:limit].split(BATCH):
+        yield Examples(data.read(indices), data.labels[indices], indices.tolist())

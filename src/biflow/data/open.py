@@ -1,4 +1,4 @@
-"""Where images come from: one name for each kind of data set."""
+"""Open a data set by name: digits, folder:PATH, hf:NAME or latents:PATH."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ KINDS = ("folder:PATH", "hf:NAME", "latents:PATH")
 
 
 def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[Source]:
-    """The data set of this name; images of other sizes are brought to image_shape (P, H, W)."""
+    """Open a data set by name; images are resized and cropped to image_shape (P, H, W)."""
     kind, _, where = name.partition(":")
     if reading.streaming and kind != "hf":
         raise InputError(f"Expected hf:NAME to stream; got {name!r}. Set reading.streaming=false.")
@@ -33,11 +33,13 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
 
 
 def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[ImageSource]:
-    """The same, where images are needed that are read by place: neither latents nor a stream."""
+    """Open a map-style data set of images; raises for latents and streams."""
     if name.startswith("latents:"):
-        raise InputError(f"Expected images to compare with; {name!r} holds latents. Give the images they were made of.")
+        raise InputError(
+            f"Expected images to compare with; {name!r} holds latents. Use the images that they were encoded from."
+        )
     if reading.streaming:
-        raise InputError("Expected images that are stored here; got a stream. Set reading.streaming=false.")
+        raise InputError("Expected a data set with random access; got a stream. Set reading.streaming=false.")
     split = open_data(name, image_shape, reading)
     assert not isinstance(split.train, ImageStream)
     assert not isinstance(split.test, ImageStream)
@@ -45,7 +47,7 @@ def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingCo
 
 
 def check_apart(name: str, output: Path) -> None:
-    """Raise if an output would land in the folder that the data set of this name is read from."""
+    """Raise if an output path is inside the data set's folder."""
     kind, _, where = name.partition(":")
     if kind in {"folder", "latents"} and where:
         check_outside(output, Path(where).expanduser())

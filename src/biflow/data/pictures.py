@@ -1,4 +1,4 @@
-"""Images of the user's own at a model's size: one file, several, a folder, or a file of samples."""
+"""Read the user's images at the model's size: files, folders, or ADM sample files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ from biflow.data.images import read_samples
 from biflow.data.scan import list_images
 from biflow.errors import InputError
 
-MOST_NAMED = 5  # files in one sentence
-MOST_NOTES = 3  # sentences about changes
+MAX_NAMED = 5  # files listed by name in one sentence
+MAX_NOTES = 3  # sentences about changes
 
 
 class Picture(NamedTuple):
-    """An image at a model's size."""
+    """An image at the model's size."""
 
     name: str
     pixels: Tensor  # uint8 (P, H, W)
-    size: tuple[int, int] = (0, 0)  # width and height in the file
-    changes: tuple[str, ...] = ()  # made to bring it to that size
+    size: tuple[int, int] = (0, 0)  # width and height of the file
+    changes: tuple[str, ...] = ()  # conversions applied, in words
 
 
 class Pictures(NamedTuple):
-    """Images at a model's size, and the files that could not be read."""
+    """Images at the model's size, and the files that could not be read."""
 
     all: list[Picture]
     rejected: Mapping[str, str]  # file -> reason
@@ -39,21 +39,19 @@ class Pictures(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """Their names, in order."""
+        """Names of the images, in order."""
         return [each.name for each in self.all]
 
     def notes(self) -> list[str]:
-        """What was left out and what was changed, in sentences."""
-        left_out = [f"Left out {in_words(self.rejected)}."] if self.rejected else []
-        return left_out + notes_on(self.all)
+        """Sentences about skipped files and conversions."""
+        skipped = [f"Skipped {in_words(self.rejected)}."] if self.rejected else []
+        return skipped + notes_on(self.all)
 
 
-def read_pictures(
-    given: Path | Sequence[Path], size: int, channels: int, *, most_pixels: int | None = None
-) -> Pictures:
-    """Files, all images of a folder and the folders in it, or an ADM sample file, at a model's size.
+def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
+    """Read files, a folder with its subfolders, or an ADM sample file, resized and cropped to the model's size.
 
-    Files that cannot be read, or have more than most_pixels, are left out and named; raises if none can be read.
+    Unreadable files, and those with more than max_pixels, are skipped and listed in `rejected`; raises if none is left.
     """
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
@@ -66,8 +64,8 @@ def read_pictures(
     rejected = {}
     for name, file in files.items():
         try:
-            found.append(read_picture(file, size, channels, name=name, most_pixels=most_pixels))
-        except Exception as error:  # Pillow's decoders raise a dozen types
+            found.append(read_picture(file, size, channels, name=name, max_pixels=max_pixels))
+        except Exception as error:  # Pillow's decoders raise many types
             rejected[name] = reason_of(error)
     if not found:
         where = f" in {given}" if isinstance(given, Path) else ""
@@ -77,7 +75,7 @@ def read_pictures(
 
 
 def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
-    """The files by name; those of a folder by their path in it."""
+    """Files by unique name; those of a folder by relative path."""
     if not isinstance(given, Path):
         return {f"{file.name} ({i})" if i else file.name: file for file, i in _numbered(given)}
     if given.is_dir():
@@ -85,18 +83,18 @@ def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     return {given.name: given}
 
 
-def read_picture(file: Path, size: int, channels: int, *, name: str = "", most_pixels: int | None = None) -> Picture:
-    """One image file at a model's size, transparent parts on white; raises whatever Pillow does."""
-    image, mode, _ = decode(file, most_pixels=most_pixels)
+def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pixels: int | None = None) -> Picture:
+    """Read one image file at the model's size, transparency on white; raises Pillow's errors."""
+    image, mode, _ = decode(file, max_pixels=max_pixels)
     if mode in ("1", "L", "LA") or mode.startswith("I"):
-        image = image.convert("L")  # grey on white is grey
+        image = image.convert("L")  # LA composited on white is still grey
     white = ["composited on white"] * shows_through(file)
     changes = (*white, *changes_to(image, size, channels))
     return Picture(name or file.name, at_size(image, size, channels), image.size, changes)
 
 
 def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
-    """What `at_size` does to an image that is not of the model's kind.
+    """The conversions that `at_size` applies, in words.
 
     >>> changes_to(Image.new("RGB", (640, 480)), 64, 1)
     ['converted to grey', 'resized to 64x64', 'cropped to the central square']
@@ -107,7 +105,7 @@ def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
 
 
 def shows_through(file: Path) -> bool:
-    """Whether any pixel of an image is less than opaque."""
+    """Whether an image file has transparent pixels."""
     with Image.open(file, formats=FORMATS) as image:
         if not image.has_transparency_data or image.mode.startswith("I"):
             return image.has_transparency_data
@@ -115,27 +113,27 @@ def shows_through(file: Path) -> bool:
 
 
 def notes_on(pictures: Sequence[Picture]) -> list[str]:
-    """What was done to images to bring them to the model's size; those that needed nothing are not named.
+    """Sentences about conversions, for the images that had any.
 
     >>> notes_on([Picture("a.png", torch.empty(0), changes=("converted to grey",)), Picture("b.png", torch.empty(0))])
     ['a.png was converted to grey.']
     """
-    alike: dict[tuple[str, ...], list[Picture]] = {}
+    by_changes: dict[tuple[str, ...], list[Picture]] = {}
     for picture in pictures:
         if picture.changes:
-            alike.setdefault(picture.changes, []).append(picture)
-    groups = sorted(alike.items(), key=lambda group: -len(group[1]))
-    named = MOST_NOTES - (len(groups) > MOST_NOTES)
+            by_changes.setdefault(picture.changes, []).append(picture)
+    groups = sorted(by_changes.items(), key=lambda group: -len(group[1]))
+    named = MAX_NOTES - (len(groups) > MAX_NOTES)
     notes = [
         f"{group[0].name} was {listed(changes)}." if len(group) == 1 else f"{len(group)} images were {listed(changes)}."
         for changes, group in groups[:named]
     ]
     rest = sum(len(group) for _, group in groups[named:])
-    return notes + ([f"{rest} more were converted in other ways."] * (rest > 0))
+    return notes + ([f"{rest} more had other conversions."] * (rest > 0))
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words in a row.
+    """Join words with commas and "and".
 
     >>> listed(["composited on white", "converted to grey", "resized to 8x8"])
     'composited on white, converted to grey and resized to 8x8'
@@ -144,17 +142,17 @@ def listed(words: Sequence[str]) -> str:
 
 
 def in_words(wrong: Mapping[str, str]) -> str:
-    """Files with what is wrong with each, the first few by name.
+    """List files with their faults, the first few by name.
 
     >>> in_words({"a.txt": "not an image", "b.png": "an empty file"})
     'a.txt (not an image), b.png (an empty file)'
     """
-    named = [f"{name} ({reason})" for name, reason in list(wrong.items())[:MOST_NAMED]]
-    return ", ".join(named) + (f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else "")
+    named = [f"{name} ({reason})" for name, reason in list(wrong.items())[:MAX_NAMED]]
+    return ", ".join(named) + (f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else "")
 
 
 def check_exists(path: Path) -> None:
-    """Raise unless there is a file or folder of this name that can be looked at."""
+    """Raise unless a file or folder exists and is accessible."""
     try:
         path.stat()
     except OSError as error:
@@ -164,7 +162,7 @@ def check_exists(path: Path) -> None:
 
 
 def _numbered(files: Sequence[Path]) -> list[tuple[Path, int]]:
-    """Each file with how many before it have the same name."""
+    """Each file with the number of earlier files of the same name."""
     names = [file.name for file in files]
     return [(file, names[:i].count(file.name)) for i, file in enumerate(files)]
 
@@ -173,7 +171,7 @@ def _read_npz(path: Path, size: int, channels: int) -> Pictures:
     pixels = read_samples(path).pixels
     if tuple(pixels.shape[1:]) != (channels, size, size):
         raise InputError(
-            f"Expected uint8 images of shape (N, {size}, {size}, {channels}) in {path}, as the model's; "
+            f"Expected uint8 images of the model's shape, (N, {size}, {size}, {channels}), in {path}; "
             f"got {tuple(pixels.permute(0, 2, 3, 1).shape)}."
         )
     return Pictures([Picture(f"{path.name}[{i}]", image) for i, image in enumerate(pixels)], {})

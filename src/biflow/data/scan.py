@@ -1,4 +1,4 @@
-"""Looking through a folder of images: which files there are, and which of them can be read."""
+"""Find the image files of a folder, and which of them are readable."""
 
 import json
 import os
@@ -19,16 +19,16 @@ from biflow.data.decode import IMAGE_SUFFIXES, decode, reason_of
 from biflow.errors import InputError
 from biflow.files import cache_folder, write_text
 
-CHUNK = 64  # files that a thread takes at a time
-FILES_WITH_PROGRESS = 2000  # fewer are read too quickly for a bar
-MEMORY_VERSION = 1
+CHUNK = 64  # files per task of the thread pool
+FILES_WITH_PROGRESS = 2000  # fewer are read too quickly for a progress bar
+RECORD_VERSION = 1
 
 
 class Facts(NamedTuple):
-    """What one readable image file is; while length and time of change stay, it is not read again to find out."""
+    """Properties of a readable image file; it is not decoded again while size and modification time are the same."""
 
     length: int  # bytes
-    changed: int  # ns
+    changed: int  # modification time, ns
     width: int
     height: int
     mode: str
@@ -36,51 +36,51 @@ class Facts(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """The image files of a folder by name: those that can be read, and why the others cannot."""
+    """Image files of a folder by relative path."""
 
     readable: dict[str, Facts]
-    rejected: dict[str, str]
+    rejected: dict[str, str]  # name -> reason
 
 
 def check_is_folder(path: Path) -> None:
-    """Raise unless the path is that of a folder."""
+    """Raise unless the path is a folder."""
     if path.is_dir():
         return
-    state = "is no folder" if path.exists() else "does not exist"
-    raise InputError(f"Expected a folder of images; {path} {state}. Give the path of yours.")
+    state = "is not a folder" if path.exists() else "does not exist"
+    raise InputError(f"Expected a folder of images; {path} {state}. Check the path.")
 
 
 def list_images(root: Path) -> list[str]:
-    """Names, from the folder down, of all image files in it and in the folders in it; hidden ones are left out."""
+    """Relative paths of all image files in a folder and its subfolders, sorted; hidden ones are skipped."""
     try:
         return list(_walk(root, "", ()))
     except OSError as error:
         raise InputError(
-            f"Expected a folder of images that can be read; cannot read {error.filename} ({error.strerror}). "
+            f"Expected a readable folder of images; cannot read {error.filename} ({error.strerror}). "
             "Change its permissions, or move it away."
         ) from None
 
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:
-    """Decode every file once, several at a time.
+    """Decode every file once, in parallel.
 
-    What was readable in an earlier scan, and has not changed since, is not decoded again unless `afresh`.
+    Files that were readable in an earlier scan and have not changed are not decoded again unless `afresh`.
     """
-    known = _recall(root)
+    known = _read_record(root)
     found = _decode_all(root, names, {} if afresh else known)
     if found.readable != known:
-        _remember(root, found.readable)
+        _write_record(root, found.readable)
     return found
 
 
 def write_rejected(path: Path, rejected: Mapping[str, str]) -> None:
-    """A text file with a line for each: name, tab, reason."""
+    """Write a text file of tab-separated names and reasons."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{printable(name)}\t{reason}\n" for name, reason in rejected.items()))
 
 
 def printable(name: str) -> str:
-    """A file's name as text of one line, whatever bytes it has.
+    """Escape unprintable characters of a file name.
 
     >>> printable("caf\\u00e9") == "caf\\u00e9", printable("a\\n\\udcff")
     (True, 'a\\\\n\\\\udcff')
@@ -91,7 +91,7 @@ def printable(name: str) -> str:
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that holds it
+    if here in above:  # a link to a parent folder
         return
     with os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -99,20 +99,20 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         if _is_folder(entry):
             yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
         elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
-            yield prefix + entry.name  # a link that leads nowhere is a file that cannot be read
+            yield prefix + entry.name  # broken links too: they are rejected as unreadable
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _decode_all(root: Path, names: Sequence[str], known: Mapping[str, Facts]) -> Scan:
     found = Scan({}, {})
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes without holding the interpreter's lock
+    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while decoding
     try:
         with _progress(len(names)) as advance:
             for part in threads.map(partial(_decode_some, root, known), chunks):
@@ -134,14 +134,14 @@ def _decode_some(root: Path, known: Mapping[str, Facts], names: Sequence[str]) -
                 image, mode, kind = decode(root / name)
                 facts = Facts(status.st_size, status.st_mtime_ns, *image.size, mode, kind)
             found.readable[name] = facts
-        except Exception as error:  # Pillow's decoders raise a dozen types
+        except Exception as error:  # Pillow's decoders raise many types
             found.rejected[name] = reason_of(error)
     return found
 
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of files done; a bar shows them in a terminal, if they are many."""
+    """Yield advance(n); shows a bar in a terminal if there are many files."""
     console = Console(stderr=True)
     shown = console.is_terminal and total >= FILES_WITH_PROGRESS
     with Progress(console=console, transient=True, disable=not shown) as bars:
@@ -149,19 +149,19 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: bars.advance(task, done)
 
 
-def _memory_file(root: Path) -> Path:
+def _record_file(root: Path) -> Path:
     return cache_folder() / "scans" / f"{sha256(os.fsencode(root.resolve())).hexdigest()[:32]}.json"
 
 
 def _decoder() -> list[object]:
-    """What a verdict depends on beside the file; as JSON gives it back."""
-    return [MEMORY_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS]
+    """What a file's readability depends on besides its content, as JSON returns it."""
+    return [RECORD_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS]
 
 
-def _recall(root: Path) -> dict[str, Facts]:
-    """What was readable in the last scan; nothing if that was by another version, or its record is damaged."""
+def _read_record(root: Path) -> dict[str, Facts]:
+    """Readable files of the last scan; empty if its record is missing, damaged or from another version."""
     try:
-        saved = json.loads(_memory_file(root).read_text(encoding="utf-8"))
+        saved = json.loads(_record_file(root).read_text(encoding="utf-8"))
         if saved["decoder"] != _decoder():
             return {}
         return {name: Facts(*facts) for name, facts in saved["files"].items()}
@@ -169,10 +169,10 @@ def _recall(root: Path) -> dict[str, Facts]:
         return {}
 
 
-def _remember(root: Path, readable: Mapping[str, Facts]) -> None:
-    """Keep what was found for the next scan, outside of the folder; where that is not possible, do without."""
+def _write_record(root: Path, readable: Mapping[str, Facts]) -> None:
+    """Record a scan in the cache folder, never inside the image folder; failures are ignored."""
     with suppress(OSError, InputError, RuntimeError):
-        path = _memory_file(root)
+        path = _record_file(root)
         if path.resolve().is_relative_to(root.resolve()):
             return
         path.parent.mkdir(parents=True, exist_ok=True)

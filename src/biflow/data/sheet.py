@@ -1,4 +1,4 @@
-"""Pictures side by side, each with a line of text below it."""
+"""Contact sheets: rows of captioned images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +12,26 @@ from biflow.data.images import enlarge, to_pil
 from biflow.files import replace_file
 
 GAP, ROW_GAP, MARGIN = 4, 8, 10  # pixels between tiles, between rows, and around the sheet
-TILE_WIDTH = 104  # a tile that is narrower is enlarged
+TILE_WIDTH = 104  # narrower tiles are enlarged
 TEXT_SIZE, TEXT_HEIGHT = 13, 20
 PAPER, INK, PAINT = "white", "#1c1b22", (180, 68, 31)
 
 
 class Tile(NamedTuple):
-    """A picture, and what is written below it."""
+    """An image with a caption."""
 
     pixels: Tensor  # uint8 (P, H, W)
     caption: str = ""
 
 
 def painted(pixels: Tensor, mask: Tensor) -> Tensor:
-    """An image (P, H, W) as RGB (3, H, W), where the mask, bool (1, H, W), is true painted over."""
+    """Paint over an image (P, H, W) where the mask, bool (1, H, W), is true; returns RGB (3, H, W)."""
     paint = torch.tensor(PAINT, dtype=torch.uint8).view(3, 1, 1)
     return torch.where(mask, paint, pixels.expand(3, -1, -1))
 
 
 def make_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Rows of tiles of one size -> one picture; small tiles are enlarged, every pixel to a square."""
+    """Arrange rows of equally sized tiles in one image; small tiles are enlarged by an integer factor."""
     side = enlarge(rows[0][0].pixels, TILE_WIDTH).shape
     wide, high = side[2] + GAP, side[1] + TEXT_HEIGHT + ROW_GAP
     size = (max(map(len, rows)) * wide - GAP + 2 * MARGIN, len(rows) * high - ROW_GAP + 2 * MARGIN)
@@ -45,17 +45,17 @@ def make_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Tile]]) -> None:
-    """Write the sheet as PNG, whole or not at all."""
+    """Write a sheet as PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         make_sheet(rows).save(temporary, format="PNG")
 
 
-def _write(sheet: Image.Image, text: str, place: tuple[int, int], width: int) -> None:
-    """A line of text, cut to this width."""
+def _write(sheet: Image.Image, text: str, position: tuple[int, int], width: int) -> None:
+    """Write a line of text, truncated to this width."""
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT_SIZE)
     shown = text
     while pen.textlength(shown, font=font) > width:
         text = text[:-1]
         shown = f"{text.rstrip()}…"
-    pen.text(place, shown, fill=INK, font=font)
+    pen.text(position, shown, fill=INK, font=font)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 from torch.utils.data import Dataset
 
-from biflow.data.datasets import Encoded, ImageStream
+from biflow.data.datasets import ImageStream, RawExample
 from biflow.data.randomness import Key, permutation
 from biflow.data.reader import Examples, loader, raise_if_error
 from biflow.errors import InputError
@@ -36,7 +36,7 @@ class ShuffledStream:
         self.first, self.stride = (0, 1) if self.deals_shards else part
         self.lengths: dict[int, int] = {}
 
-    def blocks(self, position: int) -> Iterator[list[Encoded]]:
+    def blocks(self, position: int) -> Iterator[list[RawExample]]:
         """Lists of examples, starting at the process's example `position`, counted over all epochs."""
         epoch, position = self.find(position)
         number, skip = divmod(position, self.block_size)
@@ -57,7 +57,7 @@ class ShuffledStream:
             position -= self._check(len(range(self.first, total, self.stride)))
         raise AssertionError("epochs are endless")
 
-    def _whole_blocks(self, epoch: int, number: int) -> Iterator[list[Encoded]]:
+    def _whole_blocks(self, epoch: int, number: int) -> Iterator[list[RawExample]]:
         for later in count(epoch):
             skip = number * self.block_size * self.stride
             examples = islice(self._epoch(later, skip), self.first, None, self.stride)
@@ -68,7 +68,7 @@ class ShuffledStream:
             self._check(number)
             number = 0
 
-    def _epoch(self, epoch: int, skip: int) -> Iterator[Encoded]:
+    def _epoch(self, epoch: int, skip: int) -> Iterator[RawExample]:
         """The examples of this epoch's shards in sequence, without the first `skip`."""
         for shard in self._shards(epoch):
             if skip and skip >= self._length(shard):
@@ -100,11 +100,11 @@ class ShuffledStream:
 class EncodedBatch(NamedTuple):
     """One process's examples of a step, and their indices as keys of random numbers."""
 
-    examples: list[Encoded]
+    examples: list[RawExample]
     indices: list[int]
 
 
-class Decoded(Dataset[Examples | InputError]):
+class DecodedExamples(Dataset[Examples | InputError]):
     """Decodes batches; returns errors instead of raising them."""
 
     def __init__(self, source: ImageStream) -> None:
@@ -148,7 +148,7 @@ class StreamReader:
     def _decoded(self, steps: range) -> Iterator[Examples | InputError]:
         # must not reference this reader, whose deletion stops its workers
         batches = encoded_batches(self.stream, steps, self.batch_size, ahead=self.workers > 0)
-        decoded = Decoded(self.stream.source)
+        decoded = DecodedExamples(self.stream.source)
         if not self.workers:
             return map(decoded.__getitem__, batches)
         return iter(loader(decoded, batches, self.workers))

@@ -1,7 +1,7 @@
-"""The learned reverse model: noise -> image in one pass (BiFlow, arXiv 2512.10953).
+"""The reverse model: noise -> image in a single forward pass (BiFlow, arXiv 2512.10953).
 
-One index counts levels as the flow does: `hidden[i]` and its head belong to the flow's `states[i]`.
-The model works from the noise side down: block S-1 first, block 0 last, then the denoising block.
+Levels are numbered as in the flow: `hidden[i]` and its head correspond to the flow's `states[i]`. The blocks run from
+the noise to the data: block S-1 first, block 0 last, then the denoising block.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ DIGEST_SIZE = 16
 
 
 class ReversePass(NamedTuple):
-    """One pass through the reverse model, noise -> image."""
+    """Output of the reverse model."""
 
-    image: Tensor  # (B, T, D), patches of the clean image; of the noisy one unless denoising is learned
-    hidden: list[Tensor]  # one (B, T, C) for every flow block: hidden[0] at the noisy image, the last next to the noise
+    image: Tensor  # (B, T, D), patches of the clean image, or of the noisy one if denoising is not learned
+    hidden: list[Tensor]  # one (B, T, C) per flow block; hidden[0] is at the noisy image
 
 
 class ReverseBlock(nn.Module):
-    """A bidirectional transformer that carries the hidden state down one level, with class tokens in context."""
+    """A bidirectional transformer that maps the hidden state to the next level down, with class tokens in context."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,23 +38,22 @@ class ReverseBlock(nn.Module):
         self.rotary = RotaryPositions(config.num_patches, reverse.head_width, prefix) if turned else None
 
     def forward(self, hidden: Tensor, labels: Tensor, strength: Tensor | float = 0.0) -> Tensor:
-        """hidden (B, T, C), labels (B,), embedded strength of guidance (B, 1, C) or 0 -> (B, T, C)."""
+        """hidden (B, T, C), labels (B,), embedded guidance strength (B, 1, C) or 0 -> (B, T, C)."""
         tokens = self.classes(labels) + strength  # (B, class_tokens, C)
         sequence = torch.cat([tokens, hidden], dim=1)
         rotary = self.rotary(0, sequence.shape[1]) if self.rotary is not None else None
-        mixed = self.transformer(sequence, rotary=rotary)
-        return mixed[:, tokens.shape[1] :]
+        return self.transformer(sequence, rotary=rotary)[:, tokens.shape[1] :]
 
 
 class ReverseModel(nn.Module):
-    """A reverse block for each flow block, one more if it learns to denoise, and a head that reads each level.
+    """A reverse block per flow block, an optional denoising block, and a head per level to predict the flow's state.
 
-    With hidden alignment the heads are needed to train, not to sample.  With hidden distillation each level's head
-    makes a state of the flow, which is lifted to the model's width again for the next block.
+    With hidden alignment, the heads are used only in training. With hidden distillation, each block receives only the
+    state that the previous level's head predicts, projected back to the model's width.
     """
 
-    state_rms: Tensor
-    flow_digest: Tensor  # of the flow that this model was fitted to; zero before it is
+    state_rms: Tensor  # (levels,), root mean square of the flow's states
+    flow_digest: Tensor  # hash of the flow that this model was fitted to; zero before fitting
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class ReverseModel(nn.Module):
         self.blocks = nn.ModuleList(ReverseBlock(config) for _ in range(levels))
         self.denoise = ReverseBlock(config) if self.config.denoising == "learned" else None
         self.project_out = _head(width, config.patch_dim)
-        # without learned denoising the image is the state of level 0, and needs no head beside project_out
+        # without learned denoising the image is the state of level 0, predicted by project_out
         self.first_head = 0 if self.denoise else 1
         heads = 0 if self.config.strategy == "naive" else levels - self.first_head
         self.heads = nn.ModuleList(_head(width, config.patch_dim) for _ in range(heads))
@@ -78,17 +77,17 @@ class ReverseModel(nn.Module):
         self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
     def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
-        """Noise z (B, T, D) and labels (B,) -> `ReversePass`, with guidance of this strength, 0 for none.
+        """Noise z (B, T, D) and labels (B,) -> `ReversePass`.
 
-        guidance: one strength, or one for each image (B,).  Trained guidance is one evaluation at any strength.
-        Otherwise a guided block runs with and without the label, as one doubled batch, and its output is
+        guidance: strength w, one for all images or one each (B,); 0 turns it off. Trained guidance costs a single
+        evaluation. Otherwise each block runs with and without the label, as one doubled batch, and its output is
         (1 + w) * with - w * without (BiFlow, eq. 4).
         """
         if self.strengths is not None:
             strength = self.strengths(guidance if isinstance(guidance, Tensor) else z.new_tensor([guidance]))
-            return self._descend(z, lambda block, state: block(state, labels, strength))
+            return self._run_blocks(z, lambda block, state: block(state, labels, strength))
         if not isinstance(guidance, Tensor) and not guidance:
-            return self._descend(z, lambda block, state: block(state, labels))
+            return self._run_blocks(z, lambda block, state: block(state, labels))
         weight = guidance[:, None, None].to(self.project_in.weight) if isinstance(guidance, Tensor) else guidance
         doubled_labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
 
@@ -97,20 +96,20 @@ class ReverseModel(nn.Module):
             batch = labels.shape[0]  # slices, and not split: torch.export would fix the batch size
             return (1 + weight) * doubled[:batch] - weight * doubled[batch:]
 
-        return self._descend(z, extrapolate)
+        return self._run_blocks(z, extrapolate)
 
     def forward_recovered(self, z: Tensor, labels: Tensor, guidance: Tensor) -> ReversePass:
-        """The pass that trains guidance: each block hands on the conditional state that its guided state stands for.
+        """Forward pass for training guidance: each block's guided output is converted back to a conditional state.
 
-        guidance (B,), 0 wherever the label is null.  From the guided state g and the block's state u without label and
-        strength, which gets no gradient, the conditional state is (g + w * u) / (1 + w) (BiFlow, eq. 5).
+        guidance: strength w (B,), 0 for null labels. With guided output g and unconditional output u, which has no
+        gradient, the conditional state is (g + w * u) / (1 + w) (BiFlow, eq. 5).
         """
         if self.strengths is None:
             raise InputError(
                 "Expected a reverse model with guidance 'trained'; got 'two_passes'. Set model.reverse.guidance."
             )
         strength, nothing = self.strengths(guidance), self.strengths(torch.zeros_like(guidance[:1]))
-        rows = guidance.nonzero().flatten()  # of guided images; found once, since a GPU is waited for
+        rows = guidance.nonzero().flatten()  # guided images; computed once, since it synchronises the GPU
         weight, null = guidance[rows, None, None], torch.full_like(rows, self.null_label)
 
         def recover(block: nn.Module, state: Tensor) -> Tensor:
@@ -120,22 +119,22 @@ class ReverseModel(nn.Module):
             conditional = (guided.index_select(0, rows) + weight * without) / (1 + weight)
             return guided.index_copy(0, rows, conditional.to(guided.dtype))
 
-        return self._descend(z, recover)
+        return self._run_blocks(z, recover)
 
-    def belong_to(self, flow: nn.Module) -> None:
-        """Remember the weights of the flow that this model was fitted to."""
+    def record_flow(self, flow: nn.Module) -> None:
+        """Record a hash of the flow that this model is fitted to."""
         self.flow_digest.copy_(_digest(flow))
 
-    def belongs_to(self, flow: nn.Module) -> bool:
-        """Whether this model was fitted to a flow of these weights, or to none yet."""
+    def matches_flow(self, flow: nn.Module) -> bool:
+        """Whether this model was fitted to this flow; True before fitting."""
         return not self.flow_digest.any() or bool(torch.equal(self.flow_digest.cpu(), _digest(flow)))
 
-    def _descend(self, z: Tensor, evaluate: Callable[[nn.Module, Tensor], Tensor]) -> ReversePass:
-        """From the noise through all blocks, each evaluated by `evaluate(block, state)`."""
+    def _run_blocks(self, z: Tensor, evaluate: Callable[[nn.Module, Tensor], Tensor]) -> ReversePass:
+        """Run all blocks from the noise to the image, each as `evaluate(block, state)`."""
         state = self.positions(self.project_in(z.to(self.project_in.weight.dtype)))  # (B, T, C)
         hidden: list[Tensor] = []
         for level in reversed(range(len(self.blocks))):
-            if hidden and self.lifts:  # distillation: only a state of the flow, (B, T, D), is handed on
+            if hidden and self.lifts:  # distillation: only the predicted state of the flow is passed on
                 state = self._distilled(state, level + 1)
             state = evaluate(self.blocks[level], state)
             hidden.append(state)
@@ -144,21 +143,21 @@ class ReverseModel(nn.Module):
         return ReversePass(self.project_out(state), hidden[::-1])
 
     def _distilled(self, state: Tensor, level: int) -> Tensor:
-        """A hidden state (B, T, C) of this level by way of the flow's state (B, T, D) that its head predicts."""
+        """Hidden state (B, T, C) -> the flow's state (B, T, D) predicted at this level -> hidden state (B, T, C)."""
         index = level - self.first_head
         return self.positions(self.lifts[index](self.heads[index](state)))
 
     def read_heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """hidden[i] (B, T, C) -> the flow's states from level `first_head` on, each (B, T, D), in the flow's units."""
+        """Predict the flow's states, each (B, T, D) in the flow's units, from `hidden`; levels `first_head` and up."""
         levels = zip(self.heads, hidden[self.first_head :], self.state_rms[self.first_head :], strict=True)
         return [head(state) * rms for head, state, rms in levels]
 
     def read_states(self, reverse_pass: ReversePass) -> list[Tensor]:
-        """The flow's states[0] ... below the noise, each (B, T, D), as one pass knows them, in the flow's units."""
+        """The flow's states[0] to states[S-1] predicted by one pass, each (B, T, D) in the flow's units."""
         if self.config.strategy == "naive":
             raise InputError(
-                "Expected a reverse model that knows the flow's states; this one was trained by the strategy 'naive', "
-                "which learns the image alone. Train with model.reverse.strategy=alignment."
+                "Expected a reverse model that predicts the flow's states; this one was trained with strategy 'naive', "
+                "which predicts only the image. Train with model.reverse.strategy=alignment."
             )
         return [reverse_pass.image][: self.first_head] + self.read_heads(reverse_pass.hidden)
 

@@ -1,1 +1,1 @@
-"""Objectives, the loop that minimises them, and the stages of a run."""
+"""Training objectives, the training loop, and the stages of a run."""

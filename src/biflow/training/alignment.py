@@ -51,27 +51,26 @@ class Alignment(nn.Module):
 
 @torch.no_grad()
 def try_encoder(config: AlignConfig, encoder: Encoder, image_shape: tuple[int, ...]) -> int:
-    """The width of the encoder's features; raise unless it takes images of this shape (P, H, W) and gives a grid."""
+    """Feature width of the encoder; raises unless it maps images of this shape (P, H, W) to a square feature grid."""
     device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
     try:
         found = encoder(torch.zeros(2, *image_shape, device=device))
     except InputError:
         raise
-    except Exception as error:  # of somebody's network
+    except Exception as error:  # whatever a user's network raises
         size = encoder.input_size or image_shape[-1]
         reason = (str(error) or type(error).__name__).partition("\n")[0].removesuffix(".")
         raise InputError(
-            f"Expected the encoder {config.encoder!r} to take {image_shape[0]}x{size}x{size} images; it fails: "
-            f"{reason}. Mend it, or set fit_flow.align.input_size to a size that it takes."
+            f"Expected the encoder {config.encoder!r} to accept {image_shape[0]}x{size}x{size} images; it fails: "
+            f"{reason}. Fix it, or set fit_flow.align.input_size to a size that it accepts."
         ) from None
     what = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
     if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 2 or not found.numel():
         problem = f"features (B, F, h, w), or tokens (B, patches, F); got {what} for two images"
     elif found.shape[2] != found.shape[3]:
-        problem = f"a square grid of features, as the flow's patches are; got {found.shape[2]}x{found.shape[3]}"
+        problem = f"a square feature grid, like the flow's patches; got {found.shape[2]}x{found.shape[3]}"
     elif not found.is_floating_point() or not found.isfinite().all():
-        broken = "values that are not finite" if found.is_floating_point() else what
-        problem = f"finite floating-point features; got {broken}"
+        problem = f"finite floating-point features; got {'NaN or Inf' if found.is_floating_point() else what}"
     else:
         return found.shape[1]
-    raise InputError(f"Expected the encoder {config.encoder!r} to give {problem}. Mend it, or choose another encoder.")
+    raise InputError(f"Expected the encoder {config.encoder!r} to return {problem}. Fix it, or choose another encoder.")

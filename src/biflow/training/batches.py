@@ -1,4 +1,4 @@
-"""What a training step is given, and how it gets to the device before it is needed."""
+"""Training batches, prefetched to the device."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,46 +11,51 @@ from torch import Tensor
 from biflow.errors import InputError
 from biflow.losses.perceptual import WHOLE, Window
 
-AHEAD = 2  # batches that are made while the device works on one
+PREFETCH = 2  # batches prepared while the GPU works on one
 
 
 class Batch(NamedTuple):
-    """One process's part of a training batch, with everything random already done to it."""
+    """One process's share of a training batch, with all random draws (noise, dropped labels, guidance) applied."""
 
     clean: Tensor  # (B, P, H, W)
     noisy: Tensor  # (B, P, H, W)
-    labels: Tensor  # (B,), some of them null
-    guidance: Tensor  # (B,), strengths to train the reverse model with; 0 where the label is null
-    images: Tensor | None = None  # (B, P, H, W) in [-1, 1], where an encoder sees other images than the flow
-    window: Window = WHOLE  # the part of all images that the networks of distances see
+    labels: Tensor  # (B,), some replaced by the null label
+    guidance: Tensor  # (B,), guidance strengths for the reverse model; 0 for null labels
+    images: Tensor | None = None  # (B, P, H, W) in [-1, 1], if the encoder sees images and the flow latents
+    window: Window = WHOLE  # crop that the distance networks see, the same for all images
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor changed."""
+        """Apply a function to every tensor."""
         changed: dict[str, Any] = {
             key: change(part) for key, part in self._asdict().items() if isinstance(part, Tensor)
         }
         return self._replace(**changed)
 
 
-def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """A batch in so many parts of one size."""
-    if len(batch.labels) % parts:
+def check_splits(batch_size: int, parts: int) -> None:
+    """Raise unless a process's batch of this size splits evenly into `parts` for gradient accumulation."""
+    if batch_size % parts:
         raise InputError(
-            f"Expected a batch of each process that splits into {parts} parts; got {len(batch.labels)}. "
-            "Set accumulate to a number that divides it."
+            f"Expected the batch of each process to be divisible by accumulate={parts}; got {batch_size} images. "
+            "Set accumulate to a divisor of it."
         )
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Split a batch into `parts` of equal size."""
+    check_splits(len(batch.labels), parts)
     pieces = [part.chunk(parts) if isinstance(part, Tensor) else [part] * parts for part in batch]
     return [Batch(*values) for values in zip(*pieces, strict=True)]
 
 
 def on_device(make_batch: Callable[[int], Batch], steps: range, device: torch.device) -> Iterator[Batch]:
-    """The batches of these steps on the device; those of the next steps are made and copied while a GPU works."""
+    """The batches of these steps on the device; for a GPU, the next ones are prepared and copied in the background."""
     if device.type == "cuda":
-        return _made_ahead(make_batch, steps, device)
+        return _prefetched(make_batch, steps, device)
     return (make_batch(step).map(lambda part: part.to(device)) for step in steps)
 
 
-def _made_ahead(make_batch: Callable[[int], Batch], steps: range, device: torch.device) -> Iterator[Batch]:
+def _prefetched(make_batch: Callable[[int], Batch], steps: range, device: torch.device) -> Iterator[Batch]:
     copying = torch.cuda.Stream(device)
 
     def prepare(step: int) -> tuple[Batch, torch.cuda.Event]:
@@ -60,16 +65,16 @@ def _made_ahead(make_batch: Callable[[int], Batch], steps: range, device: torch.
 
     thread = ThreadPoolExecutor(1, "batches")
     try:
-        coming: deque[Future[tuple[Batch, torch.cuda.Event]]] = deque()
+        pending: deque[Future[tuple[Batch, torch.cuda.Event]]] = deque()
         for step in steps:
-            while len(coming) <= AHEAD and step + len(coming) in steps:
-                coming.append(thread.submit(prepare, step + len(coming)))
-            batch, copied = coming.popleft().result()
-            working = torch.cuda.current_stream(device)
-            working.wait_event(copied)
+            while len(pending) <= PREFETCH and step + len(pending) in steps:
+                pending.append(thread.submit(prepare, step + len(pending)))
+            batch, copied = pending.popleft().result()
+            computing = torch.cuda.current_stream(device)
+            computing.wait_event(copied)
             for part in batch:
                 if isinstance(part, Tensor):
-                    part.record_stream(working)  # its memory is free again only after the step that reads it
+                    part.record_stream(computing)  # keeps the allocator from reusing it before the step is done
             yield batch
     finally:
         thread.shutdown(cancel_futures=True)

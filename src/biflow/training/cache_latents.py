@@ -1,4 +1,4 @@
-"""Encoding a data set into a cache of latents, by all processes together."""
+"""Encode a data set into a latent cache, with one or more processes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow.config import ReadingConfig
-from biflow.config.base import Config, first_difference, parse_config, to_yaml
+from biflow.config.base import Config, check_recorded, parse_config, to_yaml
 from biflow.console import counting
 from biflow.data.datasets import ImageStream, Source
-from biflow.data.latents import MANIFEST_FILE, Encoder, write_manifest
+from biflow.data.latents import MANIFEST_FILE, LatentWriter, write_manifest
 from biflow.data.open import check_apart, open_data
 from biflow.data.scan import write_rejected
 from biflow.distributed import join_world
@@ -22,7 +22,7 @@ REJECTED_FILE = "rejected.txt"
 
 
 class EncodeConfig(Config):
-    """What a cache of latents is made from, and how; an interrupted command goes on only with the same."""
+    """Settings of a latent cache; an interrupted command resumes only with the same."""
 
     data: str
     vae: str
@@ -33,7 +33,7 @@ class EncodeConfig(Config):
 def encode_data(
     data: str, vae: str, out: Path, *, size: int, batch_size: int, overrides: Iterable[str], console: Console
 ) -> int | None:
-    """Write the cache `out` of a data set's latents; returns the number of its entries, in the main process alone."""
+    """Write a data set's latent cache to `out`; returns its number of entries in the main process, None in others."""
     start = to_yaml(EncodeConfig(data=data, vae=vae, size=size))
     config = parse_config(EncodeConfig, start, overrides, origin="the settings")
     check_apart(data, out)
@@ -46,7 +46,7 @@ def encode_data(
         split = open_data(data, image_shape, config.reading)
         codec.to(world.device)
         share = (world.rank, world.size)
-        encoder = Encoder(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
+        encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
         names = [
             name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
         ]
@@ -66,30 +66,24 @@ def encode_data(
         return counts[0] if world.is_main else None
 
 
-def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
-    """The shards of one split, with its progress."""
+def write_split(encoder: LatentWriter, data: Source, split: str, console: Console) -> list[str]:
+    """Write the shards of one split and show progress; returns their names."""
     if isinstance(data, ImageStream):
-        raise InputError("Expected stored images to encode; got a stream. Set reading.streaming=false.")
+        raise InputError("Expected a data set with random access to encode; got a stream. Set reading.streaming=false.")
     own = encoder.own(encoder.shards(len(data), split))
-    total, share = sum(len(shard.indices) for shard in own), f" (a share of {encoder.size})" * (encoder.size > 1)
+    total, share = sum(len(shard.indices) for shard in own), f" (1 of {encoder.size} shares)" * (encoder.size > 1)
     with counting(console, f"encoding {split}{share}", total, shown=encoder.rank == 0) as progress:
         return encoder.write(data, split, progress)
 
 
 def check_cache_folder(out: Path, config: EncodeConfig) -> None:
-    """Raise unless a cache with these settings can begin, or go on, in this folder."""
+    """Raise unless a cache with these settings can start or resume in this folder."""
     settings = out / SETTINGS_FILE
     if settings.is_file():
-        recorded = parse_config(EncodeConfig, settings.read_text(encoding="utf-8"), origin=str(settings))
-        difference = first_difference(recorded, config)
-        if difference and any(out.glob("*.safetensors")):
-            key, old, new = difference
-            raise InputError(
-                f"Expected the settings that {settings} records; got {key}={new} instead of {old}. "
-                "Encode with the same settings, or into another folder."
-            )
+        if any(out.glob("*.safetensors")):
+            check_recorded(settings, config, "Encode with the same settings, or into another folder.")
         if (out / MANIFEST_FILE).is_file():
-            raise InputError(f"Expected latents that are not finished yet; {out} is whole. Choose another folder.")
+            raise InputError(f"Expected a new or unfinished latent cache; {out} is complete. Choose another folder.")
     else:
         check_new_folder(out)
         out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Checkpoints of a training stage: written whole, with checksums; the newest sound one is taken up.
+"""Checkpoints of a training stage, written atomically and verified by checksum when loaded.
 
-Each is a folder with the state and a manifest that names its step, its metrics, and the size and SHA-256 of every file.
+A checkpoint is a folder with the state and a manifest: step, metrics, and size and SHA-256 of each file.
 """
 
 import hashlib
@@ -24,24 +24,24 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are as they were written."""
+    """A checkpoint whose checksums were verified."""
 
     folder: Path
     step: int
     metrics: Mapping[str, float]
 
     def load(self, device: torch.device) -> dict[str, Any]:
-        """The state that `save` was given."""
+        """Load the state that was passed to `save`."""
         state: dict[str, Any] = torch.load(self.folder / STATE_FILE, map_location=device, weights_only=True)
         return state
 
 
 class Damaged(Exception):
-    """A checkpoint whose files are not as they were written; the text says which and how."""
+    """A checkpoint file is missing or fails its checksum; the message names it."""
 
 
 def save(folder: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]) -> None:
-    """Write a checkpoint of this step into the stage's folder, whole or not at all."""
+    """Write a checkpoint into the stage's folder, atomically."""
     with replace_folder(folder / f"step_{step:08d}") as temporary:
         with (temporary / STATE_FILE).open("wb") as file:
             torch.save(dict(state), file)
@@ -51,7 +51,7 @@ def save(folder: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[
 
 
 def read(folder: Path) -> Checkpoint:
-    """The checkpoint in this folder, its checksums verified; raise `Damaged` if a byte of it has changed."""
+    """Open a checkpoint and verify its checksums; raises `Damaged`."""
     manifest = read_manifest(folder / MANIFEST_FILE)
     for name, expected in manifest["files"].items():
         try:
@@ -65,14 +65,14 @@ def read(folder: Path) -> Checkpoint:
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The sound checkpoint with the most steps, if there is one, and what is wrong with those passed over."""
-    faults, sound = [], []
+    """The intact checkpoint with the most steps, if any, and the faults of the damaged ones."""
+    faults, candidates = [], []
     for candidate in folders(folder):
         try:
-            sound.append((read_manifest(candidate / MANIFEST_FILE)["step"], candidate))
+            candidates.append((read_manifest(candidate / MANIFEST_FILE)["step"], candidate))
         except Damaged as fault:
             faults.append(str(fault))
-    for _, candidate in sorted(sound, reverse=True):
+    for _, candidate in sorted(candidates, reverse=True):
         try:
             return read(candidate), faults
         except Damaged as fault:
@@ -81,29 +81,29 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def tidy(folder: Path, config: FitConfig) -> None:
-    """Delete the checkpoints that the settings do not keep: all but the last ones, the best, and every n-th."""
-    kept = []
+    """Delete all checkpoints but the newest `keep_last`, the best by `best_by`, and multiples of `keep_every`."""
+    found = []
     for candidate in folders(folder):
-        with suppress(Damaged):  # a damaged one is left to be looked at
+        with suppress(Damaged):  # damaged ones stay for inspection
             manifest = read_manifest(candidate / MANIFEST_FILE)
-            kept.append((manifest["step"], manifest["metrics"], candidate))
-    kept.sort(key=lambda each: each[0])
-    scored = [each for each in kept if config.best_by in each[1]]
+            found.append((manifest["step"], manifest["metrics"], candidate))
+    found.sort(key=lambda each: each[0])
+    scored = [each for each in found if config.best_by in each[1]]
     best = min(scored, key=lambda each: each[1][config.best_by])[0] if scored else None
-    for step, _, candidate in kept[: -config.keep_last]:
+    for step, _, candidate in found[: -config.keep_last]:
         milestone = config.keep_every is not None and step % config.keep_every == 0
         if step != best and not milestone:
             shutil.rmtree(candidate)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a run left behind that died while it was writing."""
+    """Delete temporary folders of a process that was killed while saving."""
     for leftover in folder.glob(".step_*"):
         shutil.rmtree(leftover)
 
 
 def folders(folder: Path) -> Iterator[Path]:
-    """All checkpoints of a stage, sound or not; none that was being written when the run died."""
+    """All checkpoint folders of a stage, intact or not, without unfinished ones."""
     if folder.is_dir():
         yield from (each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith("."))
 
@@ -115,22 +115,22 @@ def fingerprint(path: Path) -> dict[str, Any]:
 
 
 def render_manifest(content: Mapping[str, Any]) -> str:
-    """A manifest as text, which ends with its own checksum."""
+    """Serialise a manifest; its last key is the checksum of the rest."""
     text = json.dumps(content, indent=1)
     return json.dumps({**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=1) + "\n"
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The content of a manifest; raise `Damaged` unless every byte of it is as it was written."""
+    """Read a manifest and verify its checksum; raises `Damaged`."""
     try:
         text = path.read_bytes().decode()
         content = json.loads(text)
         content.pop("sha256")
-        sound = render_manifest(content) == text and content["format_version"] == FORMAT_VERSION
+        intact = render_manifest(content) == text and content["format_version"] == FORMAT_VERSION
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, AttributeError, TypeError):
-        sound = False
-    if not sound:
+        intact = False
+    if not intact:
         raise Damaged(f"{path} has changed")
     return dict(content)

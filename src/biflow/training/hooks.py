@@ -1,4 +1,4 @@
-"""What watches a run: the log of its numbers, and the progress that a person sees."""
+"""Training hooks: the metrics log and the progress display."""
 
 import json
 import math
@@ -16,10 +16,9 @@ from biflow.training.loop import Hook, Report, Trainer
 
 
 class History:
-    """Appends one line of JSON to a file every few steps: stage, step, loss and its parts, speed.
+    """Hook that appends a JSON line of metrics every `log_every` steps and passes them to the trackers.
 
-    Lines that a resumed run will write again are dropped when it starts.  The trackers get the same numbers, and the
-    trainer, whose checkpoints name them.
+    The trainer gets them too, for its checkpoints. When a run resumes, lines after its checkpoint are dropped.
     """
 
     def __init__(self, path: Path, stage: str, trainer: Trainer, trackers: Sequence[Tracker] = ()) -> None:
@@ -30,28 +29,28 @@ class History:
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, report: Report) -> None:
-        """Record this step if it is one of those to record; all processes must call."""
+        """Log the step if it is due; collective."""
         if report.step % self.every:
             return
-        numbers = {"loss": self.world.mean(report.loss.total.detach()).item()}
-        numbers |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
-        numbers |= {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
-        self.record({"seconds": round(report.seconds, 3), **numbers}, report.step)
+        metrics = {"loss": self.world.mean(report.loss.total.detach()).item()}
+        metrics |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
+        metrics |= {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
+        self.record({"seconds": round(report.seconds, 3), **metrics}, report.step)
 
-    def record(self, numbers: Mapping[str, float], step: int) -> None:
-        """Append one line of these numbers, null for those that are not finite; tell the trackers and the trainer."""
-        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    def record(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics to the file, the trackers and the trainer; NaN and Inf become null in the file."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.trainer.metrics |= finite
         if self.world.is_main:
             with self.path.open("a", encoding="utf-8") as file:
-                line = {name: finite.get(name) for name in numbers}
+                line = {name: finite.get(name) for name in metrics}
                 file.write(json.dumps({"stage": self.stage, "step": step, **line}) + "\n")
             for tracker in self.trackers:
-                tracker.numbers({f"{self.stage}/{name}": value for name, value in numbers.items()}, step)
+                tracker.log_metrics({f"{self.stage}/{name}": value for name, value in metrics.items()}, step)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines that `History` wrote; none if there is no file, and none after a line that was cut off."""
+    """Read the lines of `History`, up to the first truncated one; empty if there is no file."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -63,7 +62,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressBoard:
-    """Progress of the stages of a run: bars in a terminal, plain lines elsewhere."""
+    """Progress of each stage: bars in a terminal, about ten lines per stage elsewhere."""
 
     LINES_PER_STAGE = 10
 
@@ -89,13 +88,13 @@ class ProgressBoard:
         self.bars.stop()
 
     def stage(self, name: str, trainer: Trainer) -> Hook:
-        """A hook that shows one stage: step, loss, images per second, time left."""
+        """Hook that shows a stage's step, loss, images per second and time left."""
         fit, start_step, before = trainer.config, trainer.step, trainer.seconds
         steps, every = fit.steps, fit.log_every
         task = self.bars.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
         if 0 < start_step < steps:
-            self.console.print(f"{name:<8} goes on after step {start_step}/{steps}", highlight=False)
+            self.console.print(f"{name:<8} resumes at step {start_step}/{steps}", highlight=False)
 
         def show(report: Report) -> None:
             nonlocal first
@@ -103,7 +102,7 @@ class ProgressBoard:
                 first = report
                 if trainer.compiled:
                     seconds = report.seconds - before
-                    self.console.print(f"{name:<8} compiled its layers in {seconds:.0f} s", highlight=False)
+                    self.console.print(f"{name:<8} compiled in {seconds:.0f} s", highlight=False)
             self.bars.update(task, completed=report.step)
             if report.step % every and report.step != steps:
                 return

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go beside its folder: TensorBoard, Weights & Biases, trackio."""
+"""Experiment trackers: TensorBoard, Weights & Biases, trackio."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,16 +12,16 @@ from biflow.extras import require
 
 
 class Tracker(Protocol):
-    """Takes numbers and pictures, each with the step that they belong to."""
+    """Receives metrics and images with their step."""
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Record these, by name."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics by name."""
 
-    def picture(self, name: str, pixels: Tensor, step: int) -> None:
-        """Record a picture, uint8 (P, H, W)."""
+    def log_image(self, name: str, pixels: Tensor, step: int) -> None:
+        """Log one image, uint8 (P, H, W)."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and finish."""
 
 
 class TensorBoard:
@@ -32,13 +32,13 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """One scalar each."""
-        for name, value in values.items():
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write one scalar per metric."""
+        for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, pixels: Tensor, step: int) -> None:
-        """An image."""
+    def log_image(self, name: str, pixels: Tensor, step: int) -> None:
+        """Write an image."""
         self.writer.add_image(name, pixels.numpy(), step)
 
     def close(self) -> None:
@@ -46,53 +46,41 @@ class TensorBoard:
         self.writer.close()
 
 
-class Logged:
-    """A run of a package with the interface of wandb; one that is resumed goes on under the same name.
+class WandbTracker:
+    """A wandb run, or that of a package with the same interface; a resumed run continues under the same name.
 
-    A stage's steps begin at 1 again, so they are logged as a number, and not as the package's own count.
+    The step is logged as a metric: it restarts at 1 in each stage, and wandb's own count must not decrease.
     """
 
     def __init__(self, package: Any, folder: Path, config: RunConfig, **options: Any) -> None:
         self.package = package
-        self.run = package.init(project="biflow", name=folder.name, config=config.model_dump(mode="json"), **options)
+        self.run = package.init(
+            project="biflow", name=folder.name, config=config.model_dump(mode="json"), resume="allow", **options
+        )
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """One line of all of them."""
-        self.run.log({**values, "step": step})
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log all metrics as one record."""
+        self.run.log({**metrics, "step": step})
 
-    def picture(self, name: str, pixels: Tensor, step: int) -> None:
-        """An image."""
+    def log_image(self, name: str, pixels: Tensor, step: int) -> None:
+        """Log an image."""
         array = np.ascontiguousarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
         self.run.log({name: self.package.Image(array), "step": step})
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Finish the run; waits for uploads."""
         self.run.finish()
-
-
-def wandb(folder: Path, config: RunConfig) -> Tracker:
-    """Weights & Biases; it reads its own settings, such as WANDB_MODE=offline."""
-    import wandb
-
-    return Logged(wandb, folder, config, dir=str(folder), id=folder.name, resume="allow")
-
-
-def trackio(folder: Path, config: RunConfig) -> Tracker:
-    """Trackio: kept on this machine unless it is told otherwise."""
-    import trackio
-
-    return Logged(trackio, folder, config, resume="allow")
 
 
 TRACKERS: Mapping[TrackerName, Callable[[Path, RunConfig], Tracker]] = {
     "tensorboard": TensorBoard,
-    "wandb": wandb,
-    "trackio": trackio,
+    "wandb": lambda folder, config: WandbTracker(require("wandb"), folder, config, dir=str(folder), id=folder.name),
+    "trackio": lambda folder, config: WandbTracker(require("trackio"), folder, config),
 }
 
 
 def open_trackers(folder: Path, config: RunConfig) -> list[Tracker]:
-    """The trackers that the config names."""
+    """Open the trackers of `watch.trackers`."""
     for name in config.watch.trackers:
-        require(name)
+        require(name)  # all, before any is opened
     return [TRACKERS[name](folder, config) for name in config.watch.trackers]

@@ -1,4 +1,4 @@
-"""Muon for many small matrices: PyTorch's own optimiser, with the arithmetic of a step done for all of them at once."""
+"""Muon with the matrices of one shape batched."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from biflow.training.sharding import spread_like, whole
+from biflow.training.sharding import full_tensor, shard_like
 
-TOGETHER = 64  # matrices that are stacked, and gathered where they are sharded
+MAX_BATCH = 64  # matrices that are gathered and stacked at a time
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` with the same result, except that matrices of one shape are orthogonalised as one batch.
+    """`torch.optim.Muon`, orthogonalising all matrices of one shape as one batch, in float32 on a CPU.
 
-    PyTorch takes one matrix after another, always in bfloat16: on a CPU without instructions for bfloat16 that takes
-    longer than the rest of a small model's training step, and on a GPU several kernel launches a matrix.  Here a CPU
-    computes in float32.  A matrix made of several on top of each other, such as that of queries, keys and values, is
-    orthogonalised part by part; `count_parts` says how many it has.  Matrices that FSDP2 shards are gathered for it.
+    PyTorch does one matrix at a time in bfloat16: without bfloat16 instructions that takes longer than the rest of a
+    small model's training step, and on a GPU several kernel launches per matrix. Stacked matrices, such as those of
+    queries, keys and values, are orthogonalised separately; `count_parts` gives their number. Matrices sharded by
+    FSDP2 are gathered.
 
-    The update is scaled by sqrt(max(1, rows / columns)).  Jordan et al., "Muon: An optimizer for hidden layers in
+    The update is scaled by sqrt(max(1, rows / columns)). Jordan et al., "Muon: An optimizer for hidden layers in
     neural networks", 2024.
     """
 
@@ -34,39 +34,39 @@ class Muon(torch.optim.Muon):
     ) -> None:
         super().__init__(matrices, lr=lr, weight_decay=weight_decay)
         self.parts = [count_parts(matrix) for matrix in matrices]
-        for matrix in matrices:  # there before the first step, which may be one that is left out
+        for matrix in matrices:  # before the first step, which may be skipped
             self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         assert closure is None
         (group,) = self.param_groups
-        alike: dict[tuple[torch.Size, int], list[Tensor]] = defaultdict(list)
+        by_shape: dict[tuple[torch.Size, int], list[Tensor]] = defaultdict(list)
         for matrix, parts in zip(group["params"], self.parts, strict=True):
             if matrix.grad is not None:
-                alike[matrix.shape, parts].append(matrix)
-        for (_, parts), matrices in alike.items():
-            for first in range(0, len(matrices), TOGETHER):
-                self._move(matrices[first : first + TOGETHER], parts, group)
+                by_shape[matrix.shape, parts].append(matrix)
+        for (_, parts), matrices in by_shape.items():
+            for first in range(0, len(matrices), MAX_BATCH):
+                self._update(matrices[first : first + MAX_BATCH], parts, group)
 
-    def _move(self, matrices: list[Tensor], parts: int, group: dict[str, Any]) -> None:
-        """Move matrices of one shape, each of so many parts on top of each other."""
+    def _update(self, matrices: list[Tensor], parts: int, group: dict[str, Any]) -> None:
+        """Update matrices of one shape, each a stack of `parts` matrices."""
         gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
-        stacked = torch.stack([whole(direction) for direction in directions])  # (N, rows, columns)
+        stacked = torch.stack([full_tensor(direction) for direction in directions])  # (N, rows, columns)
         pieces = stacked.view(len(matrices) * parts, -1, stacked.shape[-1])
         scale = max(1, pieces.shape[1] / pieces.shape[2]) ** 0.5
         updates = (orthogonalise(pieces, group) * scale).view_as(stacked)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        spread = [spread_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
-        torch._foreach_add_(matrices, spread, alpha=-group["lr"])
+        sharded = [shard_like(update, matrix) for update, matrix in zip(updates, matrices, strict=True)]
+        torch._foreach_add_(matrices, sharded, alpha=-group["lr"])
 
 
 def orthogonalise(matrices: Tensor, settings: dict[str, Any]) -> Tensor:
-    """Matrices (N, rows, columns) -> with singular values of about 1, by the iteration of `torch.optim.Muon`."""
+    """Newton-Schulz iteration of `torch.optim.Muon`: (N, rows, columns) with singular values brought near 1."""
     a, b, c = settings["ns_coefficients"]
     x = matrices if matrices.device.type == "cpu" else matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]

@@ -1,4 +1,4 @@
-"""What is minimised: modules that take a batch and return a loss with its parts."""
+"""Training objectives: modules that map a batch to a loss and its terms."""
 
 import math
 
@@ -17,14 +17,13 @@ from biflow.training.batches import Batch
 from biflow.training.loop import LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
 
-RMS_RATE = 0.01  # of the running mean, a step
+RMS_RATE = 0.01  # weight of each step in the running mean of the states' sizes
 
 
 class FitFlow(Objective):
-    """Maximum likelihood of noisy images (TARFlow, arXiv 2412.06329), in nats per dimension.
+    """Negative log-likelihood of noisy images in nats per dimension (TARFlow, arXiv 2412.06329).
 
-    With an alignment, its weighted distance is added (FlowBack, arXiv 2511.22345, eq. 5), and its projector is trained
-    too.
+    With an alignment, its weighted distance is added and its projector is trained (FlowBack, arXiv 2511.22345, eq. 5).
     """
 
     def __init__(self, flow: ForwardFlow, alignment: Alignment | None = None) -> None:
@@ -35,19 +34,19 @@ class FitFlow(Objective):
         self.noise_std, self.bin_width = training_noise(flow.config)
 
     def forward(self, batch: Batch) -> LossParts:
-        """The mean negative log-likelihood, and the distance from the encoder if the flow is aligned."""
+        """Mean loss over the batch."""
         return self.evaluate(batch)[1]
 
     def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The flow alone."""
+        """The flow only."""
         return flow_of(model), None
 
     def diagnose(self, batch: Batch) -> str:
-        """The block whose scale grew most."""
+        """Name the block with the largest log-scale."""
         return describe_scales(self.flow, batch)
 
     def evaluate(self, batch: Batch) -> tuple[FlowPass, LossParts]:
-        """The flow's pass over a batch, and its loss."""
+        """The flow's forward pass on a batch, and the loss."""
         layers = self.alignment.forward_layers if self.alignment else ()
         trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels, layers)
         loss = flow_loss(self.flow, trajectory)
@@ -60,36 +59,34 @@ class FitFlow(Objective):
 
 
 def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
-    """The mean negative log-likelihood of what the flow was given, in nats per dimension."""
+    """Mean negative log-likelihood of a forward pass's input, in nats per dimension."""
     loss = -flow.log_prob_of(trajectory).mean() / trajectory.z[0].numel()
     return LossParts(loss, {"nats_per_dim": loss.detach()})
 
 
 def flow_of(model: nn.Module) -> ForwardFlow:
-    """The flow in what `FitFlow` trains, which may be trained with a projector beside it."""
+    """The flow in the model that `FitFlow` trains, which may include a projector."""
     flow = model["flow"] if isinstance(model, nn.ModuleDict) else model
     assert isinstance(flow, ForwardFlow)
     return flow
 
 
 def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
-    """Which block of the flow scales a batch most, or is the first to give what is not finite."""
+    """Name the first block of the flow with NaN or Inf in its scale on a batch, else the one with the largest."""
     sizes = flow.largest_log_scales(patchify(batch.noisy, flow.config.patch_size), batch.labels)
     broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
     if broken:
-        return f"Block {broken[0]} of the flow, counted from 1 at the data, is the first whose scale is not finite."
+        return f"Block {broken[0]} of the flow (block 1 is at the data) is the first with NaN or Inf in its scale."
     number = sizes.index(max(sizes)) + 1
     bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
-    return (
-        f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow, counted from 1 at the data.{bound}"
-    )
+    return f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow (block 1 is at the data).{bound}"
 
 
 class FitReverse(Objective):
-    """The inverse learned from the frozen flow (BiFlow, arXiv 2512.10953), by the strategy of the reverse model.
+    """Fit the reverse model to the inverse of the frozen flow (BiFlow, arXiv 2512.10953).
 
-    The noise z that the flow finds for a noisy image goes in; every level that has a head is held to the flow's state,
-    and the output to the clean image, or to the noisy one where denoising is not learned.
+    The input is the flow's noise z of a noisy image. Each level with a head is supervised by the flow's state, the
+    output by the clean image, or by the noisy one if denoising is not learned. No gradient reaches the flow.
     """
 
     def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
@@ -100,33 +97,33 @@ class FitReverse(Objective):
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The frozen flow, and the reverse model."""
+        """The frozen flow and the reverse model."""
         assert isinstance(model, ReverseModel)
         return self.flow, model
 
     def diagnose(self, batch: Batch) -> str:
-        """The block whose scale grew most."""
+        """Name the block with the largest log-scale."""
         return describe_scales(self.flow, batch)
 
     def check_resumed(self) -> None:
-        """Raise unless the flow is the one that the reverse model was being fitted to."""
-        if not self.reverse.belongs_to(self.flow):
+        """Raise unless the reverse model was being fitted to this flow."""
+        if not self.reverse.matches_flow(self.flow):
             raise InputError(
-                "Expected the flow that this run began to fit its reverse model to; the one that is there now is "
-                "another. Put it back, or start in another folder."
+                "Expected the flow that this run started to fit its reverse model to; the current flow has other "
+                "weights. Restore that flow, or start in a new folder."
             )
 
     def forward(self, batch: Batch) -> LossParts:
-        """The distance of all levels plus the distances of the image."""
+        """Alignment of all levels plus the distances of the image."""
         with torch.no_grad():
             trajectory = self.flow(patchify(batch.noisy, self.flow.config.patch_size), batch.labels)
         return self.loss(self.reverse, trajectory, batch)
 
 
 class FitJoint(Objective):
-    """Flow and reverse model at once: each minimises its own loss, and the reverse model's never moves the flow.
+    """Joint training of flow and reverse model, each on its own loss; the reverse loss sends no gradient to the flow.
 
-    The sizes of the flow's states, which change while it learns, are followed by a running mean.
+    The root mean squares of the flow's states change during training and are tracked by a running mean.
     """
 
     def __init__(self, reverse: ReverseModel, forward: FitFlow, loss: ReverseLoss) -> None:
@@ -137,35 +134,35 @@ class FitJoint(Objective):
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
 
     def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """Both."""
+        """The flow and the reverse model."""
         assert isinstance(model, nn.ModuleDict)
         reverse = model["reverse"]
         assert isinstance(reverse, ReverseModel)
         return flow_of(model["flow"]), reverse
 
     def diagnose(self, batch: Batch) -> str:
-        """The block whose scale grew most."""
+        """Name the block with the largest log-scale."""
         return describe_scales(self.fit_flow.flow, batch)
 
     @property
     def parts(self) -> list[nn.Module]:
-        """The flow and the reverse model."""
+        """The flow and the reverse model, whose gradients are clipped separately."""
         return [self.fit_flow.model, self.reverse]
 
     def forward(self, batch: Batch) -> LossParts:
-        """The sum of both losses."""
+        """Sum of both losses."""
         trajectory, forward = self.fit_flow.evaluate(batch)
         if self.training and self.reverse.config.normalise:
             squares = torch.stack([state.detach().square().mean() for state in trajectory.states[:-1]])
             self.reverse.state_rms.lerp_(mean_over_processes(squares).sqrt(), RMS_RATE)
-        back = self.loss(self.reverse, trajectory, batch)
-        return LossParts(forward.total + back.total, {**forward.parts, **back.parts})
+        reverse = self.loss(self.reverse, trajectory, batch)
+        return LossParts(forward.total + reverse.total, {**forward.parts, **reverse.parts})
 
 
 class FitClassifier(Objective):
     """Cross-entropy of a classifier on clean images."""
 
     def forward(self, batch: Batch) -> LossParts:
-        """The mean cross-entropy, in nats."""
+        """Mean cross-entropy in nats."""
         loss = F.cross_entropy(self.model(batch.clean), batch.labels)
         return LossParts(loss, {"cross_entropy": loss.detach()})

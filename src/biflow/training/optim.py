@@ -1,4 +1,4 @@
-"""The optimisers with their parameter groups, the learning-rate schedule, and the moving average of the weights."""
+"""Optimisers and their parameter groups, the learning-rate schedule, and the averaged weights."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +14,11 @@ from biflow.distributed import World
 from biflow.errors import InputError
 from biflow.nn.attention import Attention
 from biflow.nn.transformer import SwiGLU, layer_matrices
-from biflow.training.sharding import spread_like, whole_state
+from biflow.training.sharding import full_state, shard_like
 
 
 class Optimizers:
-    """What trains a model: AdamW, and with `optimizer: muon` Muon for the matrices inside transformer layers."""
+    """AdamW for all parameters; with `optimizer: muon`, Muon for the matrices inside transformer layers."""
 
     def __init__(self, model: nn.Module, config: FitConfig) -> None:
         self.config = config
@@ -33,37 +33,37 @@ class Optimizers:
         self.owners = {p: each for each in self.all for group in each.param_groups for p in group["params"]}
 
     def set_learning_rate(self, step: int) -> None:
-        """The learning rate of a step: linear warm-up, then constant or a cosine; a pure function of the step."""
+        """Set the learning rates of a step; they depend on the step alone."""
         for group, full in self.groups:
             group["lr"] = full * learning_rate_factor(step, self.config)
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Clear all gradients."""
         for each in self.all:
             each.zero_grad(set_to_none=True)
 
-    def step(self, broken: Tensor) -> None:
-        """Move the parameters, unless `broken` (scalar, 0 or 1) is set; does not wait for a GPU to know."""
-        if broken.device.type == "cpu" and broken:
+    def step(self, found_inf: Tensor) -> None:
+        """Update the parameters unless `found_inf` (scalar, 0 or 1) is set, without synchronising a GPU."""
+        if found_inf.device.type == "cpu" and found_inf:
             return
         for each in self.all:
             if isinstance(each, AdamW):
-                each.grad_scale, each.found_inf = None, broken  # type: ignore[attr-defined]  # read by the fused kernel
+                each.grad_scale, each.found_inf = None, found_inf  # type: ignore[attr-defined]  # for the fused kernel
                 each.step()
             else:
-                with unchanged_where(broken, each):
+                with reverted_if(found_inf, each):
                     each.step()
 
     def state_dict(self, world: World) -> dict[str, dict[str, Any]]:
-        """What is kept for each parameter, by its name; all processes must call."""
-        return {name: whole_state(self._state(p), world) for name, p in self.parameters.items()}
+        """Full optimiser state by parameter name; collective."""
+        return {name: full_state(self._state(p), world) for name, p in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take up what `state_dict` gave, however the processes share the model now."""
+        """Load a full state into a model that may be sharded."""
         for name, p in self.parameters.items():
             if p in self.owners:
                 self.owners[p].state[p] = {
-                    key: spread_like(value, p) if value.shape == p.shape else value.to(p.device)
+                    key: shard_like(value, p) if value.shape == p.shape else value.to(p.device)
                     for key, value in state[name].items()
                 }
 
@@ -73,7 +73,7 @@ class Optimizers:
 
 
 def make_adamw(parameters: Sequence[nn.Parameter], config: FitConfig) -> AdamW:
-    """AdamW; weight decay acts on matrices, not on biases, gains and embeddings' norms."""
+    """AdamW with weight decay on tensors of two or more dimensions, none on biases and gains."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -82,7 +82,7 @@ def make_adamw(parameters: Sequence[nn.Parameter], config: FitConfig) -> AdamW:
 
 
 def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitConfig) -> Optimizer:
-    """Muon for these matrices of the model; raise where torch is too old to have it."""
+    """Muon for these matrices; raises if torch is too old."""
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
             f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. "
@@ -101,9 +101,9 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
 
 
 @contextmanager
-def unchanged_where(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
-    """Undo what an optimiser does within it if the flag (scalar, 0 or 1) is set; does not wait for a GPU to know."""
-    if flag.device.type == "cpu":  # known to be 0
+def reverted_if(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
+    """Context that reverts the optimiser's step if the flag (scalar, 0 or 1) is set, without synchronising a GPU."""
+    if flag.device.type == "cpu":  # 0: the caller has checked
         yield
         return
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
@@ -116,7 +116,7 @@ def unchanged_where(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
 
 
 def learning_rate_factor(step: int, config: FitConfig) -> float:
-    """The share of the full learning rate at a step.
+    """Learning rate at a step relative to the peak: linear warm-up, then constant or cosine decay.
 
     >>> learning_rate_factor(0, FitConfig(steps=10, warmup_steps=2))
     0.5
@@ -131,7 +131,7 @@ def learning_rate_factor(step: int, config: FitConfig) -> float:
 
 
 class EMA:
-    """Exponential moving average of a model's parameters; short-sighted at first, so that it forgets the start."""
+    """Exponential moving average of a model's parameters, with a lower decay at first to forget the initial weights."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -139,19 +139,20 @@ class EMA:
         self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int, broken: Tensor) -> None:
-        """Move towards the live parameters, after training step `step` (counted from 0).
+    def update(self, step: int, found_inf: Tensor) -> None:
+        """Update the average after training step `step`, counted from 0.
 
-        Where the step was broken, and a GPU would have to be asked whether it was, towards those of the step before.
+        A skipped step (`found_inf` is 1) changes nothing on a CPU. A GPU, which is not synchronised for it, averages
+        the unchanged parameters.
         """
-        if broken.device.type == "cpu" and broken:
+        if found_inf.device.type == "cpu" and found_inf:
             return
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within it the model has the averaged weights; after it the live ones, to the bit."""
+    def applied(self) -> Iterator[None]:
+        """Context in which the model has the averaged weights; the trained ones are restored exactly."""
         live = {name: parameter.detach().clone() for name, parameter in self.live.items()}
         self.copy_to_model()
         try:
@@ -163,11 +164,11 @@ class EMA:
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """Replace the live parameters by their average."""
+        """Replace the model's parameters by their average."""
         for name, parameter in self.live.items():
             parameter.copy_(self.average[name])
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from saved averages."""
+        """Load saved averages."""
         for name, value in self.average.items():
-            value.copy_(spread_like(state[name], value))
+            value.copy_(shard_like(state[name], value))

@@ -1,4 +1,4 @@
-"""What shows how training goes and never changes it: samples from fixed noise, losses of images held out."""
+"""Hooks that monitor training without changing it: sample previews and the validation loss."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ COLUMNS, ROWS = 8, 4
 
 
 class Previews:
-    """A hook that draws a grid of samples every few steps, always from the same noise, with the averaged weights."""
+    """Hook that saves a grid of samples every `every` steps, from the same noise, with the averaged weights."""
 
     def __init__(
         self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker], codec: Codec
@@ -31,25 +31,24 @@ class Previews:
         self.every, self.trackers = every, trackers
 
     def __call__(self, report: Report) -> None:
-        """Draw if it is time; all processes must call."""
+        """Sample if it is due; collective."""
         if report.step % self.every:
             return
         flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
         if flow is None or not self.trainer.world.is_main:
             return
-        pixels = draw(flow, reverse, self.codec)
-        grid = make_grid(pixels, columns=COLUMNS)
+        grid = make_grid(draw(flow, reverse, self.codec), columns=COLUMNS)
         self.folder.mkdir(exist_ok=True)
         write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
         for tracker in self.trackers:
-            tracker.picture(f"{self.stage}/samples", grid, report.step)
+            tracker.log_image(f"{self.stage}/samples", grid, report.step)
 
 
 @torch.no_grad()
 def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tensor:
-    """Samples without guidance, a column for each of the first classes: uint8 (N, P, H, W).
+    """Samples without guidance, uint8 (N, P, H, W), one column per class for the first classes.
 
-    In one pass where there is a reverse model, else by the exact inverse.
+    Samples in one pass if there is a reverse model, else by the exact inverse.
     """
     config, device = flow.config, flow.prior_variance.device
     noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
@@ -60,7 +59,7 @@ def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tenso
 
 
 class Validation:
-    """A hook that measures the loss on images held out, with the averaged weights and the same noise every time."""
+    """Hook that evaluates the loss on held-out images, with the averaged weights and the same noise every time."""
 
     def __init__(
         self,
@@ -73,14 +72,14 @@ class Validation:
         self.trainer, self.batches, self.every, self.record = trainer, batches, every, record
 
     def __call__(self, report: Report) -> None:
-        """Measure if it is time; all processes must call."""
+        """Evaluate if it is due; collective."""
         if report.step % self.every:
             return
         losses = [self.trainer.evaluate(make_batch()) for make_batch in self.batches]
         self.record(self.mean(losses), report.step)
 
     def mean(self, losses: Sequence[LossParts]) -> dict[str, float]:
-        """The mean loss and its parts over batches and processes, by name."""
+        """Mean loss and terms over batches and processes, by name."""
         world = self.trainer.world
         parts = [{"loss": loss.total, **loss.parts} for loss in losses]
         return {f"test_{name}": world.mean(torch.stack([p[name] for p in parts]).mean()).item() for name in parts[0]}

@@ -1,4 +1,4 @@
-"""What a run was made by: each sitting's revision, packages and machine, for about.json."""
+"""Provenance of a run: git revision, packages and machine of each session, for about.json."""
 
 import json
 import platform
@@ -20,20 +20,20 @@ from biflow.files import write_text
 from biflow.training.hooks import read_history
 
 CORE = ("torch", "numpy", "pillow", "safetensors", "pydantic", "huggingface_hub")
-NO_MEASURES = {"stage", "step", "seconds", "grad_norm", "skipped"}
+NOT_METRICS = {"stage", "step", "seconds", "grad_norm", "skipped"}
 
 
-def add_sitting(path: Path, world: World) -> None:
-    """Append this sitting to the list in the file."""
+def add_session(path: Path, world: World) -> None:
+    """Append this session to the list in about.json."""
     try:
-        sittings = json.loads(path.read_text(encoding="utf-8"))
+        sessions = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        sittings = []
-    write_text(path, json.dumps([*sittings, describe_sitting(world)], indent=1) + "\n")
+        sessions = []
+    write_text(path, json.dumps([*sessions, describe_session(world)], indent=1) + "\n")
 
 
-def describe_sitting(world: World) -> dict[str, Any]:
-    """When, of which revision, with which packages, on what."""
+def describe_session(world: World) -> dict[str, Any]:
+    """Start time, git revision, package versions and machine of this session."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "biflow": __version__,
@@ -48,7 +48,7 @@ def describe_sitting(world: World) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The commit of biflow's source, with a plus if files differ from it; none where no repository holds them."""
+    """Commit of biflow's source, with a plus if it has local changes; None if it is not in a git repository."""
     folder = Path(biflow.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -56,14 +56,14 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("cat-file", "-e", "HEAD:./__init__.py")  # another repository may lie around the package
+        git("cat-file", "-e", "HEAD:./__init__.py")  # the package may be installed inside another repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of the packages that biflow needs, or may use, as far as they are installed."""
+    """Versions of the installed required and optional dependencies."""
     found = {}
     for name in requirements():
         try:
@@ -74,30 +74,30 @@ def package_versions() -> dict[str, str]:
 
 
 def requirements() -> list[str]:
-    """Names of the packages that biflow needs or may use; those that it cannot do without, if it is not installed."""
+    """Names of all dependencies; only the core ones if biflow is not installed."""
     try:
         return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
-    except PackageNotFoundError:  # run from its source
+    except PackageNotFoundError:  # run from a source tree
         return list(CORE)
 
 
 def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:
-    """How a model was trained, for its folder and its card; history: the run's metrics.jsonl."""
+    """How a model was trained, for its folder and model card. history: the run's metrics.jsonl."""
     lines = read_history(history)
     fits = {"flow": config.fit_flow, "joint": config.fit_flow, "reverse": config.fit_reverse}
     stages: dict[str, Any] = {}
     for stage, spent in seconds.items():
         last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})
-        numbers = {key: value for key, value in last.items() if key not in NO_MEASURES and value is not None}
+        metrics = {key: value for key, value in last.items() if key not in NOT_METRICS and value is not None}
         fit = fits.get(stage)
         size = fit.batch_size if fit else None
-        stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": numbers}
+        stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": metrics}
     facts = {"data": config.data, "seed": config.seed, "stages": stages}
-    return {**facts, **describe_sitting(world), "config": config.model_dump(mode="json")}
+    return {**facts, **describe_session(world), "config": config.model_dump(mode="json")}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What numbers were measured on."""
+    """The machine that a measurement ran on, for its report."""
     processor, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists() and (names := re.findall(r"model name\s*: (.*)", info.read_text())):
         processor = names[0]

@@ -1,4 +1,4 @@
-"""A model spread over several processes: DDP or FSDP2, and its state put together and spread again."""
+"""Distributed models: DDP or FSDP2, and their full state for checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -14,15 +14,12 @@ from biflow.nn.transformer import TransformerLayer
 
 
 def replicate(module: nn.Module, world: World) -> nn.Module:
-    """The module, with gradients averaged over all processes."""
+    """Wrap a module in DDP if there are several processes."""
     return DistributedDataParallel(module) if world.size > 1 else module
 
 
 def shard(module: nn.Module, world: World) -> nn.Module:
-    """A copy whose parameters are spread over all processes (FSDP2), each layer gathered while it is evaluated.
-
-    The module itself is left as it was.
-    """
+    """An FSDP2 copy of a module, sharded over all processes layer by layer; the module itself is left unchanged."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -35,35 +32,35 @@ def shard(module: nn.Module, world: World) -> nn.Module:
     return copy
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be spread over the processes, put together; all must call."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a tensor if it is sharded; collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, which every process has, spread over the processes as `like` is."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Place a full tensor, present in every process, on the device of `like`, sharded as `like` is."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(tensors: Mapping[str, Any], world: World) -> dict[str, Any]:
-    """Tensors by name, put together on the CPU of the main process, and what is no tensor as it is; all must call."""
+def full_state(state: Mapping[str, Any], world: World) -> dict[str, Any]:
+    """Gather sharded tensors on the CPU of the main process; other values are kept. Empty elsewhere; collective."""
     found = {}
-    for name, value in tensors.items():
-        together = whole(value) if isinstance(value, Tensor) else value
+    for name, value in state.items():
+        full = full_tensor(value) if isinstance(value, Tensor) else value
         if world.is_main:
-            found[name] = together.cpu() if isinstance(together, Tensor) else together
+            found[name] = full.cpu() if isinstance(full, Tensor) else full
     return found
 
 
 def set_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take up a whole state, however the processes share the model now."""
+    """Load a full state dict into a model that may be sharded."""
     own = model.state_dict()
-    model.load_state_dict({name: spread_like(value, own[name]) for name, value in state.items()})
+    model.load_state_dict({name: shard_like(value, own[name]) for name, value in state.items()})
 
 
 def clip_gradients(parts: Sequence[nn.Module], limit: float) -> Tensor:
-    """Clip the gradient of each part alone to this norm; returns the norm of all of them before."""
-    norms = [whole(nn.utils.clip_grad_norm_(part.parameters(), limit)) for part in parts]
+    """Clip the gradient norm of each part separately; returns the norm over all parts before clipping."""
+    norms = [full_tensor(nn.utils.clip_grad_norm_(part.parameters(), limit)) for part in parts]
     return torch.stack(norms).norm()

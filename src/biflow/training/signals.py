@@ -1,4 +1,4 @@
-"""Stopping a run between two steps instead of in the middle of one."""
+"""Stop training between two steps on Ctrl-C or SIGTERM."""
 
 import signal
 from collections.abc import Iterator
@@ -7,35 +7,35 @@ from types import FrameType
 from typing import Any
 
 
-class StopAsked:
-    """Whether Ctrl-C or SIGTERM came, and which."""
+class StopRequest:
+    """Callable that returns True once Ctrl-C or SIGTERM was received."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __call__(self) -> bool:
-        """True once one came."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     @property
     def terminated(self) -> bool:
-        """True if it was SIGTERM, which a scheduler sends before it takes the machine away."""
+        """Whether it was SIGTERM, which schedulers send before pre-emption."""
         return self.signal == signal.SIGTERM
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopAsked]:
-    """What tells whether Ctrl-C or SIGTERM came; a second one ends the program at once."""
-    asked = StopAsked()
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Catch the first Ctrl-C or SIGTERM; a second one ends the program at once."""
+    request = StopRequest()
 
-    def ask(signum: int, _frame: FrameType | None) -> None:
-        asked.signal = signum
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        request.signal = signum
         signal.signal(signum, previous[signum])
 
     signals = (signal.SIGINT, signal.SIGTERM)
-    previous: dict[int, Any] = {signum: signal.signal(signum, ask) for signum in signals}
+    previous: dict[int, Any] = {signum: signal.signal(signum, handle) for signum in signals}
     try:
-        yield asked
+        yield request
     finally:
         for signum in signals:
             signal.signal(signum, previous[signum])
