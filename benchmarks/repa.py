@@ -348,7 +348,7 @@ def render(work: Work, seeds: int, found: Mapping[str, Any]) -> str:
             "",
             "## The gradient of `reverse` and that of the exact inverse",
             "",
-            "Cosine between the gradients of the alignment term, at the same layers with a newly initialized",
+            "Cosine between the gradients of the alignment term, at the same layers with a newly initialised",
             "projector, on a trained plain flow in float64.",
             "",
             *table(["", "cosine"], [[name, f"{value:.4f}"] for name, value in found["agreement"].items()]),

@@ -3,10 +3,10 @@ r"""Add your own sampler and your own image distance, without changing biflow.
     python examples/own_loss_or_sampler.py runs/mine/model own.png
 
 `BestOf` samples several candidates per image and keeps the one with the smallest cycle error, as measured by
-`pipe.certify`.  It is a frozen dataclass with the two methods of `biflow.sampling.samplers.Sampler`; pass it as
+`pipe.certify`.  It subclasses `biflow.sampling.samplers.Sampler`; pass it as
 `method=`.
 
-`Edges` is a network for `fit_reverse.distances` that compares differences between neighboring pixels.  To train with
+`Edges` is a network for `fit_reverse.distances` that compares differences between neighbouring pixels.  To train with
 it, put this folder on PYTHONPATH:
 
     biflow train biflow_digits --out runs/edges \
@@ -30,16 +30,18 @@ ONE_PASS = OnePass()
 
 
 @dataclass(frozen=True)
-class BestOf:
+class BestOf(Sampler):
     """Sample from several noises derived from the given one, and keep the sample with the smallest cycle error.
 
     draws: number of candidates, including the one from the given noise.  sampler: the sampler of each candidate.
     """
 
+    title = "best of several"
+    uses = ("flow", "reverse")
     draws: int = 4
     sampler: Sampler = ONE_PASS
 
-    def prepare(self, model: Model, guidance: Guidance) -> "BestOf":
+    def prepare(self, model: Model, guidance: Guidance) -> Sampler:
         """Prepare the inner sampler, once for a model and a guidance strength."""
         return BestOf(self.draws, self.sampler.prepare(model, guidance))
 
@@ -65,7 +67,7 @@ def signs(k: int, like: Tensor) -> Tensor:
 
 
 class Edges(nn.Module):
-    """Differences between neighboring pixels, along rows and columns: images (B, P, H, W) -> two feature maps."""
+    """Differences between neighbouring pixels, along rows and columns: images (B, P, H, W) -> two feature maps."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return two tensors with the batch dimension first; the distance is the mean over both."""

@@ -417,7 +417,7 @@ def test_labels_are_whole_numbers_or_names(pipe, labels, message):
 
 @pytest.mark.parametrize("method", [None, Jacobi, 3])
 def test_what_is_no_sampler_is_said(pipe, method):
-    with pytest.raises(InputError, match="Expected a method by name, or a sampler"):
+    with pytest.raises(InputError, match="Expected the name of a method, or a sampler"):
         pipe.sample([0], method=method)
 
 

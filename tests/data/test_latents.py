@@ -8,7 +8,7 @@ from biflow.cli import main as cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSet
 from biflow.data.images import to_pil
-from biflow.data.latents import Encoder, damaged_shards, open_latents, write_manifest
+from biflow.data.latents import LatentWriter, damaged_shards, open_latents, write_manifest
 from biflow.data.open import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
@@ -31,7 +31,7 @@ def write(folder, codec, data, *, flip=False, processes=1):
     """A cache written by this many processes."""
     folder.mkdir()
     for rank in range(processes):
-        encoder = Encoder(folder, codec, flip=flip, batch_size=4, share=(rank, processes))
+        encoder = LatentWriter(folder, codec, flip=flip, batch_size=4, share=(rank, processes))
         names = encoder.write(data, "train", lambda _: None)
     facts = {"codec": {"name": "x", "sha256": encoder.identity}, "image_shape": (3, 8, 8), "class_names": ["a", "b"]}
     write_manifest(folder, names, facts)
@@ -87,7 +87,7 @@ def test_encoding_resumes(codec, tmp_path, monkeypatch):
     folder.mkdir()
 
     def encoder():
-        return Encoder(folder, codec, flip=False, batch_size=4, share=(0, 1))
+        return LatentWriter(folder, codec, flip=False, batch_size=4, share=(0, 1))
 
     done = []
 
@@ -100,9 +100,9 @@ def test_encoding_resumes(codec, tmp_path, monkeypatch):
         encoder().write(data, "train", stop_after_two)
     (folder / "train_00001.safetensors").write_bytes(b"damaged since")
     written = []
-    whole = Encoder._write_shard
+    whole = LatentWriter._write_shard
     monkeypatch.setattr(
-        Encoder, "_write_shard", lambda self, name, *a, **k: written.append(name) or whole(self, name, *a, **k)
+        LatentWriter, "_write_shard", lambda self, name, *a, **k: written.append(name) or whole(self, name, *a, **k)
     )
     encoder().write(data, "train", lambda _: None)
     assert written == ["train_00001.safetensors", "train_00002.safetensors"]
@@ -172,13 +172,13 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
 
     cache, run = tmp_path / "cache", tmp_path / "run"
     encode = ["data", "encode", f"folder:{folder}", "--vae", autoencoder, "--out", cache]
-    whole, write = Encoder._write_shard, Encoder.write
-    monkeypatch.setattr(Encoder, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    whole, write = LatentWriter._write_shard, LatentWriter.write
+    monkeypatch.setattr(LatentWriter, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert biflow(*encode) == 130
     assert "run the same command to continue" in capsys.readouterr().err
     assert biflow("data", "check", cache) == 2
     assert "Run biflow data encode to its end" in capsys.readouterr().err
-    monkeypatch.setattr(Encoder, "write", write)  # nothing was encoded yet, so that the settings may change
+    monkeypatch.setattr(LatentWriter, "write", write)  # nothing was encoded yet, so that the settings may change
     encode += ["--size", 8, "--set", "reading.flip=true", "--set", "reading.test_share=0.2"]
 
     def fail_at_last(self, name, *arguments, **options):
@@ -186,11 +186,11 @@ def test_a_folder_is_encoded_trained_on_and_sampled_from_the_command_line(autoen
             raise KeyboardInterrupt
         whole(self, name, *arguments, **options)
 
-    monkeypatch.setattr(Encoder, "_write_shard", fail_at_last)
+    monkeypatch.setattr(LatentWriter, "_write_shard", fail_at_last)
     assert biflow(*encode) == 130
     assert biflow(*encode, "--size", 16) == 2
     assert "got size=16 instead of 8" in capsys.readouterr().err
-    monkeypatch.setattr(Encoder, "_write_shard", whole)
+    monkeypatch.setattr(LatentWriter, "_write_shard", whole)
     assert biflow(*encode) == 0
     assert "--set model.channels=4 --set model.image_size=4 --set model.num_classes=2" in capsys.readouterr().out
     assert biflow("data", "check", cache) == 0

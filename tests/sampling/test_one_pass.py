@@ -33,5 +33,5 @@ def test_a_strength_beyond_the_trained_range_warns_and_says_the_range():
     config = ReverseConfig(width=16, layers=1, head_width=8, guidance="trained", max_guidance=1.5)
     model = tiny_model(tiny_config(reverse=config))
     OnePass().prepare(model, Guidance(1.5))
-    with pytest.warns(UserWarning, match=r"Guidance 2 is above the 1\.5 that the reverse model learned"):
+    with pytest.warns(UserWarning, match=r"Guidance 2 is above 1\.5, the largest seen in training"):
         OnePass().prepare(model, Guidance(2))

@@ -2,7 +2,7 @@ import pytest
 
 from biflow.errors import InputError
 from biflow.sampling.guidance import Guidance, parse_guidance
-from biflow.sampling.samplers import Jacobi, OnePass, Sequential, parse_sampler
+from biflow.sampling.samplers import GSJacobi, Jacobi, OnePass, Sequential, parse_sampler
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_guidance_shorthand(text, expected):
         ("reverse", OnePass()),
         ("sequential,denoise=0.5", Sequential(denoise=0.5)),
         ("jacobi,tolerance=1e-4", Jacobi(tolerance=1e-4)),
-        ("gs-jacobi", Jacobi(groups="measured")),
+        ("gs-jacobi", GSJacobi()),
         ("jacobi,groups=16", Jacobi(groups=16)),
         ("jacobi,groups=[16, 8],tolerance=0", Jacobi(groups=(16, 8), tolerance=0)),
     ],

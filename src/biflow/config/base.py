@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -56,6 +57,17 @@ def check_config(kind: type[C], values: Mapping[str, Any], *, origin: str) -> C:
 def to_yaml(config: Config) -> str:
     """The config as YAML that `parse_config` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def check_recorded(path: Path, config: Config, repair: str) -> None:
+    """Raise unless the config recorded in a file is this one; repair: how to go on, in the error."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
+    if difference := first_difference(parse_config(type(config), text, origin=str(path)), config):
+        key, old, new = difference
+        raise InputError(f"Expected {key}={old}, as {path} records; got {new}. {repair}")
 
 
 def first_difference(one: Config, other: Config, path: str = "") -> tuple[str, Any, Any] | None:

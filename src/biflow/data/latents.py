@@ -116,7 +116,7 @@ def damaged_shards(folder: Path) -> list[str]:
     return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
 
 
-class Shard(NamedTuple):
+class LatentShard(NamedTuple):
     """A shard to write."""
 
     name: str
@@ -124,7 +124,7 @@ class Shard(NamedTuple):
     indices: Tensor  # of its images in the split
 
 
-class Encoder:
+class LatentWriter:
     """Writes a cache shard by shard, skipping those of other processes and those already written."""
 
     def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, share: Share) -> None:
@@ -141,14 +141,14 @@ class Encoder:
             progress(len(indices))
         return [shard.name for shard in shards]
 
-    def shards(self, count: int, split: str) -> list[Shard]:
+    def shards(self, count: int, split: str) -> list[LatentShard]:
         """All shards of a split with this many images."""
         copies = (False, True) if self.flip and split == "train" else (False,)
         parts = torch.arange(count).split(SHARD_SIZE) if count else ()
         contents = [(mirrored, indices) for mirrored in copies for indices in parts]
-        return [Shard(f"{split}_{number:05d}.safetensors", *content) for number, content in enumerate(contents)]
+        return [LatentShard(f"{split}_{number:05d}.safetensors", *content) for number, content in enumerate(contents)]
 
-    def own(self, shards: list[Shard]) -> list[Shard]:
+    def own(self, shards: list[LatentShard]) -> list[LatentShard]:
         """The shards that this process writes."""
         return shards[self.rank :: self.size]
 

@@ -104,7 +104,7 @@ class EncodedBatch(NamedTuple):
     indices: list[int]
 
 
-class Decoded(Dataset[Examples | InputError]):
+class DecodedExamples(Dataset[Examples | InputError]):
     """Decodes batches; returns errors instead of raising them."""
 
     def __init__(self, source: ImageStream) -> None:
@@ -148,7 +148,7 @@ class StreamReader:
     def _decoded(self, steps: range) -> Iterator[Examples | InputError]:
         # must not reference this reader, whose deletion stops its workers
         batches = encoded_batches(self.stream, steps, self.batch_size, ahead=self.workers > 0)
-        decoded = Decoded(self.stream.source)
+        decoded = DecodedExamples(self.stream.source)
         if not self.workers:
             return map(decoded.__getitem__, batches)
         return iter(loader(decoded, batches, self.workers))

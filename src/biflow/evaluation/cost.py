@@ -12,7 +12,7 @@ from biflow.config import ModelConfig
 from biflow.pipeline import Pipeline
 from biflow.plan.operations import sampling
 from biflow.sampling.guidance import Guidance
-from biflow.sampling.samplers import Sampler
+from biflow.sampling.samplers import ExactInverse, Sampler
 
 REPEATS = 7  # timed calls; the median is reported
 GIGA = 1e9
@@ -42,7 +42,10 @@ def measure_cost(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_siz
 def operations_of(sampler: Sampler, guidance: Guidance, config: ModelConfig) -> float | None:
     """Floating-point operations of the networks per image, without the codec; None if they depend on the image."""
     counts, guided = sampling(config), ", guided" if guidance.strength else ""
-    return sum(counts.get(f"{name}{guided}", counts[name]) for name in sampler.counted) or None
+    found = sum(counts[f"{name}{guided}"] for name in sampler.counted)
+    if found and isinstance(sampler, ExactInverse) and sampler.denoise:
+        found += counts["score step after either"]
+    return found or None
 
 
 def parameters_of(pipe: Pipeline, sampler: Sampler) -> int:

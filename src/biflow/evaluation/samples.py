@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from biflow.config.base import Config, first_difference, parse_config, to_yaml
+from biflow.config.base import Config, check_recorded, to_yaml
 from biflow.data.randomness import stream
-from biflow.errors import InputError
 from biflow.features.metric_networks import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
 from biflow.tensors import hash_tensors
@@ -107,14 +106,7 @@ def resume_or_start(folder: Path, settings: SampleSettings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, to_yaml(settings))
         return
-    recorded = parse_config(SampleSettings, file.read_text(encoding="utf-8"), origin=str(file))
-    if difference := first_difference(recorded, settings):
-        key, old, new = difference
-        same = "the weights of the model that drew" if key == "weights" else f"{key}={old} as for"
-        raise InputError(
-            f"Expected {same} the samples in {folder}; got {'others' if key == 'weights' else new}. Evaluate with the "
-            "same, or choose another --out."
-        )
+    check_recorded(file, settings, "Evaluate the same model with the same settings, or choose another --out.")
 
 
 def make_labels(schedule: str, num: int, num_classes: int, seed: int) -> Tensor:

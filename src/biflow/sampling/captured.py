@@ -81,7 +81,7 @@ def get_or_make(cache: dict[K, V], key: K, make: Callable[[], V]) -> V:
 
 
 def without_autograd(call: Call) -> Call:
-    """Disable gradients, but leave inference mode, whose tensors could not be reused outside of it."""
+    """Disable gradients, and inference mode, whose tensors could not be reused outside of it."""
     return torch.inference_mode(False)(torch.no_grad()(call))
 
 

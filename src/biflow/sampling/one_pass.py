@@ -17,7 +17,7 @@ def sample_in_one_pass(
 ) -> SamplerOutput:
     """Sample in a single forward pass: noise z (B, T, D) and labels (B,) -> clean patches (B, T, D).
 
-    Trained guidance needs no extra evaluation; without it, each guided block runs on a doubled batch.
+    Trained guidance needs no extra evaluation; two-pass guidance runs each block on a doubled batch.
     """
     check_reverse_guidance(guidance, model.num_classes)
     return SamplerOutput(model(z, labels, guidance.strength).image, network_calls=1, rounds=1)

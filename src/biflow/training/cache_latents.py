@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow.config import ReadingConfig
-from biflow.config.base import Config, first_difference, parse_config, to_yaml
+from biflow.config.base import Config, check_recorded, parse_config, to_yaml
 from biflow.console import counting
 from biflow.data.datasets import ImageStream, Source
-from biflow.data.latents import MANIFEST_FILE, Encoder, write_manifest
+from biflow.data.latents import MANIFEST_FILE, LatentWriter, write_manifest
 from biflow.data.open import check_apart, open_data
 from biflow.data.scan import write_rejected
 from biflow.distributed import join_world
@@ -46,7 +46,7 @@ def encode_data(
         split = open_data(data, image_shape, config.reading)
         codec.to(world.device)
         share = (world.rank, world.size)
-        encoder = Encoder(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
+        encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
         names = [
             name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
         ]
@@ -66,7 +66,7 @@ def encode_data(
         return counts[0] if world.is_main else None
 
 
-def write_split(encoder: Encoder, data: Source, split: str, console: Console) -> list[str]:
+def write_split(encoder: LatentWriter, data: Source, split: str, console: Console) -> list[str]:
     """Write the shards of one split and show progress; returns their names."""
     if isinstance(data, ImageStream):
         raise InputError("Expected a data set with random access to encode; got a stream. Set reading.streaming=false.")
@@ -80,14 +80,8 @@ def check_cache_folder(out: Path, config: EncodeConfig) -> None:
     """Raise unless a cache with these settings can start or resume in this folder."""
     settings = out / SETTINGS_FILE
     if settings.is_file():
-        recorded = parse_config(EncodeConfig, settings.read_text(encoding="utf-8"), origin=str(settings))
-        difference = first_difference(recorded, config)
-        if difference and any(out.glob("*.safetensors")):
-            key, old, new = difference
-            raise InputError(
-                f"Expected the settings in {settings}; got {key}={new} instead of {old}. "
-                "Encode with the same settings, or into another folder."
-            )
+        if any(out.glob("*.safetensors")):
+            check_recorded(settings, config, "Encode with the same settings, or into another folder.")
         if (out / MANIFEST_FILE).is_file():
             raise InputError(f"Expected a new or unfinished latent cache; {out} is complete. Choose another folder.")
     else:

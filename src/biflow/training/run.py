@@ -11,7 +11,7 @@ from rich.console import Console
 
 from biflow.checkpoint import save_model
 from biflow.config import RunConfig, WatchConfig
-from biflow.config.base import first_difference, parse_config, to_yaml
+from biflow.config.base import check_recorded, to_yaml
 from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
 from biflow.distributed import World, join_world
@@ -147,21 +147,12 @@ def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:
 def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise unless a run with this config can start or resume in this folder."""
     if resume:
-        try:
-            text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+        if not (folder / CONFIG_FILE).is_file():
             raise InputError(
                 f"Expected a run to resume in {folder}; it has no {CONFIG_FILE}. Start it without --resume."
-            ) from None
-        recorded = parse_config(RunConfig, text, origin=str(folder / CONFIG_FILE))
-        if recorded != config:
-            difference = first_difference(recorded, config)
-            assert difference
-            key, old, new = difference
-            raise InputError(
-                f"Expected the settings in {folder / CONFIG_FILE}; got {key}={new} instead of {old}. "
-                "Resume with the same recipe and overrides, or start in a new folder."
             )
+        repair = "Resume with the same recipe and overrides, or start in a new folder."
+        check_recorded(folder / CONFIG_FILE, config, repair)
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(
             f"Expected a new or empty folder; {folder} has files. Choose another, or resume with --resume."
