@@ -60,14 +60,14 @@ def to_yaml(config: Config) -> str:
 
 
 def check_recorded(path: Path, config: Config, repair: str) -> None:
-    """Raise unless the config recorded in a file is this one; repair: how to go on, in the error."""
+    """Raise unless the config recorded in a file is this one; repair: the sentence that ends the error."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
     if difference := first_difference(parse_config(type(config), text, origin=str(path)), config):
         key, old, new = difference
-        raise InputError(f"Expected {key}={old}, as {path} records; got {new}. {repair}")
+        raise InputError(f"Expected {key}={old}, as in {path}; got {new}. {repair}")
 
 
 def first_difference(one: Config, other: Config, path: str = "") -> tuple[str, Any, Any] | None:
