@@ -16,6 +16,7 @@ from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import write_npz
 from biflow.errors import InputError
 from biflow.evaluation.cost import count_parameters, milliseconds_per_image
+from biflow.evaluation.report import map_numbers
 from biflow.extras import require
 from biflow.features.judge import Judge, save_judge
 from biflow.files import replace_file, write_text
@@ -202,19 +203,11 @@ def write_results(
     """Write the samples, the numbers, and the page that shows both."""
     for sampler, result in best.items():
         write_npz(out / f"samples_{sampler}.npz", result.pixels, result.labels)
-    write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
+    rounded = map_numbers(report, lambda number: float(f"{number:.4g}"))
+    write_text(out / "report.json", json.dumps(rounded, indent=2) + "\n")
     forward, reverse = measures.trace_first_image(pipe.model, test)
     samples = {sampler: result.pixels for sampler, result in best.items()}
     images = ReportImages(test, samples, best["exact"].labels, forward, reverse)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), images))
     with replace_file(out / "samples.png") as temporary:
         side_by_side(images).save(temporary, format="PNG")
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers rounded to four significant digits, at any depth."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
