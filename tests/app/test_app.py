@@ -271,7 +271,7 @@ def test_notes_group_uploads_with_the_same_conversion(backend, upload):
     ]
     files += [upload("broad.png", Image.new("RGB", (9, 5)))]
     notes = backend.classify(files).notes
-    assert notes[2:] == ["2 more were converted in other ways."]
+    assert notes[2:] == ["2 more had other conversions."]
 
 
 def test_a_note_says_that_a_transparent_image_was_laid_on_white(backend, upload):

@@ -142,7 +142,7 @@ def test_score_ranks_images_and_writes_a_table(biflow, model, tmp_path):
     code, out, err = biflow("score", model, tmp_path / "images", "--draws", 2, "--out", tmp_path / "new" / "scores.csv")
     assert code == 0
     assert "least likely of 3 images" in out
-    assert "Left out below/broken.png (" in err
+    assert "Skipped below/broken.png (" in err
     lines = (tmp_path / "new" / "scores.csv").read_text().splitlines()
     assert lines[0] == "rank,image,nats,bits_per_dim"
     assert {line.split(",")[1] for line in lines[1:]} == {f"below/{i}.png" for i in range(3)}
@@ -166,7 +166,7 @@ def test_classify_names_the_best_classes_and_writes_a_table(biflow, model, tmp_p
     code, out, err = biflow("classify", model, folder, "--top", 2, "--out", tmp_path / "new" / "classes.csv")
     assert code == 0
     assert "3 of 3 images" in out
-    assert "Left out broken.png (" in err
+    assert "Skipped broken.png (" in err
     with (tmp_path / "new" / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["image"], row["rank"]) for row in rows] == [(f"{i}.png", rank) for i in range(3) for rank in "12"]

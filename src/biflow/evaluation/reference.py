@@ -147,7 +147,8 @@ def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int,
             f"{found[1]}x{found[2]}. Give the file for the model's image size."
         )
     examples = features_of(net, pixels.permute(0, 3, 1, 2).contiguous(), batch_size=batch_size).pooled
-    facts = {"network": net.name, "weights": net.identity(), "data": str(path), "image_shape": list(found)}
+    facts: dict[str, Any] = {"network": net.name, "weights": net.identity(), "data": str(path)}
+    facts |= {"images": None, "image_shape": list(found)}
     count = len(pixels)  # a lower bound: the files do not record the number of images
     pooled, spatial = (Gaussian(numbers[f"mu{kind}"], numbers[f"sigma{kind}"], count) for kind in ("", "_s"))
     return Reference(pooled, spatial, examples, facts)
