@@ -101,10 +101,8 @@ def evaluate_samples(model: Path, context: EvaluationContext) -> Numbers | None:
     reals = open_reals(config, (channels, height, width))
     classes = len(reals.images.class_names)
     if labels is not None and classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InputError(
-            f"Expected labels from 0 to {classes - 1} in {model}, as of {config.data!r}; got "
-            f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples should resemble."
-        )
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        raise InputError(f"Expected labels from 0 to {classes - 1} in {model}, as in {config.data!r}; got {got}.")
     networks = open_references(reals, context)
     if not context.world.is_main:
         return None
@@ -218,10 +216,8 @@ def open_reals(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> R
     """The real images, at the size of the samples."""
     data = open_images(config.data, image_shape, config.reading)
     if data.train.image_shape != image_shape:
-        raise InputError(
-            f"Expected real images of shape {image_shape} (channels, height, width), like the samples; those of "
-            f"{config.data!r} have {data.train.image_shape}. Give data of the same kind."
-        )
+        shape = f"shape {image_shape}, like the samples"
+        raise InputError(f"Expected real images of {shape}; those of {config.data!r} have {data.train.image_shape}.")
     return RealImages(config, data)
 
 
@@ -231,10 +227,7 @@ def check_classes(pipe: Pipeline, reals: RealImages) -> None:
     if not classes:
         return
     if len(names) != classes:
-        raise InputError(
-            f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}. "
-            "Give the data that the model was trained on."
-        )
+        raise InputError(f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}.")
     counts = reals.images.labels.bincount(minlength=classes)
     if missing := [names[label] for label in range(classes) if not counts[label]]:
         raise InputError(

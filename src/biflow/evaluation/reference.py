@@ -113,10 +113,7 @@ def load_reference(path: Path) -> Reference:
     except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
-        raise InputError(
-            f"Expected reference statistics in {path}; it is no such file, or has changed since it was written. "
-            "Delete it to compute them again."
-        )
+        raise InputError(f"Expected statistics in {path}; it is no such file, or has changed. Delete it to redo it.")
     count, spatial = facts["images"], None
     if "spatial_mean" in tensors:
         spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)

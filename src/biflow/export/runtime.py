@@ -53,10 +53,7 @@ def fetch_runtime() -> Path:
     with replace_file(kept) as temporary:
         download(temporary)
         if not is_sound(temporary):
-            raise InputError(
-                f"Expected onnxruntime-web {VERSION} with the SHA-512 {SHA512[:12]}... from npm; got another file. "
-                f"{OTHERWISE}"
-            )
+            raise InputError(f"Expected the SHA-512 {SHA512[:12]}... from npm; got another file. {OTHERWISE}")
     return kept
 
 
@@ -80,9 +77,8 @@ def download(path: Path) -> None:
     except subprocess.CalledProcessError as error:
         lines = [*error.stderr.splitlines(), *error.stdout.splitlines()]
         reason = next((line for line in lines if "error" in line.lower() or "ERR" in line), f"code {error.returncode}")
-        raise InputError(
-            f"Expected npm to fetch {package}; it could not ({reason.strip()[:99]}). {OTHERWISE}"
-        ) from None
+        reason = reason.strip()[:99]
+        raise InputError(f"Expected npm to fetch {package}; it could not ({reason}). {OTHERWISE}") from None
     except (subprocess.TimeoutExpired, StopIteration):
         raise InputError(f"Expected npm to fetch {package}; it timed out. {OTHERWISE}") from None
     finally:

@@ -76,15 +76,8 @@ def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     plan = Plan(load_recipe(RECIPE, overrides), CLASSIFIER_FIT)
     if not small:
         return plan
-    return Plan(
-        smoke(plan.run),
-        smoke_fit(CLASSIFIER_FIT),
-        samples=100,
-        strengths=(0.0, 1.0),
-        timings=((1, 1), (256, 1)),
-        classified=60,
-        smoke=True,
-    )
+    sizes: Any = {"samples": 100, "strengths": (0.0, 1.0), "timings": ((1, 1), (256, 1)), "classified": 60}
+    return plan._replace(run=smoke(plan.run), judge=smoke_fit(plan.judge), **sizes, smoke=True)
 
 
 def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
