@@ -15,7 +15,7 @@ from biflow.console import counted
 from biflow.data.images import to_pixels
 from biflow.data.pictures import Picture, Pictures, read_pictures
 from biflow.data.sheet import painted
-from biflow.errors import InputError, check_number, nearest
+from biflow.errors import InputError, check_number, choose
 from biflow.pipeline import Pipeline
 from biflow.sampling.options import SamplingOptions
 from biflow.sampling.samplers import SAMPLERS
@@ -119,10 +119,8 @@ class Backend:
         """Labels of class names."""
         if not self.class_names:
             return [self.pipe.config.null_label for _ in names]
-        for name in names:
-            if name not in self.class_names:
-                raise InputError(f"Unknown class {name!r}; {nearest(str(name), self.class_names)}")
-        return [self.class_names.index(name) for name in names]
+        known = {name: label for label, name in enumerate(self.class_names)}
+        return [choose(known, name, "class") for name in names]
 
     def cycle_labels(self, names: Sequence[str], count: int, max_count: int) -> Tensor:
         """Labels (count,) that cycle through the given classes, by default through all."""

@@ -38,6 +38,11 @@ class Controls:
         """The column of results, at the right."""
         return self.gr.Column(scale=7, min_width=260)
 
+    def output_in_column(self, hint: str, elem_id: str) -> Any:
+        """The column of results with one output."""
+        with self.output_column():
+            return self.output(hint, elem_id)
+
     def class_dropdown(self, label: str, info: str | None = None, **options: Any) -> Any:
         """Select classes; free text is allowed, so that a misspelt name gets a suggestion."""
         names = self.backend.class_names

@@ -26,8 +26,7 @@ def sample_tab(controls: Controls, backend: Backend) -> None:
         with controls.gr.Row(elem_classes="pair"):
             button = controls.button("Sample", "sample-go")
             reseed = controls.button("New seed", "sample-again", primary=False)
-    with controls.output_column():
-        output = controls.output("Samples appear here.", "sample-result")
+    output = controls.output_in_column("Samples appear here.", "sample-result")
 
     def sample(names: list[str] | None, count: int, *options: Any) -> TabResult:
         return backend.sample(names or [], to_int(count, "number of images"), **sampling_options(*options))
@@ -51,8 +50,7 @@ def classify_tab(controls: Controls, backend: Backend) -> None:
         label, value = "Classification method", backend.classify_method
         method = controls.gr.Dropdown(CLASSIFY_METHODS, value=value, label=label, info=info)
         button = controls.button("Classify", "classify-go")
-    with controls.output_column():
-        output = controls.output("The most likely classes of each image appear here.", "classify-result")
+    output = controls.output_in_column("The most likely classes of each image appear here.", "classify-result")
     controls.connect(button.click, backend.classify, [files, method], [output])
 
 
@@ -65,9 +63,8 @@ def rank_tab(controls: Controls, backend: Backend) -> None:
         files = controls.file_upload("rank-files")
         name = controls.class_dropdown("Likelihood given class", value=NO_CLASS)
         button = controls.button("Rank", "rank-go")
-    with controls.output_column():
-        hint = "Images appear here, least likely first. To rank a folder, select all files in it."
-        output = controls.output(hint, "rank-result")
+    hint = "Images appear here, least likely first. To rank a folder, select all files in it."
+    output = controls.output_in_column(hint, "rank-result")
     controls.connect(button.click, backend.rank, [files, name], [output])
 
 
@@ -78,8 +75,7 @@ def compare_tab(controls: Controls, backend: Backend) -> None:
         count = controls.count_slider("Images per method", min(MAX_COMPARED, backend.max_images), 8)
         sampling = controls.sampling_inputs(method=False)
         button = controls.button("Compare", "compare-go")
-    with controls.output_column():
-        output = controls.output("Samples and timings of every sampling method appear here.", "compare-result")
+    output = controls.output_in_column("Samples and timings of every sampling method appear here.", "compare-result")
 
     def compare(names: list[str] | None, count: int, *options: Any) -> TabResult:
         return backend.compare(names or [], to_int(count, "number of images"), **sampling_options(*options))

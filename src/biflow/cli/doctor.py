@@ -94,7 +94,11 @@ def faults() -> list[str]:
     """Installed packages that cannot be imported, in sentences."""
     found = []
     for module in TRIED:
-        if _version(module) and (reason := _import_fault(module)):
+        try:
+            if _version(module):
+                importlib.import_module(module)
+        except Exception as error:  # a broken package raises anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
             repair = REPAIRS.get(module, "Install it again.")
             found.append(f"{module} is installed and cannot be imported ({reason}). {repair}")
     return found
@@ -105,11 +109,3 @@ def _version(module: str) -> str | None:
         return version(DISTRIBUTIONS.get(module, module))
     except PackageNotFoundError:
         return None
-
-
-def _import_fault(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken package raises anything
-        return str(error).partition("\n")[0] or type(error).__name__
-    return None

@@ -24,7 +24,7 @@ from biflow.distributed import World, join_world
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS, compare
 from biflow.evaluation.cost import measure_cost
-from biflow.evaluation.real_images import EvaluationContext, NetworkReference, RealImages, open_references
+from biflow.evaluation.real_images import READING, EvaluationContext, NetworkReference, RealImages, open_references
 from biflow.evaluation.reference import evenly_spaced
 from biflow.evaluation.report import best_of, cost_rows, map_numbers, quality_rows, render_evaluation
 from biflow.evaluation.samples import (
@@ -82,7 +82,7 @@ def evaluate(model: Path, config: EvaluationConfig, out: Path, console: Console)
         npz.parent.mkdir(parents=True, exist_ok=True)
     measure = evaluate_samples if model.suffix == ".npz" else evaluate_model
     with join_world() as world:
-        world.on_main(lambda: begin(out))
+        world.on_main(lambda: check_writable(out))
         return measure(model, EvaluationContext(config, out, world, console))
 
 
@@ -241,19 +241,13 @@ def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
     trained = (pipe.training or {}).get("config", {})
     if trained.get("data") != config.data:
         return
-    for key in ("crop", "background", "test_share"):
+    for key in READING:
         was, now = trained["reading"][key], getattr(config.reading, key)
         if was != now:
             raise InputError(
                 f"Expected reading.{key}={was}, with which the model was trained on {config.data!r}; got {now}. "
                 f"Add --set reading.{key}={was}."
             )
-
-
-def begin(out: Path) -> None:
-    """Make the output folder; raise if it is not writable."""
-    check_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
@@ -302,6 +296,7 @@ def write_result(out: Path, result: Numbers, samples: EvaluatedSamples) -> Numbe
     """Write evaluation.json and the page; returns the content of the JSON."""
     result = map_numbers(result, lambda number: number if math.isfinite(number) else None)
     result["tables"] = {"quality": quality_rows(result), "cost": cost_rows(result)}
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     write_text(out / REPORT_FILE, render_evaluation(result, samples.pixels[:SHOWN_IMAGES]))
     return result

@@ -29,6 +29,7 @@ from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
 
 LEAST_IMAGES = 4  # precision and recall need three neighbours
+READING = ("crop", "background", "test_share")  # settings that change the images
 JUDGE_IMAGES = 20_000  # at most; training images of the reference classifier
 
 
@@ -61,7 +62,6 @@ class RealImages(NamedTuple):
 
     def facts(self, net: FeatureNet) -> dict[str, Any]:
         """Everything that a network's statistics of the images depend on."""
-        reading = self.config.reading
         return {
             "network": net.name,
             "weights": net.identity(),
@@ -70,9 +70,7 @@ class RealImages(NamedTuple):
             "split": self.config.split,
             "images": len(self.images),
             "image_shape": list(self.images.image_shape),
-            "crop": reading.crop,
-            "background": reading.background,
-            "test_share": reading.test_share,
+            **{key: getattr(self.config.reading, key) for key in READING},
         }
 
 

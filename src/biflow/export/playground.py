@@ -1,7 +1,6 @@
 """The playground: a static folder with page, model and runtime."""
 
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -41,8 +40,7 @@ def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Export
         (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         page = resources.files("biflow.export") / "page"
         for name in PAGE_FILES:
-            with (page / name).open("rb") as source, (folder / name).open("wb") as file:
-                shutil.copyfileobj(source, file)
+            (folder / name).write_bytes((page / name).read_bytes())
     return exported
 
 
