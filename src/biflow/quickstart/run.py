@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,16 +142,14 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, SweepResult]) -
     The exact inverse includes its score step.  `ratio_guided` compares both samplers with guidance.
     """
 
-    def timed(sampler: str, *, guided: bool) -> Callable[[int], Tensor]:
-        guidance = (best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)) if guided else 0.0
-        method = METHODS[sampler]
-        return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
+    def sample(size: int, method: str, guidance: Guidance) -> Tensor:
+        return pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
 
-    samplers = {
-        f"{sampler}{'_guided' if guided else ''}": timed(sampler, guided=guided)
-        for sampler in METHODS
-        for guided in (True, False)
-    }
+    samplers: dict[str, Callable[[int], Tensor]] = {}
+    for sampler, method in METHODS.items():
+        guidance = best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)
+        samplers[f"{sampler}_guided"] = partial(sample, method=method, guidance=guidance)
+        samplers[sampler] = partial(sample, method=method, guidance=Guidance(0.0))
     batches: Numbers = {}
     for size, repeats in plan.timings:
         times = milliseconds_per_image(samplers, size, repeats)
