@@ -179,7 +179,7 @@ def check_features(features: Tensor, *, least: int) -> None:
         raise InputError(_too_few(len(features), least))
     if broken := int((~features.isfinite().all(dim=1)).sum()):
         raise InputError(
-            f"Expected finite features; got NaN or Inf in {broken} of {len(features)}. Check these images."
+            f"Expected finite features; got NaN or Inf for {broken} of {len(features)}. Check these images."
         )
 
 
