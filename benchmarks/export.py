@@ -47,7 +47,7 @@ def write_files(model: Path, folder: Path) -> tuple[dict[str, SampleFunction], d
         samplers[name] = read_torch(path) if target == "torch" else read_onnx(path, threads=1)
         check = written.check
         found[name] = {"bytes": written.size, "largest_grey_levels": check.grey_levels, "tolerance": check.tolerance}
-        found[name]["mean_grey_levels"] = check.mean_grey_levels
+        found[name]["mean_grey_levels"] = 127.5 * check.mean
     return samplers, found
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import rich.progress as bars
 from rich.console import Console
@@ -55,11 +56,9 @@ def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
     """A table whose first row is the header; `numbers` right-aligns all columns but the first and never wraps them."""
     shown = Table(title=title, title_justify="left")
     shown.add_column(rows[0][0], overflow="fold")
+    options: Any = {"justify": "right", "no_wrap": True} if numbers else {"overflow": "fold"}
     for heading in rows[0][1:]:
-        if numbers:
-            shown.add_column(heading.replace(", ", ",\n"), justify="right", no_wrap=True)
-        else:
-            shown.add_column(heading, overflow="fold")
+        shown.add_column(heading.replace(", ", ",\n") if numbers else heading, **options)
     for row in rows[1:]:
         shown.add_row(*map(escape, row))
     return shown

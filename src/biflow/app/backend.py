@@ -15,7 +15,7 @@ from biflow.console import counted
 from biflow.data.images import to_pixels
 from biflow.data.pictures import Picture, Pictures, read_pictures
 from biflow.data.sheet import painted
-from biflow.errors import InputError, check_number, nearest
+from biflow.errors import InputError, check_number, choose
 from biflow.pipeline import Pipeline
 from biflow.sampling.options import SamplingOptions
 from biflow.sampling.samplers import SAMPLERS
@@ -119,10 +119,8 @@ class Backend:
         """Labels of class names."""
         if not self.class_names:
             return [self.pipe.config.null_label for _ in names]
-        for name in names:
-            if name not in self.class_names:
-                raise InputError(f"Unknown class {name!r}; {nearest(str(name), self.class_names)}")
-        return [self.class_names.index(name) for name in names]
+        known = {name: label for label, name in enumerate(self.class_names)}
+        return [choose(known, name, "class") for name in names]
 
     def cycle_labels(self, names: Sequence[str], count: int, max_count: int) -> Tensor:
         """Labels (count,) that cycle through the given classes, by default through all."""
@@ -130,22 +128,16 @@ class Backend:
         labels = torch.tensor(self.labels(names) or list(range(max(1, self.pipe.config.num_classes))))
         return labels[torch.arange(count) % len(labels)]
 
-    def class_name(self, label: int) -> str:
-        """The name of a class; empty for an unconditional model."""
-        return self.class_names[label] if self.class_names else ""
-
     def sample(self, classes: Sequence[str], count: int, **options: Unpack[SamplingOptions]) -> TabResult:
         """Sample images, cycling through the given classes."""
         labels = self.cycle_labels(classes, count, self.max_images)
-        start = time.perf_counter()
-        pixels, notes = self._sample(labels, options)
-        seconds = time.perf_counter() - start
+        pixels, seconds, notes = self._sample(labels, options)
         summary = f"{counted(count, 'image')} in {format_seconds(seconds)} (seed {options.get('seed', 0)})"
         return TabResult(summary, [Section("", self._figures(pixels, labels))], notes)
 
     def sample_one(self, name: str, **options: Unpack[SamplingOptions]) -> Picture:
         """Sample one image to edit."""
-        pixels, _ = self._sample(self.cycle_labels([name] if self.class_names else [], 1, 1), options)
+        pixels, _, _ = self._sample(self.cycle_labels([name] if self.class_names else [], 1, 1), options)
         what = f"sample of {name}" if self.class_names else "sample"
         return Picture(f"{what}, seed {options.get('seed', 0)}", pixels[0])
 
@@ -157,21 +149,18 @@ class Backend:
         for title, method in self.methods.items():
             method_options: SamplingOptions = {**options, "method": method}
             self._sample(labels[:1], method_options)
-            start = time.perf_counter()
-            pixels, method_notes = self._sample(labels, method_options)
-            results[title] = pixels, time.perf_counter() - start
+            pixels, seconds, method_notes = self._sample(labels, method_options)
+            results[title] = pixels, seconds
             notes += [f"{title}: {note}" for note in method_notes]
         baseline = SAMPLERS["sequential"].title
-        exact = results[baseline][0]
+        exact, _ = results[baseline]
         sections = [
             Section(title, self._figures(pixels, labels), format_seconds(seconds) + difference(pixels, exact))
             for title, (pixels, seconds) in results.items()
         ]
         notes.append(f'Difference: mean absolute pixel difference (0-255) from "{baseline}".')
-        summary = (
-            f"{counted(count, 'image')} per method, from the same noise (seed {options.get('seed', 0)}) and classes"
-        )
-        return TabResult(summary, sections, notes)
+        noise = f"the same noise (seed {options.get('seed', 0)})"
+        return TabResult(f"{counted(count, 'image')} per method, from {noise} and classes", sections, notes)
 
     def open(self, file: str | None) -> tuple[Picture, list[str]]:
         """Read one upload: the image and notes on it."""
@@ -206,15 +195,17 @@ class Backend:
         start = time.perf_counter()
         found = self.pipe.classify(pixels, method=method or self.classify_method)
         seconds = time.perf_counter() - start
-        bits = self._bits_per_dim(pixels) if self.has_likelihood else [[]] * len(pictures)
-        top = self._top_classes(found.probabilities)
+        lines = [[each.name] for each in pictures]
+        if self.has_likelihood:
+            bits = self.pipe.log_prob(pixels).bits_per_dim.tolist()
+            lines = [[f"{format_fixed(each, 2)} bits/dim", *line] for each, line in zip(bits, lines, strict=True)]
+        else:
+            notes.append("This model works on latents and gives no image likelihood, so bits/dim are not shown.")
         figures = [
-            Figure(each.pixels, classes[0], [*classes[1:], *image_bits, each.name])
-            for each, classes, image_bits in zip(pictures, top, bits, strict=True)
+            Figure(each.pixels, classes[0], [*classes[1:], *line])
+            for each, classes, line in zip(pictures, self._top_classes(found.probabilities), lines, strict=True)
         ]
         summary = f"{counted(len(pictures), 'image')} classified in {format_seconds(seconds)}"
-        if not self.has_likelihood:
-            notes.append("This model works on latents and gives no image likelihood, so bits/dim are not shown.")
         return TabResult(summary, [Section("", figures)], notes)
 
     def rank(self, files: Sequence[str] | None, name: str | None = None) -> TabResult:
@@ -290,18 +281,19 @@ class Backend:
         summary = f"{counted(num, 'variation')} at strength {strength:g} (seed {options.get('seed', 0)})"
         return TabResult(summary, [Section("", [Figure(pixels[0], "input"), *results])], [STRENGTH_INFO])
 
-    def _sample(self, labels: Tensor, options: SamplingOptions) -> tuple[Tensor, list[str]]:
-        """Images (N, P, H, W), and a note if any contained NaN or Inf."""
+    def _sample(self, labels: Tensor, options: SamplingOptions) -> tuple[Tensor, float, list[str]]:
+        """Images (N, P, H, W), the seconds it took, and a note if any contained NaN or Inf."""
+        start = time.perf_counter()
         batched: SamplingOptions = {**options, "batch_size": BATCH_SIZE}
         drawn = self.pipe.draw(labels, redraw=True, **batched)
-        if not drawn.broken:
-            return drawn.pixels, []
+        seconds = time.perf_counter() - start
         broken = f"{drawn.broken} of {len(labels)} images contained NaN or Inf and were resampled"
-        return drawn.pixels, [f"{broken}; {drawn.left} still do."]
+        return drawn.pixels, seconds, [f"{broken}; {drawn.left} still do."] * (drawn.broken > 0)
 
     def _figures(self, pixels: Tensor, labels: Tensor) -> list[Figure]:
         """Images (N, P, H, W) with their class names."""
-        return [Figure(each, self.class_name(k)) for each, k in zip(pixels, labels.tolist(), strict=True)]
+        names = [self.class_names[label] if self.class_names else "" for label in labels.tolist()]
+        return [Figure(*each) for each in zip(pixels, names, strict=True)]
 
     def _check_edit(self, picture: Picture | None, name: str | None) -> tuple[Tensor, list[int]]:
         """The image to edit (1, P, H, W) and its label."""
@@ -311,18 +303,14 @@ class Backend:
             raise InputError("Expected the class of the image; got none. Select it.")
         return picture.pixels[None], self.labels([name or ""])
 
-    def _bits_per_dim(self, pixels: Tensor) -> list[list[str]]:
-        """Unconditional bits per dimension of each image, as caption lines."""
-        return [[f"{format_fixed(bits, 2)} bits/dim"] for bits in self.pipe.log_prob(pixels).bits_per_dim.tolist()]
-
     def _top_classes(self, probabilities: Tensor) -> list[list[str]]:
         """Probabilities (N, K) -> the most likely classes of each image, as caption lines."""
         top = probabilities.topk(min(TOP_K, probabilities.shape[1]), dim=1)
         return [
             [
-                f"{self.class_names[label]}: {probability:.1%}"
-                for i, (label, probability) in enumerate(zip(labels, values, strict=True))
-                if not i or probability >= MIN_PROBABILITY
+                f"{self.class_names[label]}: {value:.1%}"
+                for i, (label, value) in enumerate(zip(labels, values, strict=True))
+                if not i or value >= MIN_PROBABILITY
             ]
             for labels, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]

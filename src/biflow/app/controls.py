@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
-from biflow.app.backend import Backend
-from biflow.app.html import error_html, hint_html
+from biflow.app.backend import Backend, TabResult
+from biflow.app.html import error_html, hint_html, result_html
 from biflow.data.decode import IMAGE_SUFFIXES
 from biflow.errors import InputError
 from biflow.extras import require
@@ -38,19 +38,15 @@ class Controls:
         """The column of results, at the right."""
         return self.gr.Column(scale=7, min_width=260)
 
-    def classes_dropdown(self, label: str, info: str) -> Any:
-        """Select any number of classes."""
-        names = self.backend.class_names
-        return self.gr.Dropdown(
-            names, multiselect=True, allow_custom_value=True, visible=bool(names), label=label, info=info
-        )
+    def output_in_column(self, hint: str, elem_id: str) -> Any:
+        """The column of results with one output."""
+        with self.output_column():
+            return self.output(hint, elem_id)
 
-    def class_dropdown(self, label: str, value: str | None = None, info: str | None = None) -> Any:
-        """Select one class; free text is allowed, so that a misspelt name gets a suggestion."""
+    def class_dropdown(self, label: str, info: str | None = None, **options: Any) -> Any:
+        """Select classes; free text is allowed, so that a misspelt name gets a suggestion."""
         names = self.backend.class_names
-        return self.gr.Dropdown(
-            names, value=value, allow_custom_value=True, visible=bool(names), label=label, info=info
-        )
+        return self.gr.Dropdown(names, allow_custom_value=True, visible=bool(names), label=label, info=info, **options)
 
     def count_slider(self, label: str, maximum: int, value: int) -> Any:
         """A slider from 1."""
@@ -58,13 +54,8 @@ class Controls:
 
     def file_upload(self, elem_id: str) -> Any:
         """Upload several images at once."""
-        return self.gr.File(
-            file_count="multiple",
-            file_types=SUFFIXES,
-            height=180,
-            label=f"Images (at most {self.backend.max_images})",
-            elem_id=elem_id,
-        )
+        label = f"Images (at most {self.backend.max_images})"
+        return self.gr.File(file_count="multiple", file_types=SUFFIXES, height=180, label=label, elem_id=elem_id)
 
     def sampling_inputs(self, *, method: bool = True) -> list[Any]:
         """Guidance, seed and, optionally, method: the arguments of `sampling_options`, in order."""
@@ -93,7 +84,7 @@ class Controls:
         return self.gr.Button(text, variant=variant, size="md", min_width=90, elem_id=elem_id)
 
     def connect(self, event: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """Call `fn` on an event; over the whole page, one call runs at a time.
+        """Call `fn` on an event and show its `TabResult` or values; over the whole page, one call runs at a time.
 
         The message of an `InputError` appears in the first HTML component of the outputs; the others keep their values.
         """
@@ -102,20 +93,15 @@ class Controls:
         @wraps(fn)
         def with_errors(*args: Any) -> Any:
             try:
-                return fn(*args)
+                found = fn(*args)
             except InputError as error:
                 values = [self.gr.skip()] * len(outputs)
                 values[error_index] = error_html(str(error))
                 return values if len(values) > 1 else values[0]
+            return result_html(found) if isinstance(found, TabResult) else found
 
-        return event(
-            with_errors,
-            list(inputs),
-            list(outputs),
-            api_visibility="private",
-            concurrency_id="model",
-            concurrency_limit=1,
-        )
+        one_at_a_time = {"concurrency_id": "model", "concurrency_limit": 1}
+        return event(with_errors, list(inputs), list(outputs), api_visibility="private", **one_at_a_time)
 
 
 def sampling_options(guidance: float, seed: float | None, method: str = "reverse") -> SamplingOptions:

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from biflow.app.backend import MAX_RESULTS, NO_CLASS, STRENGTH_INFO, Backend
+from biflow.app.backend import MAX_RESULTS, NO_CLASS, STRENGTH_INFO, Backend, TabResult
 from biflow.app.controls import SUFFIXES, Controls, random_seed, sampling_options, to_int
-from biflow.app.html import hint_html, notes_html, result_html
+from biflow.app.html import hint_html, notes_html
 from biflow.app.mask import EVERYTHING, HALVES, PAINTED, mask_of
 from biflow.data.images import enlarge, to_pil
 from biflow.data.pictures import Picture
@@ -27,7 +27,6 @@ class ImageInputs(NamedTuple):
     canvas: Any
     class_name: Any
     sampling: list[Any]
-    notes: Any
 
 
 def edit_tab(controls: Controls, backend: Backend) -> None:
@@ -50,13 +49,12 @@ def make_image_inputs(controls: Controls, backend: Backend, output: Any) -> Imag
         upload = gr.UploadButton("Upload", file_types=SUFFIXES, min_width=90, size="md", elem_id="edit-upload")
         sample = controls.button("Sample", "edit-sample", primary=False)
     canvas = make_canvas(gr, canvas_side(backend))
-    notes = gr.HTML(
-        notes_html(["Upload or sample an image, then paint over the region to inpaint."]), elem_id="edit-notes"
-    )
-    class_name = controls.class_dropdown(
-        "Class of the image", names[0] if names else None, "Predicted when you upload an image."
-    )
-    inputs = ImageInputs(gr.State(None), canvas, class_name, controls.sampling_inputs(), notes)
+    hint = "Upload or sample an image, then paint over the region to inpaint."
+    notes = gr.HTML(notes_html([hint]), elem_id="edit-notes")
+    info, first = "Predicted when you upload an image.", names[0] if names else None
+    class_name = controls.class_dropdown("Class of the image", info, value=first)
+    inputs = ImageInputs(gr.State(None), canvas, class_name, controls.sampling_inputs())
+    shown = [inputs.picture, canvas, notes, output]
 
     def open_upload(file: str | None) -> tuple[Any, ...]:
         picture, notes = backend.open(file)
@@ -74,10 +72,8 @@ def make_image_inputs(controls: Controls, backend: Backend, output: Any) -> Imag
         cleared = (editor or {}).get("background") is None
         return canvas_value(picture) if picture is not None and cleared else gr.skip()
 
-    controls.connect(upload.upload, open_upload, [upload], [inputs.picture, canvas, notes, output, class_name])
-    controls.connect(
-        sample.click, sample_image, [class_name, *inputs.sampling], [inputs.picture, canvas, notes, output]
-    )
+    controls.connect(upload.upload, open_upload, [upload], [*shown, class_name])
+    controls.connect(sample.click, sample_image, [class_name, *inputs.sampling], shown)
     canvas.change(restore_image, [inputs.picture, canvas], [canvas], api_visibility="private", show_progress="hidden")
     return inputs
 
@@ -86,33 +82,27 @@ def make_canvas(gr: Any, side: int) -> Any:
     """A square image editor with one brush; images are placed on it by the server only."""
     brush = gr.Brush(default_size=side // 8, colors=[BRUSH_COLOUR], default_color=BRUSH_COLOUR, color_mode="fixed")
     minimal: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": []}
-    return gr.ImageEditor(
-        **minimal, brush=brush, type="numpy", format="png", canvas_size=(side, side), fixed_canvas=True,
-        height=MIN_CANVAS + 80, label="Image", placeholder="No image yet", elem_id="canvas",
-    )  # fmt: skip
+    size: dict[str, Any] = {"canvas_size": (side, side), "fixed_canvas": True, "height": MIN_CANVAS + 80}
+    texts = {"label": "Image", "placeholder": "No image yet", "elem_id": "canvas"}
+    return gr.ImageEditor(brush=brush, type="numpy", format="png", **minimal, **size, **texts)
 
 
 def inpaint_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: Any) -> None:
     """Inpaint the painted region, or a preset one."""
-    region = controls.gr.Radio(
-        [PAINTED, *HALVES, EVERYTHING], value=PAINTED, label="Region to inpaint", elem_id="edit-region"
-    )
+    regions = [PAINTED, *HALVES, EVERYTHING]
+    region = controls.gr.Radio(regions, value=PAINTED, label="Region to inpaint", elem_id="edit-region")
     proposals = controls.count_slider("Proposals", MAX_RESULTS, 4)
     button = controls.button("Inpaint", "edit-inpaint")
 
-    def inpaint(picture: Picture | None, name: str | None, *args: Any) -> str:
+    def inpaint(picture: Picture | None, name: str | None, *args: Any) -> TabResult:
         editor, region, proposals, *options = args
         layers = [crop_margin(layer) for layer in (editor or {}).get("layers") or []]
         mask = mask_of(region, layers, backend.image_shape[1])
         count = to_int(proposals, "number of proposals")
-        return result_html(backend.inpaint(picture, mask, name, proposals=count, **sampling_options(*options)))
+        return backend.inpaint(picture, mask, name, proposals=count, **sampling_options(*options))
 
-    controls.connect(
-        button.click,
-        inpaint,
-        [inputs.picture, inputs.class_name, inputs.canvas, region, proposals, *inputs.sampling],
-        [output],
-    )
+    own = [inputs.canvas, region, proposals]
+    controls.connect(button.click, inpaint, [inputs.picture, inputs.class_name, *own, *inputs.sampling], [output])
 
 
 def reclass_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: Any) -> None:
@@ -120,11 +110,11 @@ def reclass_tab(controls: Controls, backend: Backend, inputs: ImageInputs, outpu
     if not backend.class_names:
         controls.message("This model is unconditional, so there is no class to change.")
         return
-    targets = controls.classes_dropdown("Target classes", "One result per class.")
+    targets = controls.class_dropdown("Target classes", "One result per class.", multiselect=True)
     button = controls.button("Change class", "edit-reclass")
 
-    def reclass(picture: Picture | None, name: str | None, targets: list[str] | None, *options: Any) -> str:
-        return result_html(backend.reclass(picture, name, targets or [], **sampling_options(*options)))
+    def reclass(picture: Picture | None, name: str | None, targets: list[str] | None, *options: Any) -> TabResult:
+        return backend.reclass(picture, name, targets or [], **sampling_options(*options))
 
     controls.connect(button.click, reclass, [inputs.picture, inputs.class_name, targets, *inputs.sampling], [output])
 
@@ -135,10 +125,10 @@ def vary_tab(controls: Controls, backend: Backend, inputs: ImageInputs, output: 
     num = controls.count_slider("Number of variations", MAX_RESULTS, 6)
     button = controls.button("Create variations", "edit-vary")
 
-    def vary(picture: Picture | None, name: str | None, *args: Any) -> str:
+    def vary(picture: Picture | None, name: str | None, *args: Any) -> TabResult:
         strength, num, *options = args
         count = to_int(num, "number of variations")
-        return result_html(backend.vary(picture, name, strength=strength, num=count, **sampling_options(*options)))
+        return backend.vary(picture, name, strength=strength, num=count, **sampling_options(*options))
 
     controls.connect(button.click, vary, [inputs.picture, inputs.class_name, strength, num, *inputs.sampling], [output])
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from biflow.app.backend import MAX_COMPARED, NO_CLASS, Backend
+from biflow.app.backend import MAX_COMPARED, NO_CLASS, Backend, TabResult
 from biflow.app.controls import Controls, import_gradio, random_seed, sampling_options, to_int
 from biflow.app.edit import edit_tab
 from biflow.app.html import result_html
@@ -20,21 +20,20 @@ ALL_CLASSES = "Leave empty to cycle through all classes."
 def sample_tab(controls: Controls, backend: Backend) -> None:
     """Sample images of given classes."""
     with controls.input_column():
-        classes = controls.classes_dropdown("Classes", ALL_CLASSES)
+        classes = controls.class_dropdown("Classes", ALL_CLASSES, multiselect=True)
         count = controls.count_slider("Number of images", backend.max_images, 16)
         sampling = controls.sampling_inputs()
         with controls.gr.Row(elem_classes="pair"):
             button = controls.button("Sample", "sample-go")
             reseed = controls.button("New seed", "sample-again", primary=False)
-    with controls.output_column():
-        output = controls.output("Samples appear here.", "sample-result")
+    output = controls.output_in_column("Samples appear here.", "sample-result")
 
-    def sample(names: list[str] | None, count: int, *options: Any) -> str:
-        return result_html(backend.sample(names or [], to_int(count, "number of images"), **sampling_options(*options)))
+    def sample(names: list[str] | None, count: int, *options: Any) -> TabResult:
+        return backend.sample(names or [], to_int(count, "number of images"), **sampling_options(*options))
 
     def sample_new_seed(names: list[str] | None, count: int, guidance: float, _: Any, *method: Any) -> tuple[str, int]:
         seed = random_seed()
-        return sample(names, count, guidance, seed, *method), seed
+        return result_html(sample(names, count, guidance, seed, *method)), seed
 
     controls.connect(button.click, sample, [classes, count, *sampling], [output])
     controls.connect(reseed.click, sample_new_seed, [classes, count, *sampling], [output, sampling[1]])
@@ -47,18 +46,12 @@ def classify_tab(controls: Controls, backend: Backend) -> None:
         return
     with controls.input_column():
         files = controls.file_upload("classify-files")
-        method = controls.gr.Dropdown(
-            CLASSIFY_METHODS,
-            value=backend.classify_method,
-            label="Classification method",
-            info="Bayes' rule takes one pass per class.",
-        )
+        info = "Bayes' rule takes one pass per class."
+        label, value = "Classification method", backend.classify_method
+        method = controls.gr.Dropdown(CLASSIFY_METHODS, value=value, label=label, info=info)
         button = controls.button("Classify", "classify-go")
-    with controls.output_column():
-        output = controls.output("The most likely classes of each image appear here.", "classify-result")
-    controls.connect(
-        button.click, lambda files, method: result_html(backend.classify(files, method)), [files, method], [output]
-    )
+    output = controls.output_in_column("The most likely classes of each image appear here.", "classify-result")
+    controls.connect(button.click, backend.classify, [files, method], [output])
 
 
 def rank_tab(controls: Controls, backend: Backend) -> None:
@@ -68,27 +61,24 @@ def rank_tab(controls: Controls, backend: Backend) -> None:
         return
     with controls.input_column():
         files = controls.file_upload("rank-files")
-        name = controls.class_dropdown("Likelihood given class", NO_CLASS)
+        name = controls.class_dropdown("Likelihood given class", value=NO_CLASS)
         button = controls.button("Rank", "rank-go")
-    with controls.output_column():
-        hint = "Images appear here, least likely first. To rank a folder, select all files in it."
-        output = controls.output(hint, "rank-result")
-    controls.connect(button.click, lambda files, name: result_html(backend.rank(files, name)), [files, name], [output])
+    hint = "Images appear here, least likely first. To rank a folder, select all files in it."
+    output = controls.output_in_column(hint, "rank-result")
+    controls.connect(button.click, backend.rank, [files, name], [output])
 
 
 def compare_tab(controls: Controls, backend: Backend) -> None:
     """Compare all sampling methods on the same noise."""
     with controls.input_column():
-        classes = controls.classes_dropdown("Classes", ALL_CLASSES)
+        classes = controls.class_dropdown("Classes", ALL_CLASSES, multiselect=True)
         count = controls.count_slider("Images per method", min(MAX_COMPARED, backend.max_images), 8)
         sampling = controls.sampling_inputs(method=False)
         button = controls.button("Compare", "compare-go")
-    with controls.output_column():
-        output = controls.output("Samples and timings of every sampling method appear here.", "compare-result")
+    output = controls.output_in_column("Samples and timings of every sampling method appear here.", "compare-result")
 
-    def compare(names: list[str] | None, count: int, *options: Any) -> str:
-        count = to_int(count, "number of images")
-        return result_html(backend.compare(names or [], count, **sampling_options(*options)))
+    def compare(names: list[str] | None, count: int, *options: Any) -> TabResult:
+        return backend.compare(names or [], to_int(count, "number of images"), **sampling_options(*options))
 
     controls.connect(button.click, compare, [classes, count, *sampling], [output])
 

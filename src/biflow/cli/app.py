@@ -34,12 +34,12 @@ def app(
 def wait() -> None:
     """Return when a person presses Ctrl-C, or at SIGTERM."""
     import signal
+    from contextlib import suppress
     from threading import Event
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        Event().wait()
-    except KeyboardInterrupt:
-        return
+        with suppress(KeyboardInterrupt):
+            Event().wait()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,11 +1,15 @@
 """Arguments and options shared by several commands."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from biflow.console import say
+
 if TYPE_CHECKING:
+    from biflow.data.pictures import Pictures
     from biflow.pipeline import Pipeline
 
 GUIDANCE_HELP = "Guidance strength, 0 for none; optionally ,annealed ,on=shift|log_scale ,temperature=T."
@@ -30,3 +34,14 @@ def open_pipeline(model: Path, device: str | None) -> "Pipeline":
     from biflow.pipeline import Pipeline
 
     return Pipeline.from_pretrained(model).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def open_pictures(pipe: "Pipeline", images: Path | Sequence[Path]) -> "Pictures":
+    """Images at the model's size; prints notes on skipped files and conversions."""
+    from biflow.data.pictures import read_pictures
+
+    channels, size, _ = pipe.model.image_shape
+    pictures = read_pictures(images, size, channels)
+    for note in pictures.notes():
+        say(f"Note: {note}")
+    return pictures

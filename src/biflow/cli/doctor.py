@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from biflow._version import __version__
 from biflow.console import console, table, tell
@@ -14,14 +13,7 @@ from biflow.files import cache_folder
 
 Rows = list[list[str]]
 GIB = 2.0**30
-TRIED = (
-    "torchvision",
-    "diffusers",
-    "transformers",
-    "datasets",
-    "gradio",
-    "onnxruntime",
-)  # whether they can be imported
+TRIED = ("torchvision", "diffusers", "transformers", "datasets", "gradio", "onnxruntime")  # to import
 REPAIRS = {
     "torchvision": "This breaks transformers and diffusers; biflow does not need it: pip uninstall torchvision, or "
     "install the build that belongs to your torch."
@@ -47,15 +39,16 @@ def environment_rows() -> Rows:
 
     from biflow.training.provenance import git_revision
 
-    revision = git_revision()
+    revision, cache = git_revision(), cache_folder()
     source = f"{__version__}, {'commit ' + revision[:12] if revision else 'not from a clone'}"
+    free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free / GIB
     offline = constants.HF_HUB_OFFLINE
     return [
         ["what", "found"],
         ["biflow", source],
         ["Python", f"{platform.python_version()} on {platform.platform()}"],
         ["torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"],
-        ["downloads", f"{cache_folder()}, {shutil.disk_usage(_existing(cache_folder())).free / GIB:,.0f} GiB free"],
+        ["downloads", f"{cache}, {free:,.0f} GiB free"],
         ["hub", f"HF_HUB_OFFLINE is {'set: downloads alone' if offline else 'not set: asked when needed'}"],
     ]
 
@@ -68,10 +61,8 @@ def hardware_rows() -> Rows:
 
     cpu = describe_machine(torch.device("cpu"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB if hasattr(os, "sysconf") else 0
-    rows = [
-        ["device", "found"],
-        ["CPU", f"{cpu['device']}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()}"],
-    ]
+    cores = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+    rows = [["device", "found"], ["CPU", f"{cpu['device']}, {cores}"]]
     if memory:
         rows.append(["memory", f"{memory:,.0f} GiB"])
     for index in range(torch.cuda.device_count()):
@@ -87,48 +78,34 @@ def extra_rows() -> Rows:
     """Every extra: its purpose, and its installed packages."""
     rows = [["extra", "for", "found"]]
     for extra, (purpose, modules) in EXTRAS.items():
-        found = {DISTRIBUTIONS.get(module, module): _version(DISTRIBUTIONS.get(module, module)) for module in modules}
-        missing = [name for name, number in found.items() if number is None]
-        state = ", ".join(f"{name} {number}" for name, number in found.items() if number)
-        if missing:
-            state = f"{state + '; ' if state else ''}missing: {', '.join(missing)}"
-        rows.append([extra, purpose, state])
+        found = {DISTRIBUTIONS.get(module, module): _version(module) for module in modules}
+        present = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+        missing = ", ".join(name for name, number in found.items() if not number)
+        rows.append([extra, purpose, "; ".join(filter(None, [present, missing and f"missing: {missing}"]))])
     return rows
 
 
 def missing_extras() -> list[str]:
     """Extras without any installed package."""
-    return [
-        extra
-        for extra, (_, modules) in EXTRAS.items()
-        if all(_version(DISTRIBUTIONS.get(module, module)) is None for module in modules)
-    ]
+    return [extra for extra, (_, modules) in EXTRAS.items() if not any(map(_version, modules))]
 
 
 def faults() -> list[str]:
     """Installed packages that cannot be imported, in sentences."""
     found = []
     for module in TRIED:
-        if _version(module) and (reason := _import_fault(module)):
+        try:
+            if _version(module):
+                importlib.import_module(module)
+        except Exception as error:  # a broken package raises anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
             repair = REPAIRS.get(module, "Install it again.")
             found.append(f"{module} is installed and cannot be imported ({reason}). {repair}")
     return found
 
 
-def _version(distribution: str) -> str | None:
+def _version(module: str) -> str | None:
     try:
-        return version(distribution)
+        return version(DISTRIBUTIONS.get(module, module))
     except PackageNotFoundError:
         return None
-
-
-def _import_fault(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken package raises anything
-        return str(error).partition("\n")[0] or type(error).__name__
-    return None
-
-
-def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)

@@ -4,9 +4,8 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -23,6 +22,7 @@ from biflow.cli.arguments import (
     Recipe,
     Seed,
     Settings,
+    open_pictures,
     open_pipeline,
 )
 from biflow.cli.data import data_app
@@ -37,9 +37,6 @@ from biflow.config.base import parse_config
 from biflow.config.evaluation import SampleConfig
 from biflow.console import console, counted, program, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
-
-if TYPE_CHECKING:
-    from biflow.inference.likelihood import Ranked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,13 +65,7 @@ def quickstart(out: OutFolder = Path("runs/quickstart"), smoke: Smoke = False, r
 
 
 @app.command(rich_help_panel=START)
-def train(
-    recipe: Recipe,
-    out: OutFolder,
-    set_: Settings = None,
-    smoke: Smoke = False,
-    resume: Resume = False,
-) -> None:
+def train(recipe: Recipe, out: OutFolder, set_: Settings = None, smoke: Smoke = False, resume: Resume = False) -> None:
     """Train a recipe; the model is written to OUT/model."""
     config = load_recipe(recipe, set_ or (), small=smoke)
     from biflow.data.datasets import ImageStream
@@ -152,7 +143,6 @@ def score(
     device: Device = None,
 ) -> None:
     """Rank images by likelihood, in nats and bits per dimension."""
-    from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.likelihood import Ranked
 
@@ -164,9 +154,7 @@ def score(
     of = pipe.config.null_label if label is None else int(pipe.model.check_labels([label]))
     if contrast and of == pipe.config.null_label:
         raise InputError("Expected the label of a class to compare with no class; got that of no class.")
-    pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
-    for note in pictures.notes():
-        say(f"Note: {note}")
+    pictures = open_pictures(pipe, images)
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
     title = f"least likely of {counted(len(pictures.names), 'image')}"
@@ -177,7 +165,8 @@ def score(
     if odd := int((~scores.nats.isfinite()).sum()):
         say(f"Warning: {odd} of {counted(len(ranking), 'image')} with NaN or infinite likelihood; ranked first.")
     if show:
-        console.print(_ranking_table(title, ranking[:show]))
+        rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking[:show]]
+        console.print(table(title, [["image", "nats", "bits/dim"], *rows]))
     nats, bits = scores.nats.mean(), scores.bits_per_dim.mean()
     tell(f"Mean over {counted(len(ranking), 'image')}: {nats:.2f} nats, {bits:.4f} bits per dimension.")
     if out:
@@ -200,16 +189,13 @@ def classify(
     device: Device = None,
 ) -> None:
     """Classify images by the flow's likelihood."""
-    from biflow.data.pictures import read_pictures
     from biflow.files import check_file_output, write_csv
     from biflow.inference.classify import Guess, best_guesses
 
     if out:
         check_file_output(out)
     pipe = open_pipeline(model, device)
-    pictures = read_pictures(images, pipe.config.image_size, pipe.config.channels)
-    for note in pictures.notes():
-        say(f"Note: {note}")
+    pictures = open_pictures(pipe, images)
     found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:
@@ -325,19 +311,12 @@ def summary_tables(report: dict[str, Any]) -> list[Table]:
     from biflow.quickstart.report import classification_rows, quality_rows, speed_rows
 
     total = f"{report['total_seconds'] / 60:.1f} minutes in total"
+    classified = f"{report['data']['classified_images']:,} test images, classified by likelihood"
     return [
         table(f"{report['samples']['count']:,} samples per sampler", quality_rows(report)),
-        table(
-            f"{report['data']['classified_images']:,} test images, classified by likelihood",
-            classification_rows(report),
-        ),
+        table(classified, classification_rows(report)),
         table(f"time per image; {total}", speed_rows(report)),
     ]
-
-
-def _ranking_table(title: str, ranking: Sequence["Ranked"]) -> Table:
-    rows = [[each.image, f"{each.nats:.2f}", f"{each.bits_per_dim:.4f}"] for each in ranking]
-    return table(title, [["image", "nats", "bits/dim"], *rows])
 
 
 INTERRUPTED = 130

@@ -24,10 +24,8 @@ def keep_freed_memory() -> None:
 def share_processors() -> None:
     """Have threads that wait for each other give way soon, unless the user has set how they wait.
 
-    To be called before torch is loaded.  GNU OpenMP, which PyTorch uses on Linux, spins for milliseconds at the end of
-    every parallel loop.  While another process has the processor, the thread that is waited for does not run, and
-    training becomes several times slower; to give way after a hundred spins costs nothing while there is no other
-    (docs/results/speed).
+    Call it before torch is loaded.  GNU OpenMP spins for milliseconds at the end of every parallel loop; if another
+    process has the processor meanwhile, training becomes several times slower (docs/results/speed).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

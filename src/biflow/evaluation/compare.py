@@ -59,26 +59,11 @@ class Metric:
         return f"{value:.1%}" if self.percent else f"{significant(value, 4)}{spread}"
 
 
-def measure_frechet_distance(of: Comparison) -> float:
-    """FID with Inception's features."""
-    return frechet_distance(Gaussian.fit(of.features.pooled), of.reference.pooled)
-
-
 def measure_spatial_frechet_distance(of: Comparison) -> float | None:
     """sFID with Inception's features; None for networks without spatial features."""
     if of.features.spatial is None or of.reference.spatial is None:
         return None
     return frechet_distance(Gaussian.fit(of.features.spatial), of.reference.spatial)
-
-
-def measure_kernel_distance(of: Comparison) -> Estimate:
-    """KID with Inception's features."""
-    return kernel_distance(of.features.pooled, of.reference.examples)
-
-
-def measure_inception_score(of: Comparison) -> Estimate | None:
-    """Inception Score; None without logits."""
-    return None if of.features.logits is None else inception_score(of.features.logits)
 
 
 def measure_class_accuracy(of: Comparison) -> float | None:
@@ -98,15 +83,20 @@ METRICS: tuple[Metric, ...] = (
         "frechet_distance",
         {"inception": "FID", "dinov2": "FD-DINOv2", "judge": "Fréchet distance, reference classifier"},
         "lower",
-        measure_frechet_distance,
+        lambda of: frechet_distance(Gaussian.fit(of.features.pooled), of.reference.pooled),
     ),
     Metric("spatial_frechet_distance", {"inception": "sFID"}, "lower", measure_spatial_frechet_distance),
-    Metric("inception_score", {"inception": "Inception Score"}, "higher", measure_inception_score),
+    Metric(
+        "inception_score",
+        {"inception": "Inception Score"},
+        "higher",
+        lambda of: None if of.features.logits is None else inception_score(of.features.logits),
+    ),
     Metric(
         "kernel_distance",
         {"inception": "KID", "dinov2": "kernel distance, DINOv2"},
         "lower",
-        measure_kernel_distance,
+        lambda of: kernel_distance(of.features.pooled, of.reference.examples),
     ),
     Metric("precision", on_every_network("precision"), "higher", lambda of: of.overlap.precision),
     Metric("recall", on_every_network("recall"), "higher", lambda of: of.overlap.recall),

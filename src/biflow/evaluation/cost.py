@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import ModelConfig
+from biflow.evaluation.samples import make_labels
 from biflow.pipeline import Pipeline
 from biflow.plan.operations import sampling
 from biflow.sampling.guidance import Guidance
@@ -26,8 +27,7 @@ def measure_cost(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_siz
     """
     times = {str(size): _milliseconds(pipe, sampler, guidance, size) for size in batch_sizes}
     largest = times[str(max(batch_sizes))]
-    z, labels = pipe.noise([0], 0), _labels(pipe, 1)
-    drawn = sampler(pipe.model, z, labels, guidance)
+    drawn = sampler(pipe.model, pipe.noise([0], 0), torch.zeros(1, dtype=torch.long, device=pipe.device), guidance)
     operations = operations_of(sampler, guidance, pipe.config)
     return {
         "milliseconds_per_image_by_batch_size": times,
@@ -57,18 +57,17 @@ def parameters_of(pipe: Pipeline, sampler: Sampler) -> int:
 
 @torch.no_grad()
 def _milliseconds(pipe: Pipeline, sampler: Sampler, guidance: Guidance, batch_size: int) -> dict[str, float]:
-    z, labels = pipe.noise(range(batch_size), 0), _labels(pipe, batch_size)
+    z = pipe.noise(range(batch_size), 0)
+    labels = make_labels("balanced", batch_size, pipe.config.num_classes, seed=0).to(pipe.device)
 
-    def networks(_: int) -> Tensor:
+    def latents() -> Tensor:
         return finished(pipe.model.to_latents(sampler(pipe.model, z, labels, guidance).x))
 
-    def with_codec(_: int) -> Tensor:
-        return finished(pipe.model.codec.decode(networks(batch_size)))
-
-    def whole_call(_: int) -> Tensor:
-        return pipe.sample_pixels(labels, guidance=guidance, method=sampler, batch_size=batch_size)
-
-    calls = {"networks": networks, "with_codec": with_codec, "whole_call": whole_call}
+    calls = {
+        "networks": lambda _: latents(),
+        "with_codec": lambda _: finished(pipe.model.codec.decode(latents())),
+        "whole_call": lambda _: pipe.sample_pixels(labels, guidance=guidance, method=sampler, batch_size=batch_size),
+    }
     return milliseconds_per_image(calls, batch_size, REPEATS)
 
 
@@ -77,10 +76,6 @@ def finished(result: Tensor) -> Tensor:
     if result.is_cuda:
         torch.cuda.synchronize(result.device)
     return result
-
-
-def _labels(pipe: Pipeline, count: int) -> Tensor:
-    return (torch.arange(count) % max(1, pipe.config.num_classes)).to(pipe.device)
 
 
 def milliseconds_per_image(

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +24,13 @@ from biflow.distributed import World, join_world
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS, compare
 from biflow.evaluation.cost import measure_cost
-from biflow.evaluation.real_images import EvaluationContext, NetworkReference, RealImages, open_references
+from biflow.evaluation.real_images import READING, EvaluationContext, NetworkReference, RealImages, open_references
 from biflow.evaluation.reference import evenly_spaced
-from biflow.evaluation.report import cost_rows, quality_rows, render_evaluation
+from biflow.evaluation.report import best_of, cost_rows, map_numbers, quality_rows, render_evaluation
 from biflow.evaluation.samples import (
-    DrawnShard,
     SampleFolder,
     SampleSettings,
+    concatenate,
     features_of,
     make_labels,
     resume_or_start,
@@ -39,6 +39,7 @@ from biflow.features.metric_networks import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.hub.repository import find_model
 from biflow.pipeline import Pipeline
+from biflow.sampling.draw import Drawn
 from biflow.sampling.guidance import Guidance, parse_guidance
 from biflow.sampling.samplers import parse_sampler
 from biflow.training.provenance import describe_machine
@@ -81,31 +82,28 @@ def evaluate(model: Path, config: EvaluationConfig, out: Path, console: Console)
         npz.parent.mkdir(parents=True, exist_ok=True)
     measure = evaluate_samples if model.suffix == ".npz" else evaluate_model
     with join_world() as world:
-        world.on_main(lambda: begin(out))
-        return measure(model, config, EvaluationContext(out, world, console, config.batch_size))
+        world.on_main(lambda: check_writable(out))
+        return measure(model, EvaluationContext(config, out, world, console))
 
 
-def evaluate_samples(model: Path, config: EvaluationConfig, context: EvaluationContext) -> Numbers | None:
+def evaluate_samples(model: Path, context: EvaluationContext) -> Numbers | None:
     """Evaluate the samples of a file."""
+    config = context.config
     if config.sweep or config.npz:
         raise InputError(f"Expected a model to sample from; got samples, {model}. Leave out --sweep and npz.")
     given = read_samples(model)
     num = config.num or len(given.pixels)
     if num > len(given.pixels):
-        raise InputError(
-            f"Expected {num:,} images in {model}; it holds {len(given.pixels):,}. Give --num "
-            f"{len(given.pixels)} or less."
-        )
+        held = len(given.pixels)
+        raise InputError(f"Expected {num:,} images in {model}; it holds {held:,}. Give --num {held} or less.")
     pixels, labels = given.pixels[:num], None if given.labels is None else given.labels[:num]
     channels, height, width = pixels.shape[1:]
     reals = open_reals(config, (channels, height, width))
     classes = len(reals.images.class_names)
     if labels is not None and classes and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InputError(
-            f"Expected labels from 0 to {classes - 1} in {model}, as of {reals.name!r}; got "
-            f"{int(labels.min())} to {int(labels.max())}. Give the data that the samples should resemble."
-        )
-    networks = open_references(config.features, tuple(map(Path, config.references)), reals, context)
+        got = f"{int(labels.min())} to {int(labels.max())}"
+        raise InputError(f"Expected labels from 0 to {classes - 1} in {model}, as in {config.data!r}; got {got}.")
+    networks = open_references(reals, context)
     if not context.world.is_main:
         return None
     features = {name: features_of(each.net, pixels, batch_size=config.batch_size) for name, each in networks.items()}
@@ -114,9 +112,9 @@ def evaluate_samples(model: Path, config: EvaluationConfig, context: EvaluationC
     return write_result(context.out, result, samples)
 
 
-def evaluate_model(model: Path, config: EvaluationConfig, context: EvaluationContext) -> Numbers | None:
+def evaluate_model(model: Path, context: EvaluationContext) -> Numbers | None:
     """Evaluate a model folder: samples, likelihood, classification and cost."""
-    start = time.perf_counter()
+    start, config = time.perf_counter(), context.config
     pipe = Pipeline.from_pretrained(model).to(context.world.device)
     sampler, guidance = parse_sampler(config.method), parse_guidance(config.guidance)
     for strength in (*config.sweep, guidance.strength):
@@ -124,19 +122,22 @@ def evaluate_model(model: Path, config: EvaluationConfig, context: EvaluationCon
     reals = open_reals(config, pipe.model.image_shape)
     check_classes(pipe, reals)
     check_reading(pipe, config)
-    networks = open_references(config.features, tuple(map(Path, config.references)), reals, context)
-    sampling = Sampling(model, config, pipe, networks=networks, context=context)
-    tried = sampling.sweep(guidance)
+    networks = open_references(reals, context)
+    weights = hashlib.sha256((find_model(model) / WEIGHTS_FILE).read_bytes()).hexdigest()
+    num = config.num or NUM
+    sweep_num = min(config.sweep_num, num)
+    sampling = Sampling(pipe, networks, context, weights)
+    tried = sampling.sweep(guidance, num=sweep_num)
     if tried:
-        guidance = replace(guidance, strength=min(tried, key=lambda each: each["frechet_distance"])["guidance"])
-    samples = sampling.draw(context.out / "samples", guidance, num=sampling.num, seed=config.seed)
+        guidance = replace(guidance, strength=best_of(tried)["guidance"])
+    samples = sampling.draw(context.out / "samples", guidance, num=num, seed=config.seed)
     if not context.world.is_main:
         return None
     context.console.print("measuring likelihood, classification and time")
     result = describe(reals, networks, samples, context.world) | {
-        "model": {"folder": str(model), "weights": sampling.weights},
+        "model": {"folder": str(model), "weights": weights},
         "samples": {
-            "num": sampling.num,
+            "num": num,
             "seed": config.seed,
             "labels": config.labels,
             "method": config.method,
@@ -144,9 +145,7 @@ def evaluate_model(model: Path, config: EvaluationConfig, context: EvaluationCon
             "redrawn": samples.redrawn,
             "quantiser": QUANTISER,
         },
-        "sweep": {"num": sampling.sweep_num, "seed": config.seed + 1, "split": config.split, "tried": tried}
-        if tried
-        else None,
+        "sweep": {"num": sweep_num, "seed": config.seed + 1, "split": config.split, "tried": tried} if tried else None,
         "test": measure_test(pipe, reals.data.test),
         "cost": measure_cost(pipe, sampler.prepare(pipe.model, guidance), guidance, TIMED_BATCHES),
         "seconds": time.perf_counter() - start,
@@ -157,109 +156,82 @@ def evaluate_model(model: Path, config: EvaluationConfig, context: EvaluationCon
     return written
 
 
+@dataclass(frozen=True)
 class Sampling:
     """Samples images and computes their features, shared by all processes."""
 
-    def __init__(
-        self,
-        model: Path,
-        config: EvaluationConfig,
-        pipe: Pipeline,
-        *,
-        networks: Mapping[str, NetworkReference],
-        context: EvaluationContext,
-    ) -> None:
-        self.config, self.pipe, self.networks = config, pipe, networks
-        self.context, self.world = context, context.world
-        self.weights = hashlib.sha256((find_model(model) / WEIGHTS_FILE).read_bytes()).hexdigest()
-        self.num = config.num or NUM
-        self.sweep_num = min(config.sweep_num, self.num)
+    pipe: Pipeline
+    networks: Mapping[str, NetworkReference]
+    context: EvaluationContext
+    weights: str  # SHA-256 of the model's weights file
 
-    def sweep(self, guidance: Guidance) -> list[Numbers]:
+    def sweep(self, guidance: Guidance, *, num: int) -> list[Numbers]:
         """The metrics of the first network at every strength of the sweep."""
         tried: list[Numbers] = []
         name, each = next(iter(self.networks.items()))
-        for strength in self.config.sweep:
+        for strength in self.context.config.sweep:
             folder = self.context.out / "sweep" / f"{strength:g}"
-            samples = self.draw(
-                folder, replace(guidance, strength=strength), num=self.sweep_num, seed=self.config.seed + 1
-            )
+            seed = self.context.config.seed + 1
+            samples = self.draw(folder, replace(guidance, strength=strength), num=num, seed=seed)
             found = compare(name, samples.features[name], each.reference, samples.labels)
             tried.append({"guidance": strength, **found})
         return tried
 
     def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
         """The first `num` images with this guidance; shards that are in the folder are kept."""
-        config, classes = self.config, self.pipe.config.num_classes
-        settings = SampleSettings(
-            weights=self.weights,
-            method=config.method,
-            guidance=str(guidance),
-            labels=config.labels,
-            seed=seed,
-            redraw=config.redraw,
-        )
-        self.world.on_main(lambda: resume_or_start(folder, settings))
-        labels = make_labels(config.labels, num, classes, seed)
+        config, _, world, console = self.context
+        how: Any = {"method": config.method, "seed": seed, "redraw": config.redraw}
+        settings = SampleSettings(weights=self.weights, guidance=str(guidance), labels=config.labels, **how)
+        world.on_main(lambda: resume_or_start(folder, settings))
 
-        def draw(start: int, labels: Tensor) -> DrawnShard:
-            drawn = self.pipe.draw(
-                labels,
-                guidance=guidance,
-                method=config.method,
-                seed=seed,
-                batch_size=config.batch_size,
-                redraw=config.redraw,
-                start=start,
-            )
+        def draw(start: int, labels: Tensor) -> Drawn:
+            drawn = self.pipe.draw(labels, guidance=guidance, batch_size=config.batch_size, start=start, **how)
             if drawn.left:
                 redraw = "set redraw=true, or " * (not config.redraw)
                 raise InputError(
                     f"Expected images without NaN or Inf; {drawn.left} of images {start} to {start + len(labels) - 1} "
                     f"contain some. To continue, {redraw}choose another --method or --guidance."
                 )
-            return DrawnShard(drawn.pixels, drawn.broken)
+            return drawn
 
-        shards = SampleFolder(folder, num, rank=self.world.rank, size=self.world.size)
-        shown, own = self.world.is_main, sum(len(shard.indices) for shard in shards.own)
-        share = f" (a share of {self.world.size})" * (self.world.size > 1)
-        with counting(self.context.console, f"sampling at guidance {guidance}{share}", own, shown=shown) as progress:
-            shards.draw(labels, draw, progress)
+        labels = make_labels(config.labels, num, self.pipe.config.num_classes, seed)
+        shards = SampleFolder(folder, labels, rank=world.rank, size=world.size)
+        shown, own = world.is_main, sum(len(labels) for _, labels in shards.own)
+        share = f" (a share of {world.size})" * (world.size > 1)
+        with counting(console, f"sampling at guidance {guidance}{share}", own, shown=shown) as progress:
+            shards.draw(draw, progress)
         folders = {}
         for name, (net, _) in self.networks.items():
             folders[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
-            with counting(self.context.console, f"features of {name}{share}", own, shown=shown) as progress:
+            with counting(console, f"features of {name}{share}", own, shown=shown) as progress:
                 shards.measure(net, folders[name], batch_size=config.batch_size, progress=progress)
-        self.world.wait()
-        features = {name: shards.features(each) for name, each in folders.items()}
-        return EvaluatedSamples(shards.pixels(), shards.labels(), features, shards.redrawn())
+        world.wait()
+        features = {name: concatenate(Features(**each) for each in shards.read(of)) for name, of in folders.items()}
+        drawn = shards.read(folder)
+        redrawn = sum(int(each["redrawn"]) for each in drawn)
+        return EvaluatedSamples(torch.cat([each["pixels"] for each in drawn]), labels, features, redrawn)
 
 
 def open_reals(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> RealImages:
     """The real images, at the size of the samples."""
     data = open_images(config.data, image_shape, config.reading)
     if data.train.image_shape != image_shape:
-        raise InputError(
-            f"Expected real images of shape {image_shape} (channels, height, width), like the samples; those of "
-            f"{config.data!r} have {data.train.image_shape}. Give data of the same kind."
-        )
-    return RealImages(config.data, data, config.split, config.reading)
+        shape = f"shape {image_shape}, like the samples"
+        raise InputError(f"Expected real images of {shape}; those of {config.data!r} have {data.train.image_shape}.")
+    return RealImages(config, data)
 
 
 def check_classes(pipe: Pipeline, reals: RealImages) -> None:
     """Raise unless there are real images of every class of the model."""
-    classes, names = pipe.config.num_classes, reals.images.class_names
+    classes, names, config = pipe.config.num_classes, reals.images.class_names, reals.config
     if not classes:
         return
     if len(names) != classes:
-        raise InputError(
-            f"Expected data of the model's {classes} classes; {reals.name!r} has {len(names)}. "
-            "Give the data that the model was trained on."
-        )
+        raise InputError(f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}.")
     counts = reals.images.labels.bincount(minlength=classes)
     if missing := [names[label] for label in range(classes) if not counts[label]]:
         raise InputError(
-            f"Expected images of every class to compare with; the {reals.split} split of {reals.name!r} has none of "
+            f"Expected images of every class to compare with; the {config.split} split of {config.data!r} has none of "
             f"{', '.join(missing[:5])}. Give data with all classes, or set another split."
         )
 
@@ -269,7 +241,7 @@ def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
     trained = (pipe.training or {}).get("config", {})
     if trained.get("data") != config.data:
         return
-    for key in ("crop", "background", "test_share"):
+    for key in READING:
         was, now = trained["reading"][key], getattr(config.reading, key)
         if was != now:
             raise InputError(
@@ -278,29 +250,22 @@ def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
             )
 
 
-def begin(out: Path) -> None:
-    """Make the output folder; raise if it is not writable."""
-    check_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
-
-
 def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:
     """Bits per dimension of held-out images, and accuracy of classification by one gradient."""
     if not len(test):
         return None
     indices = evenly_spaced(len(test), TEST_IMAGES)
     pixels, labels = test.read(indices), test.labels[indices]
-    found: Numbers = {"images": len(indices), "bits_per_dim": None, "bits_per_dim_of_noisy_data": None}
+    bits = noisy_bits = accuracy = None
     conditional = bool(pipe.config.num_classes)
     if pipe.config.codec == "pixels":
-        of = labels if conditional else torch.zeros_like(labels)
-        found["bits_per_dim"] = pipe.log_prob(pixels, of).bits_per_dim.mean().item()
-        found["bits_per_dim_of_noisy_data"] = pipe.log_prob(pixels, of, noise="training").bits_per_dim.mean().item()
-    found["accuracy_by_gradient"] = None
+        of = labels if conditional else None
+        bits = pipe.log_prob(pixels, of).bits_per_dim.mean().item()
+        noisy_bits = pipe.log_prob(pixels, of, noise="training").bits_per_dim.mean().item()
     if conditional:
-        guessed = pipe.classify(pixels, method="gradient").labels
-        found["accuracy_by_gradient"] = (guessed == labels).double().mean().item()
-    return found
+        accuracy = (pipe.classify(pixels).labels == labels).double().mean().item()
+    found = {"images": len(indices), "bits_per_dim": bits, "bits_per_dim_of_noisy_data": noisy_bits}
+    return {**found, "accuracy_by_gradient": accuracy}
 
 
 def describe(
@@ -311,11 +276,11 @@ def describe(
         "biflow": __version__,
         "machine": describe_machine(world.device),
         "data": {
-            "name": reals.name,
-            "split": reals.split,
+            "name": reals.config.data,
+            "split": reals.config.split,
             "images": len(reals.images),
             "test_images": len(reals.data.test),
-            "reading": reals.reading.model_dump(mode="json"),
+            "reading": reals.config.reading.model_dump(mode="json"),
         },
         "metrics": {
             name: compare(name, samples.features[name], each.reference, samples.labels)
@@ -329,17 +294,9 @@ def describe(
 
 def write_result(out: Path, result: Numbers, samples: EvaluatedSamples) -> Numbers:
     """Write evaluation.json and the page; returns the content of the JSON."""
-    result = finite(result)
+    result = map_numbers(result, lambda number: number if math.isfinite(number) else None)
     result["tables"] = {"quality": quality_rows(result), "cost": cost_rows(result)}
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     write_text(out / REPORT_FILE, render_evaluation(result, samples.pixels[:SHOWN_IMAGES]))
     return result
-
-
-def finite(value: Any) -> Any:
-    """The same with NaN and Inf replaced by null, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -179,8 +179,7 @@ def check_features(features: Tensor, *, least: int) -> None:
         raise InputError(_too_few(len(features), least))
     if broken := int((~features.isfinite().all(dim=1)).sum()):
         raise InputError(
-            f"Expected finite features of every image; got NaN or Inf for {broken} of {len(features)}. "
-            "Check these images: a single one makes every metric NaN."
+            f"Expected finite features; got NaN or Inf for {broken} of {len(features)}. Check these images."
         )
 
 
@@ -192,6 +191,4 @@ def check_same_width(features: Tensor, reference: Tensor) -> None:
     """Raise unless both, (N, F) and (M, F) or both (F,), have the same number of features."""
     width, other = features.shape[-1], reference.shape[-1]
     if width != other:
-        raise InputError(
-            f"Expected features of the same width; got {width} and {other}. Compute both with the same network."
-        )
+        raise InputError(f"Expected features of the same width; got {width} and {other}. Use the same network.")

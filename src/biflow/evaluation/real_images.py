@@ -1,13 +1,13 @@
 """Feature networks and the reference statistics of the real images."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from biflow.config import ReadingConfig, SplitName, load_recipe
+from biflow.config import load_recipe
+from biflow.config.evaluation import EvaluationConfig
 from biflow.console import counting
 from biflow.data.datasets import ImageSet, ImageSource, Split
 from biflow.distributed import World
@@ -29,16 +29,17 @@ from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
 
 LEAST_IMAGES = 4  # precision and recall need three neighbours
+READING = ("crop", "background", "test_share")  # settings that change the images
 JUDGE_IMAGES = 20_000  # at most; training images of the reference classifier
 
 
 class EvaluationContext(NamedTuple):
-    """The output folder of an evaluation, and the processes that share the work."""
+    """The settings and output folder of an evaluation, and the processes that share the work."""
 
+    config: EvaluationConfig
     out: Path
     world: World
     console: Console
-    batch_size: int
 
 
 class NetworkReference(NamedTuple):
@@ -49,17 +50,15 @@ class NetworkReference(NamedTuple):
 
 
 class RealImages(NamedTuple):
-    """The real images that samples are compared with, and how they are read."""
+    """The real images that samples are compared with, and the settings that say which and how they are read."""
 
-    name: str
+    config: EvaluationConfig
     data: Split[ImageSource]
-    split: SplitName
-    reading: ReadingConfig
 
     @property
     def images(self) -> ImageSource:
         """The images of the split."""
-        return self.data.test if self.split == "test" else self.data.train
+        return self.data.test if self.config.split == "test" else self.data.train
 
     def facts(self, net: FeatureNet) -> dict[str, Any]:
         """Everything that a network's statistics of the images depend on."""
@@ -67,44 +66,38 @@ class RealImages(NamedTuple):
             "network": net.name,
             "weights": net.identity(),
             "preprocessing": net.preprocessing,
-            "data": self.name,
-            "split": self.split,
+            "data": self.config.data,
+            "split": self.config.split,
             "images": len(self.images),
             "image_shape": list(self.images.image_shape),
-            "crop": self.reading.crop,
-            "background": self.reading.background,
-            "test_share": self.reading.test_share,
+            **{key: getattr(self.config.reading, key) for key in READING},
         }
 
 
-def open_references(
-    names: Sequence[str], files: Sequence[Path], reals: RealImages, context: EvaluationContext
-) -> dict[str, NetworkReference]:
+def open_references(reals: RealImages, context: EvaluationContext) -> dict[str, NetworkReference]:
     """Network name -> the network and its statistics of the real images, for `--features` and `references`.
 
-    files: one file of statistics for each network, read if it exists and written otherwise; by default in the output
-    folder.  "judge" without a folder trains a reference classifier on the training images.
+    Each file of statistics is read if it exists and written otherwise; by default in the output folder.  "judge"
+    without a folder trains a reference classifier on the training images.
     """
+    config = context.config
+    names, files = config.features, [Path(file) for file in config.references]
     if files and len(files) != len(names):
         raise InputError(f"Expected one of references for each of {len(names)} --features; got {len(files)}.")
     if len(reals.images) < LEAST_IMAGES:
-        raise InputError(
-            f"Expected at least {LEAST_IMAGES} images in the {reals.split} split of {reals.name!r}; it has "
-            f"{len(reals.images)}. Set another split, or give other --data."
-        )
+        split = f"{config.split} split of {config.data!r}"
+        raise InputError(f"Expected {LEAST_IMAGES} images in the {split}; got {len(reals.images)}. Set another split.")
     nets = [_open_net(name, reals, context) for name in names]
     files = files or [context.out / "reference" / f"{net.name}.safetensors" for net in nets]
-    return {
-        net.name: NetworkReference(net, open_reference(net, file, reals, context))
-        for net, file in zip(nets, files, strict=True)
-    }
+    references = (open_reference(net, file, reals, context) for net, file in zip(nets, files, strict=True))
+    return {net.name: NetworkReference(net, reference) for net, reference in zip(nets, references, strict=True)}
 
 
 def open_reference(net: FeatureNet, file: Path, reals: RealImages, context: EvaluationContext) -> Reference:
     """A network's statistics of the real images, read from this file or computed and written to it."""
-    facts, world = reals.facts(net), context.world
+    facts, world, batch_size = reals.facts(net), context.world, context.config.batch_size
     if file.suffix == ".npz":
-        return load_adm_reference(file, net, reals.images.image_shape, batch_size=context.batch_size)
+        return load_adm_reference(file, net, reals.images.image_shape, batch_size=batch_size)
     if file.suffix != ".safetensors":
         raise InputError(f"Expected statistics in a .safetensors file, or the ADM evaluator's .npz; got {file}.")
     if file.exists():
@@ -114,7 +107,7 @@ def open_reference(net: FeatureNet, file: Path, reals: RealImages, context: Eval
     share = -(-len(reals.images) // world.size)
     with counting(context.console, f"real images through {net.name}", share, shown=world.is_main) as progress:
         part = measure_part(
-            net, reals.images, rank=world.rank, size=world.size, batch_size=context.batch_size, progress=progress
+            net, reals.images, rank=world.rank, size=world.size, batch_size=batch_size, progress=progress
         )
     reference = join_parts(world.gather(part), facts)
     world.on_main(lambda: save_reference(reference, file))
@@ -142,18 +135,8 @@ def train_judge(folder: Path, data: ImageSource, world: World, console: Console)
     indices = evenly_spaced(len(data), JUDGE_IMAGES)
     images = ImageSet(data.read(indices), data.labels[indices], data.class_names)
     with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
-        run = Run(
-            config,
-            images,
-            PixelCodec(),
-            world,
-            folder.with_name(f"{folder.name}_states"),
-            lambda stage, trainer: [board.stage(stage, trainer)],
-        )
+        states = folder.with_name(f"{folder.name}_states")
+        run = Run(config, images, PixelCodec(), world, states, lambda *of: [board.stage(*of)])
         judge, _ = fit_judge(run, CLASSIFIER_FIT)
-
-    def keep() -> None:
-        save_judge(judge.cpu(), folder)
-        shutil.rmtree(run.states)
-
-    world.on_main(keep)
+    world.on_main(lambda: save_judge(judge.cpu(), folder))
+    world.on_main(lambda: shutil.rmtree(states))

@@ -14,22 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from biflow.data.datasets import ImageSource
 from biflow.errors import InputError
 from biflow.evaluation.metrics import Gaussian, Moments
-from biflow.evaluation.samples import features_of
+from biflow.evaluation.samples import features_of, write_tensors
 from biflow.features.metric_networks import FeatureNet
-from biflow.files import replace_file
 
 FORMAT_VERSION = 1
 EXAMPLES = 10_000  # at most; features kept for the metrics that need more than a Gaussian, as many as in ADM's files
-FACTS = (  # must agree for two metrics to be comparable
-    *("network", "weights", "preprocessing"),
-    *("data", "split", "images", "image_shape", "crop", "background", "test_share"),
-)
 
 
 @dataclass(frozen=True)
@@ -43,35 +37,37 @@ class Reference:
 
 
 class PartialReference(NamedTuple):
-    """Statistics of one process's share of the images."""
+    """Statistics of some of the images."""
 
-    pooled: Moments | None  # None without images
-    spatial: Moments | None  # None also for a network without spatial features
+    pooled: Moments
+    spatial: Moments | None  # None for a network without spatial features
     indices: Tensor  # (M,), of the examples
     examples: Tensor  # (M, F)
 
     def merge(self, other: "PartialReference") -> "PartialReference":
-        """The statistics of both shares together."""
+        """The statistics of both together."""
         return PartialReference(
-            _merge(self.pooled, other.pooled),
-            _merge(self.spatial, other.spatial),
+            self.pooled.merge(other.pooled),
+            self.spatial and other.spatial and self.spatial.merge(other.spatial),
             torch.cat([self.indices, other.indices]),
-            torch.cat([part.examples for part in (self, other) if len(part.indices)] or [self.examples]),
+            torch.cat([self.examples, other.examples]),
         )
 
 
 def measure_part(
     net: FeatureNet, data: ImageSource, *, rank: int, size: int, batch_size: int, progress: Callable[[int], None]
-) -> PartialReference:
-    """Statistics of this process's share of the images; progress(n) is called after every n images."""
-    part = PartialReference(None, None, torch.empty(0).long(), torch.empty(0))
+) -> PartialReference | None:
+    """Statistics of this process's share of the images, if any; progress(n) is called after every n images."""
+    whole = None
     chosen = evenly_spaced(len(data), EXAMPLES)
     for indices in torch.arange(len(data)).split(batch_size)[rank::size]:
         pooled, spatial, _ = features_of(net, data.read(indices), batch_size=batch_size)
         kept = torch.isin(indices, chosen)
-        part = part.merge(PartialReference(_moments(pooled), _moments(spatial), indices[kept], pooled[kept]))
+        moments = None if spatial is None else _moments(spatial)
+        part = PartialReference(_moments(pooled), moments, indices[kept], pooled[kept])
+        whole = whole.merge(part) if whole else part
         progress(len(indices))
-    return part
+    return whole
 
 
 def measure_reference(net: FeatureNet, data: ImageSource, *, batch_size: int) -> Reference:
@@ -80,20 +76,15 @@ def measure_reference(net: FeatureNet, data: ImageSource, *, batch_size: int) ->
     return join_parts([part], {"network": net.name, "images": len(data)})
 
 
-def join_parts(parts: Sequence[PartialReference], facts: Mapping[str, Any]) -> Reference:
+def join_parts(parts: Sequence[PartialReference | None], facts: Mapping[str, Any]) -> Reference:
     """Statistics of all images, from those of every process's share."""
-    whole = reduce(PartialReference.merge, parts)
-    assert whole.pooled
+    whole = reduce(PartialReference.merge, filter(None, parts))
     spatial = whole.spatial.gaussian() if whole.spatial else None
     return Reference(whole.pooled.gaussian(), spatial, whole.examples[whole.indices.argsort()], facts)
 
 
-def _moments(features: Tensor | None) -> Moments | None:
-    return None if features is None else Moments.empty(features.shape[1]).update(features)
-
-
-def _merge(one: Moments | None, other: Moments | None) -> Moments | None:
-    return one.merge(other) if one and other else one or other
+def _moments(features: Tensor) -> Moments:
+    return Moments.empty(features.shape[1]).update(features)
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:
@@ -107,12 +98,9 @@ def save_reference(reference: Reference, path: Path) -> None:
     tensors = {"examples": reference.examples, "mean": reference.pooled.mean, "covariance": reference.pooled.covariance}
     if reference.spatial:
         tensors |= {"spatial_mean": reference.spatial.mean, "spatial_covariance": reference.spatial.covariance}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
     facts = dict(reference.facts)
     content = {"format_version": FORMAT_VERSION, "sha256": _checksum(tensors, facts), **facts}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"reference": json.dumps(content)})
+    write_tensors(path, tensors, {"reference": json.dumps(content)})
 
 
 def load_reference(path: Path) -> Reference:
@@ -125,14 +113,10 @@ def load_reference(path: Path) -> Reference:
     except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
-        raise InputError(
-            f"Expected reference statistics in {path}; it is no such file, or has changed since it was written. "
-            "Delete it to compute them again."
-        )
-    count = facts["images"]
-    spatial = (
-        Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count) if "spatial_mean" in tensors else None
-    )
+        raise InputError(f"Expected statistics in {path}; it is no such file, or has changed. Delete it to redo it.")
+    count, spatial = facts["images"], None
+    if "spatial_mean" in tensors:
+        spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
     return Reference(Gaussian(tensors["mean"], tensors["covariance"], count), spatial, tensors["examples"], facts)
 
 
@@ -160,29 +144,20 @@ def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int,
             f"{found[1]}x{found[2]}. Give the file for the model's image size."
         )
     examples = features_of(net, pixels.permute(0, 3, 1, 2).contiguous(), batch_size=batch_size).pooled
-    facts = {
-        "network": net.name,
-        "weights": net.identity(),
-        "data": str(path),
-        "images": None,
-        "image_shape": list(found),
-    }
+    facts: dict[str, Any] = {"network": net.name, "weights": net.identity(), "data": str(path)}
+    facts |= {"images": None, "image_shape": list(found)}
     count = len(pixels)  # a lower bound: the files do not record the number of images
-    return Reference(
-        Gaussian(numbers["mu"], numbers["sigma"], count),
-        Gaussian(numbers["mu_s"], numbers["sigma_s"], count),
-        examples,
-        facts,
-    )
+    pooled, spatial = (Gaussian(numbers[f"mu{kind}"], numbers[f"sigma{kind}"], count) for kind in ("", "_s"))
+    return Reference(pooled, spatial, examples, facts)
 
 
 def check_facts(reference: Reference, wanted: Mapping[str, Any], path: Path) -> None:
     """Raise unless the statistics were computed as these facts say."""
-    for key in FACTS:
+    for key, value in wanted.items():
         found = reference.facts.get(key)
-        if found != wanted[key]:
+        if found != value:
             raise InputError(
-                f"Expected statistics with {key} = {_short(wanted[key])}; those in {path} were made with "
+                f"Expected statistics with {key} = {_short(value)}; those in {path} were made with "
                 f"{_short(found)}. Set other references, or delete the file to compute them again."
             )
 

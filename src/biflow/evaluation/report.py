@@ -1,6 +1,6 @@
 """An evaluation as tables for the terminal, and as an HTML page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -64,7 +64,7 @@ def sweep_rows(result: Numbers) -> list[list[str]]:
     head = ["guidance", f"Fréchet distance{unsure}", "precision", "recall", *["accuracy"] * with_accuracy]
     rows = [
         [
-            f"{each['guidance']:g}{' (chosen)' if each is _chosen(tried) else ''}",
+            f"{each['guidance']:g}{' (chosen)' if each is best_of(tried) else ''}",
             *(_number(each[key]) for key in SWEEP_PANELS),
             *[_share(each["class_accuracy"])] * with_accuracy,
         ]
@@ -135,12 +135,13 @@ def _facts(result: Numbers) -> dict[str, str]:
     return facts
 
 
-def _chosen(tried: Sequence[Numbers]) -> Numbers:
+def best_of(tried: Sequence[Numbers]) -> Numbers:
+    """The results at the chosen strength of a sweep: the lowest Fréchet distance."""
     return min(tried, key=lambda each: each["frechet_distance"])
 
 
 def _sweep_chart(tried: Sequence[Numbers]) -> str:
-    strengths, best = [each["guidance"] for each in tried], _chosen(tried)
+    strengths, best = [each["guidance"] for each in tried], best_of(tried)
 
     def draw(axes: Any, key: str) -> None:
         axes.plot(strengths, [each[key] for each in tried], marker="o", markersize=4, color=ACCENT)
@@ -155,3 +156,12 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
+
+
+def map_numbers(value: Any, change: Callable[[float], float | None]) -> Any:
+    """The same JSON with every float changed, at any depth."""
+    if isinstance(value, float):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_numbers(inner, change) for key, inner in value.items()}
+    return [map_numbers(inner, change) for inner in value] if isinstance(value, list | tuple) else value

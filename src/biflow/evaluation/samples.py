@@ -3,9 +3,8 @@
 The sample at an index depends only on the model and the sampling settings, not on the process or the shard.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +15,7 @@ from biflow.config.base import Config, check_recorded, to_yaml
 from biflow.data.randomness import stream
 from biflow.features.metric_networks import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
+from biflow.sampling.draw import Drawn
 from biflow.tensors import hash_tensors
 
 SHARD_SIZE = 500  # images; at most this many are lost by an interruption
@@ -33,69 +33,43 @@ class SampleSettings(Config):
     redraw: bool
 
 
-class Shard(NamedTuple):
-    """The file name of a shard, and the indices of its images."""
-
-    name: str
-    indices: range
-
-
-class DrawnShard(NamedTuple):
-    """The images of a shard, and how many of them were resampled."""
-
-    pixels: Tensor  # uint8 (N, P, H, W)
-    redrawn: int
-
-
 class SampleFolder:
-    """The first `num` samples in a folder of shards, of which each process draws its own share."""
+    """The first samples, with these labels (num,), in a folder of shards; each process draws its own share."""
 
-    def __init__(self, folder: Path, num: int, *, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, folder: Path, labels: Tensor, *, rank: int, size: int) -> None:
         self.folder = folder
-        starts = range(0, num, SHARD_SIZE)
-        self.shards = [
-            Shard(f"{start // SHARD_SIZE:05d}.safetensors", range(start, min(start + SHARD_SIZE, num)))
-            for start in starts
-        ]
+        self.shards = list(enumerate(labels.split(SHARD_SIZE)))
         self.own = self.shards[rank::size]
 
-    def draw(self, labels: Tensor, draw: Callable[[int, Tensor], DrawnShard], progress: Callable[[int], None]) -> None:
+    def draw(self, draw: Callable[[int, Tensor], Drawn], progress: Callable[[int], None]) -> None:
         """Draw the missing shards of this process: draw(first index, labels) -> images.
 
-        labels (num,) of all images.  progress(n) is called after every n images.
+        progress(n) is called after every n images.
         """
-        for shard in self.own:
-            path, start, stop = self.folder / shard.name, shard.indices.start, shard.indices.stop
-            if _count(path) < stop - start:
-                pixels, redrawn = draw(start, labels[start:stop])
-                _save(path, {"pixels": pixels, "labels": labels[start:stop], "redrawn": torch.tensor([redrawn])})
-            progress(stop - start)
+        for i, labels in self.own:
+            path = _shard(self.folder, i)
+            if _count(path) < len(labels):
+                drawn = draw(i * SHARD_SIZE, labels)
+                _save(path, {"pixels": drawn.pixels, "labels": labels, "redrawn": torch.tensor([drawn.broken])})
+            progress(len(labels))
 
     def measure(self, net: FeatureNet, folder: Path, *, batch_size: int, progress: Callable[[int], None]) -> None:
         """Write a network's missing features of this process's shards into their own folder."""
-        for shard in self.own:
-            path, pixels = folder / shard.name, load_file(self.folder / shard.name)["pixels"]
+        for i, labels in self.own:
+            path, pixels = _shard(folder, i), load_file(_shard(self.folder, i))["pixels"]
             of = hash_tensors({"pixels": pixels})
-            if _count(path, of) < len(shard.indices):
+            if _count(path, of) < len(labels):
                 features = features_of(net, pixels, batch_size=batch_size)
                 _save(path, {name: value for name, value in features._asdict().items() if value is not None}, of)
-            progress(len(shard.indices))
+            progress(len(labels))
 
-    def pixels(self) -> Tensor:
-        """All images: uint8 (num, P, H, W)."""
-        return torch.cat([_read(self.folder, shard)["pixels"] for shard in self.shards])
+    def read(self, folder: Path) -> list[dict[str, Tensor]]:
+        """The tensors of every shard in `folder`: the images, or the features that `measure` wrote.
 
-    def labels(self) -> Tensor:
-        """The labels that they were sampled with: (num,)."""
-        return torch.cat([_read(self.folder, shard)["labels"] for shard in self.shards])
-
-    def redrawn(self) -> int:
-        """How many images were resampled."""
-        return sum(int(load_file(self.folder / shard.name)["redrawn"]) for shard in self.shards)
-
-    def features(self, folder: Path) -> Features:
-        """The features of all images, as `measure` wrote them."""
-        return _concatenate(Features(**_read(folder, shard)) for shard in self.shards)
+        Cut to the images that are asked for: an earlier command may have drawn more.
+        """
+        parts = ((load_file(_shard(folder, i)), len(labels)) for i, labels in self.shards)
+        return [{name: tensor[:count] for name, tensor in tensors.items()} for tensors, count in parts]
 
 
 def resume_or_start(folder: Path, settings: SampleSettings) -> None:
@@ -122,25 +96,17 @@ def make_labels(schedule: str, num: int, num_classes: int, seed: int) -> Tensor:
 
 def features_of(net: FeatureNet, pixels: Tensor, *, batch_size: int) -> Features:
     """A network's features of images, uint8 (N, P, H, W), computed batch by batch; on the CPU."""
-    return _concatenate(_each_batch(net, pixels, batch_size))
+    batches = (net(batch) for batch in pixels.split(batch_size))
+    return concatenate(Features._make(part if part is None else part.cpu() for part in found) for found in batches)
 
 
-@torch.inference_mode()
-def _each_batch(net: FeatureNet, pixels: Tensor, batch_size: int) -> Iterator[Features]:
-    device = next(net.parameters()).device
-    for batch in pixels.split(batch_size):
-        found = net(batch.to(device))
-        yield Features._make(None if part is None else part.float().cpu() for part in found)
-
-
-def _concatenate(parts: Iterable[Features]) -> Features:
-    """All of one network: they have the same kinds of features."""
+def concatenate(parts: Iterable[Features]) -> Features:
+    """The features of one network for several batches, as one."""
     return Features._make(None if kind[0] is None else torch.cat(kind) for kind in zip(*parts, strict=True))
 
 
-def _read(folder: Path, shard: Shard) -> dict[str, Tensor]:
-    """The tensors of a shard, cut to the images that are asked for: an earlier command may have drawn more."""
-    return {name: tensor[: len(shard.indices)] for name, tensor in load_file(folder / shard.name).items()}
+def _shard(folder: Path, i: int) -> Path:
+    return folder / f"{i:05d}.safetensors"
 
 
 def _count(path: Path, of: str = "") -> int:
@@ -157,7 +123,11 @@ def _count(path: Path, of: str = "") -> int:
 
 def _save(path: Path, tensors: dict[str, Tensor], of: str = "") -> None:
     """Write a shard with its checksum; `of`: the checksum of the pixels whose features these are."""
+    write_tensors(path, tensors, {"sha256": hash_tensors(tensors), "of": of})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a .safetensors file atomically, into a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
     with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"sha256": hash_tensors(tensors), "of": of})
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)

@@ -58,12 +58,6 @@ def can_draw(config: ModelConfig) -> bool:
     return small and config.codec == "pixels" and config.channels in (1, 3)
 
 
-def describe_noise(config: ModelConfig) -> dict[str, float]:
-    """The noise added to an image before it is encoded, as JSON."""
-    std, bin_width = training_noise(config)
-    return {"noise_std": std, "bin_width": bin_width}
-
-
 def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
     """Export the encoder with this metadata; returns its largest relative difference from the flow.
 
@@ -86,13 +80,8 @@ def export_encoder(pipe: Pipeline, out: Path, card: dict[str, Any]) -> float:
 
 def read_encoder(path: Path) -> EncodeFunction:
     """A function that runs an exported encoder on the CPU."""
-    session = open_onnx(path)
-
-    def run(image: Tensor, label: Tensor) -> EncoderOutput:
-        feeds = {"image": image.numpy(), "label": label.numpy()}
-        return EncoderOutput(*(torch.from_numpy(each) for each in session.run(list(OUTPUTS), feeds)))
-
-    return run
+    run = open_onnx(path, INPUTS, OUTPUTS)
+    return lambda image, label: EncoderOutput(*run(image, label))
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
+from biflow.sampling.samplers import OnePass
 
 Target = Literal["onnx", "torch"]
 Precision = Literal["float32", "float16", "int8"]
@@ -61,11 +62,6 @@ class Check(NamedTuple):
     def grey_levels(self) -> float:
         """The largest difference in 8-bit grey levels."""
         return self.largest * LEVELS
-
-    @property
-    def mean_grey_levels(self) -> float:
-        """The mean difference in 8-bit grey levels."""
-        return self.mean * LEVELS
 
 
 class Exported(NamedTuple):
@@ -113,9 +109,11 @@ def export_model(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(out) as temporary:
         with quiet():
-            program = trace(sampler)
+            examples = torch.zeros(3, *sampler.scale.shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
+            program = trace_batches(sampler, examples, most=most_at_once(sampler.codec))
             if target == "torch":
-                write_torch(program, temporary, card)
+                with temporary.open("wb") as file:
+                    torch.export.save(program, file, extra_files={f"{CARD}.json": json.dumps(card)})
             else:
                 write_onnx(program, temporary, card, precision)
         run = (read_torch if target == "torch" else read_onnx)(temporary)
@@ -136,10 +134,7 @@ def check_export(out: Path, target: Target, precision: Precision) -> None:
     if out.suffix != suffix:
         raise InputError(f"Expected an output ending in {suffix} for the target {target}; got {out}.")
     if target == "torch" and precision != "float32":
-        raise InputError(
-            f"Expected precision float32 for the target torch; got {precision}. "
-            "Use --to onnx, or cast the program where it runs."
-        )
+        raise InputError(f"Expected precision float32 for the target torch; got {precision}. Use --to onnx.")
     if out.exists():
         raise InputError(f"Expected a new file to write; {out} exists. Remove it, or choose another name.")
     check_file_output(out)
@@ -157,24 +152,19 @@ def check_size(sampler: nn.Module) -> None:
     """Raise unless the weights fit into one ONNX file."""
     size = 4 * sum(tensor.numel() for tensor in sampler.state_dict().values())
     if size > MOST_BYTES:
-        raise InputError(
-            f"Expected weights of at most {MOST_BYTES / 1e9:.1f} GB in float32, which one ONNX file can hold; "
-            f"got {size / 1e9:.1f} GB. Use --to torch."
-        )
+        found, most = (f"{each / 1e9:.1f} GB" for each in (size, MOST_BYTES))
+        raise InputError(f"Expected float32 weights of at most {most} for one ONNX file; got {found}. Use --to torch.")
 
 
 def make_sampler(pipe: Pipeline, *, codec: bool = False) -> ExportedSampler:
     """The module that is exported; it returns images for pixel models and with the codec, else latents."""
     reverse = pipe.model.reverse
     if reverse is None:
-        raise InputError(
-            "Expected a model with a reverse model to export; this one has only a flow. "
-            "Train one: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
-        )
+        raise InputError("Expected a reverse model to export; got a flow. Train one: stage=reverse flow_from=FOLDER.")
     if reverse.config.denoising == "score":
         raise InputError(
-            "Expected a reverse model with learned denoising; this one needs a gradient of the flow, which cannot be "
-            "exported. Train one with model.reverse.denoising=learned."
+            "Expected learned denoising; got a score step, whose gradient cannot be exported. "
+            "Train with model.reverse.denoising=learned."
         )
     decoder = pipe.model.codec if codec or pipe.config.codec == "pixels" else None
     return ExportedSampler(pipe.model.flow, reverse, pipe.config, decoder).eval()
@@ -182,11 +172,8 @@ def make_sampler(pipe: Pipeline, *, codec: bool = False) -> ExportedSampler:
 
 def make_card(pipe: Pipeline, folder: Path, *, precision: Precision, images: bool) -> dict[str, Any]:
     """The metadata of an exported file, as JSON."""
-    config, reverse = pipe.config, pipe.model.reverse
-    assert reverse is not None
-    channels, size = config.channels, config.image_size
-    if images:
-        channels, size, _ = pipe.model.image_shape
+    config, most = pipe.config, trained_guidance(pipe.config)
+    channels, size, _ = pipe.model.image_shape if images else (config.channels, config.image_size, 0)
     with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -202,15 +189,15 @@ def make_card(pipe: Pipeline, folder: Path, *, precision: Precision, images: boo
         "channels": channels,
         "noise_shape": [config.num_patches, config.patch_dim],
         "max_batch": most_at_once(pipe.model.codec if images else None),
-        "guidance": reverse.config.guidance if config.num_classes else "none",
-        "max_guidance": reverse.config.max_guidance if reverse.config.guidance == "trained" else None,
+        "guidance": config.reverse.guidance if config.reverse and config.num_classes else "none",
+        "max_guidance": most,
     }
 
 
-def trace(sampler: ExportedSampler) -> torch.export.ExportedProgram:
-    """Trace the sampler, with a dynamic batch size."""
-    examples = torch.zeros(3, *sampler.scale.shape), torch.zeros(3, dtype=torch.long), torch.zeros(3)
-    return trace_batches(sampler, examples, most=most_at_once(sampler.codec))
+def trained_guidance(config: ModelConfig) -> float | None:
+    """The largest guidance strength that the reverse model was trained with; None if it was trained without."""
+    reverse = config.reverse
+    return reverse.max_guidance if reverse and reverse.guidance == "trained" else None
 
 
 def trace_batches(
@@ -227,12 +214,6 @@ def trace_batches(
 def most_at_once(codec: Codec | None) -> int | None:
     """The largest batch that a traced graph is valid for; none for no limit."""
     return MOST_DECODED if isinstance(codec, VaeCodec) else None
-
-
-def write_torch(program: torch.export.ExportedProgram, path: Path, card: dict[str, Any]) -> None:
-    """Write a program for `torch.export.load`."""
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={f"{CARD}.json": json.dumps(card)})
 
 
 def write_onnx(
@@ -290,23 +271,26 @@ def read_torch(path: Path) -> SampleFunction:
 
 def read_onnx(path: Path, *, threads: int = 1) -> SampleFunction:
     """A function that runs an ONNX file of a sampler on the CPU."""
-    session = open_onnx(path, threads=threads)
-
-    def run(*inputs: Tensor) -> Tensor:
-        feeds = {name: each.numpy() for name, each in zip(INPUTS, inputs, strict=True)}
-        return torch.from_numpy(np.asarray(session.run([OUTPUT], feeds)[0]))
-
-    return run
+    run = open_onnx(path, INPUTS, [OUTPUT], threads=threads)
+    return lambda *inputs: run(*inputs)[0]
 
 
-def open_onnx(path: Path, *, threads: int = 1) -> Any:
-    """An onnxruntime session for an ONNX file, on the CPU."""
+def open_onnx(
+    path: Path, inputs: Sequence[str], outputs: Sequence[str], *, threads: int = 1
+) -> Callable[..., list[Tensor]]:
+    """A function that runs an ONNX file on the CPU, from the tensors of these inputs to those of these outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        feeds = {name: each.numpy() for name, each in zip(inputs, tensors, strict=True)}
+        return [torch.from_numpy(np.asarray(each)) for each in session.run(list(outputs), feeds)]
+
+    return run
 
 
 def verify(run: SampleFunction, pipe: Pipeline, *, images: bool, tolerance: float) -> Check:
@@ -322,9 +306,7 @@ def verify(run: SampleFunction, pipe: Pipeline, *, images: bool, tolerance: floa
             found = run(noise, labels, torch.full((batch,), strength))
             wanted = expected(pipe, noise, labels, strength, images=images)
             if found.shape != wanted.shape:
-                raise InputError(
-                    f"Expected images of shape {tuple(wanted.shape)}; the file gives {tuple(found.shape)}."
-                )
+                raise InputError(f"Expected images {tuple(wanted.shape)}; the file gives {tuple(found.shape)}.")
             differences.append((found - wanted).abs())
     every = torch.cat(differences)
     return Check(len(every), float(every.max()), float(every.mean()), tolerance)
@@ -333,8 +315,6 @@ def verify(run: SampleFunction, pipe: Pipeline, *, images: bool, tolerance: floa
 @torch.no_grad()
 def expected(pipe: Pipeline, noise: Tensor, labels: Tensor, strength: float, *, images: bool) -> Tensor:
     """The pipeline's images before rounding: (B, P, H, W)."""
-    from biflow.sampling.samplers import OnePass
-
     z = pipe.model.flow.scale_noise(noise)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -353,11 +333,10 @@ def checked_labels(batch: int, num_classes: int) -> Tensor:
 
 def checked_strengths(pipe: Pipeline) -> Sequence[float]:
     """Guidance strengths from none to the largest that was trained."""
-    reverse = pipe.model.reverse
-    assert reverse is not None
     if not pipe.config.num_classes:
         return (0.0,)
-    most = reverse.config.max_guidance if reverse.config.guidance == "trained" else MOST_GUIDANCE
+    found = trained_guidance(pipe.config)
+    most = MOST_GUIDANCE if found is None else found
     return (0.0, most / 3, most)
 
 

@@ -1,17 +1,15 @@
 """The playground: a static folder with page, model and runtime."""
 
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from biflow.config import ModelConfig
 from biflow.errors import InputError
-from biflow.export.encoder import can_draw, describe_noise, export_encoder
+from biflow.export.encoder import can_draw, export_encoder
 from biflow.export.onnx import MOST_GUIDANCE, Exported, check_installed, export_model
 from biflow.export.runtime import FILES, copy_runtime, find_runtime
 from biflow.files import check_new_folder, replace_folder
+from biflow.models.codec import training_noise
 from biflow.pipeline import Pipeline
 
 PAGE_FILES = ("index.html", "style.css", "app.js", "draw.js", "pictures.js", "noise.js", "worker.js")
@@ -33,21 +31,17 @@ def write_site(model: Path, out: Path, *, runtime: Path | None = None) -> Export
         copy_runtime(folder / RUNTIME_FOLDER, runtime)
         exported = export_model(model, folder / MODEL_FILE, codec=True)
         pipe = Pipeline.from_pretrained(model)
-        card = page_card(exported.card, pipe.config)
+        drawing = None  # the noise added to a drawing
         if can_draw(pipe.config):
+            drawing = dict(zip(("noise_std", "bin_width"), training_noise(pipe.config), strict=True))
             export_encoder(pipe, folder / ENCODER_FILE, {**exported.card, "output": "noise"})
+        slider = exported.card["max_guidance"] or MOST_GUIDANCE
+        card = {**exported.card, "slider_guidance": slider, "drawing": drawing}
         (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         page = resources.files("biflow.export") / "page"
         for name in PAGE_FILES:
-            with (page / name).open("rb") as source, (folder / name).open("wb") as file:
-                shutil.copyfileobj(source, file)
+            (folder / name).write_bytes((page / name).read_bytes())
     return exported
-
-
-def page_card(card: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The page's metadata of the model; drawing: the noise added to a drawing, if it can draw."""
-    drawing = describe_noise(config) if can_draw(config) else None
-    return {**card, "slider_guidance": card["max_guidance"] or MOST_GUIDANCE, "drawing": drawing}
 
 
 def check_site(out: Path) -> None:

@@ -32,8 +32,7 @@ def copy_runtime(to: Path, given: Path | None) -> None:
         for name in FILES:
             member = archive.extractfile(f"package/dist/{name}")
             assert member is not None
-            with member, (to / name).open("wb") as file:
-                shutil.copyfileobj(member, file)
+            (to / name).write_bytes(member.read())
 
 
 def find_runtime(folder: Path) -> Path:
@@ -53,10 +52,7 @@ def fetch_runtime() -> Path:
     with replace_file(kept) as temporary:
         download(temporary)
         if not is_sound(temporary):
-            raise InputError(
-                f"Expected onnxruntime-web {VERSION} with the SHA-512 {SHA512[:12]}... from npm; got another file. "
-                f"{OTHERWISE}"
-            )
+            raise InputError(f"Expected the SHA-512 {SHA512[:12]}... from npm; got another file. {OTHERWISE}")
     return kept
 
 
@@ -71,19 +67,19 @@ def download(path: Path) -> None:
     folder = path.with_name(f"{path.name}.npm")
     folder.mkdir()
     package = f"onnxruntime-web@{VERSION}"
+    command = ["npm", "pack", package, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
     try:
-        command = ["npm", "pack", package, "--silent", "--ignore-scripts", "--pack-destination", str(folder)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT, cwd=folder)
         next(folder.glob("*.tgz")).replace(path)
+        return
     except FileNotFoundError:
-        raise InputError(f"Expected npm, which fetches {package}; it is not installed. {OTHERWISE}") from None
+        fault = "it is not installed"
     except subprocess.CalledProcessError as error:
         lines = [*error.stderr.splitlines(), *error.stdout.splitlines()]
         reason = next((line for line in lines if "error" in line.lower() or "ERR" in line), f"code {error.returncode}")
-        raise InputError(
-            f"Expected npm to fetch {package}; it could not ({reason.strip()[:99]}). {OTHERWISE}"
-        ) from None
+        fault = f"it could not ({reason.strip()[:99]})"
     except (subprocess.TimeoutExpired, StopIteration):
-        raise InputError(f"Expected npm to fetch {package}; it timed out. {OTHERWISE}") from None
+        fault = "it timed out"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    raise InputError(f"Expected npm to fetch {package}; {fault}. {OTHERWISE}")

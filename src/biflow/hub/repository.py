@@ -33,37 +33,24 @@ def find_model(
         if revision:
             raise InputError(f"Expected a name on the hub for revision {revision!r}; got the folder {name}.")
         return path
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    where: Any = {"revision": revision, "token": token, "local_files_only": local_files_only}
     try:
-        found = snapshot_download(
-            str(name), revision=revision, token=token, local_files_only=local_files_only, allow_patterns=FILES
-        )
+        return Path(snapshot_download(str(name), allow_patterns=FILES, **where))
     except Exception as error:  # network, hub and disk raise a dozen types
+        offline = "is not used because HF_HUB_OFFLINE is set"
+        fault = offline if constants.HF_HUB_OFFLINE else f"request failed ({type(error).__name__})"
         raise InputError(
             f"Expected a model folder or the name of a model on the Hugging Face hub; there is no folder {name}, and "
-            f"the hub {hub_fault(error)}. Give a folder, or check name, network and token."
+            f"the hub {fault}. Give a folder, or check name, network and token."
         ) from None
-    return Path(found)
 
 
-def hub_fault(error: Exception) -> str:
-    """What went wrong with the hub."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "is not used because HF_HUB_OFFLINE is set"
-    return f"request failed ({type(error).__name__})"
-
-
-def check_repository(name: str) -> None:
-    """Raise unless this is a valid name of a repository."""
-    if not REPOSITORY.fullmatch(name):
-        raise InputError(f"Expected a repository name of the form owner/name; got {name!r}.")
-
-
-def check_codec_can_be_shared(codec: str) -> None:
-    """Raise if the codec is an autoencoder in a local folder, which others cannot load."""
+def check_upload(codec: str, repository: str) -> None:
+    """Raise unless the name is valid, and others can load the codec."""
+    if not REPOSITORY.fullmatch(repository):
+        raise InputError(f"Expected a repository name of the form owner/name; got {repository!r}.")
     name = codec.removeprefix("vae:")
     if codec != "pixels" and Path(name).exists():
         raise InputError(
@@ -86,8 +73,7 @@ def write_upload(
 
     samples: a function from labels (N,) to pixels (N, P, H, W).
     """
-    check_repository(repository)
-    check_codec_can_be_shared(model.config.codec)
+    check_upload(model.config.codec, repository)
     measured = read_evaluation(Path(evaluation)) if evaluation else None
     picture = PICTURE_FILE if model.reverse else None
     card = render_card(model, repository, training, measured, licence=licence, picture=picture)
@@ -100,7 +86,6 @@ def write_upload(
 
 def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
     """Upload a folder to a repository on the hub, which is created if missing; returns its URL."""
-    check_repository(repository)
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)

@@ -12,7 +12,7 @@ from biflow.config import ModelConfig
 from biflow.config.base import check_config
 from biflow.errors import InputError
 from biflow.models.model import Model, new_model
-from biflow.tensors import describe_faults, read_state_dict
+from biflow.tensors import describe_faults, read_state_dict, shapes
 
 HEAD_WIDTH = 64  # of every published model; cannot be inferred from the tensors
 
@@ -47,16 +47,16 @@ def load_tarflow(
     """
     tensors = read_state_dict(path, "an ml-tarflow file")
     config = infer_config(tensors, noise_std=noise_std, image_size=image_size, codec=codec)
-    expected = expected_shapes(config)
-    masks = {name for name in tensors if re.fullmatch(r"blocks\.\d+\.attn_mask", name)}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in masks}
-    if faults := describe_faults(expected, shapes):
+    with torch.device("meta"):
+        ours = new_model(config, ()).flow.state_dict()
+    found = {name: each for name, each in tensors.items() if not re.fullmatch(r"blocks\.\d+\.attn_mask", name)}
+    if faults := describe_faults(expected_shapes(ours, config), shapes(found)):
         raise InputError(f"Expected an ml-tarflow state dict in {path}; {faults}. Give a complete published file.")
     names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(config.num_classes))
     if len(names) != config.num_classes:
         raise InputError(f"Expected {config.num_classes} class names, as in {path}; got {len(names)}.")
     model = new_model(config, names)
-    model.flow.load_state_dict(_converted(tensors, config))
+    model.flow.load_state_dict({name: _convert(name, tensors, config.flow.width) for name in ours})
     model.flow.eval().requires_grad_(False)
     return model
 
@@ -96,27 +96,19 @@ def infer_config(
     return check_config(ModelConfig, values, origin="the checkpoint")
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in a file of this config, without the attention masks."""
-    with torch.device("meta"):
-        ours = new_model(config, ()).flow.state_dict()
-    shapes = {_name_in_file(name): tuple(tensor.shape) for name, tensor in ours.items()}
+def expected_shapes(ours: Mapping[str, Tensor], config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a file, without the attention masks, for the flow's own tensors."""
+    expected = {_name_in_file(name): tuple(tensor.shape) for name, tensor in ours.items()}
     for i in range(config.flow.blocks):
         name = f"blocks.{i}.class_embed"
-        del shapes[name]
+        del expected[name]
         if config.num_classes:
-            shapes[name] = (config.num_classes, 1, config.flow.width)
-    return shapes
-
-
-def _converted(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The file's tensors under biflow's names, with positions in reading order and the null row of the class table."""
-    with torch.device("meta"):
-        names = new_model(config, ()).flow.state_dict().keys()
-    return {name: _convert(name, tensors, config.flow.width) for name in names}
+            expected[name] = (config.num_classes, 1, config.flow.width)
+    return expected
 
 
 def _convert(name: str, tensors: Mapping[str, Tensor], width: int) -> Tensor:
+    """The file's tensor of this name here; positions in reading order, class tables with the null row."""
     tensor = tensors.get(_name_in_file(name))
     if name.endswith("classes.weight"):
         classes = torch.zeros(1, width) if tensor is None else tensor.flatten(1)  # (num_classes, C)

@@ -60,10 +60,7 @@ def speed_rows(report: Numbers) -> list[list[str]]:
     """Time per image: a header, then a row for each method."""
     batches = report["speed"]["milliseconds_per_image_by_batch_size"]
     rows = [
-        [
-            f"{name}{guided.replace('_', ', ')}",
-            *(f"{significant(times[key + guided], 3)} ms" for times in batches.values()),
-        ]
+        [name + guided.replace("_", ", "), *(f"{significant(times[key + guided], 3)} ms" for times in batches.values())]
         for key, name in (("exact", "exact inverse"), ("reverse", "one-pass"))
         for guided in ("_guided", "")
     ]
@@ -110,42 +107,35 @@ def render_report(report: Numbers, history: Sequence[Numbers], images: ReportIma
 def _headline(report: Numbers) -> str:
     size, times = next(iter(report["speed"]["milliseconds_per_image_by_batch_size"].items()))
     samples = report["samples"]
+    ratio, right = samples["frechet_ratio_reverse_to_exact"], samples["reverse"]["class_accuracy"]
     return (
         f"One-pass sampling takes {times['reverse_guided']:.1f} ms per image at batch size {size}, "
-        f"{times['ratio_guided']:.0f}x faster than the exact inverse, at "
-        f"{samples['frechet_ratio_reverse_to_exact']:.2f} times its Fréchet distance. A reference classifier assigns "
-        f"{samples['reverse']['class_accuracy']:.1%} of the one-pass samples to the right class."
+        f"{times['ratio_guided']:.0f}x faster than the exact inverse, at {ratio:.2f} times its Fréchet distance. "
+        f"A reference classifier assigns {right:.1%} of the one-pass samples to the right class."
     )
 
 
 def _facts(report: Numbers) -> dict[str, str]:
-    keys = ("data", "flow", "reverse", "judge", "machine")
-    data, flow, reverse, judge, machine = (report[key] for key in keys)
-    noise = report["recipe"]["model"]["noise_std"]
+    data, flow, reverse, judge, machine = (report[key] for key in ("data", "flow", "reverse", "judge", "machine"))
+    noise = f"the training noise (std {report['recipe']['model']['noise_std']:g}) added"
+    errors = ", ".join(f"{flow[f'round_trip_error_{bits}']:.1e} in {bits}" for bits in ("float32", "float64"))
     return {
         "data": f"{data['name']}: {data['train_images']:,} training and {data['test_images']:,} test images",
-        "flow": f"{flow['parameters']:,} parameters, {flow['steps']:,} steps in {flow['train_seconds']:.0f} s",
-        "bits per dimension": (
-            f"{flow['test_bits_per_dim_of_noisy_data']:.3f} on 8-bit test images with the training noise "
-            f"(std {noise:g}) added"
-        ),
-        "reconstruction": (
-            f"largest error of the exact inverse {flow['round_trip_error_float32']:.1e} in float32, "
-            f"{flow['round_trip_error_float64']:.1e} in float64"
-        ),
-        "reverse model": (
-            f"{reverse['parameters']:,} parameters, {reverse['steps']:,} steps in {reverse['train_seconds']:.0f} s; "
-            f"mean squared error on test images {reverse['test_reconstruction_mse']:.4f}"
-        ),
-        "reference classifier": (
-            f"{judge['what']}; accuracy {report['real']['class_accuracy']:.1%} on the test images"
-        ),
+        "flow": _training(flow),
+        "bits per dimension": f"{flow['test_bits_per_dim_of_noisy_data']:.3f} on 8-bit test images with {noise}",
+        "reconstruction": f"largest error of the exact inverse {errors}",
+        "reverse model": f"{_training(reverse)}; mean squared error on test images "
+        f"{reverse['test_reconstruction_mse']:.4f}",
+        "reference classifier": f"{judge['what']}; accuracy {report['real']['class_accuracy']:.1%} on the test images",
         "total time": f"{report['total_seconds']:.0f} s",
-        "machine": (
-            f"{machine['system']}, {machine['device']}, {counted(machine['threads'], 'thread')}, "
-            f"torch {machine['torch']}"
-        ),
+        "machine": f"{machine['system']}, {machine['device']}, {counted(machine['threads'], 'thread')}, "
+        f"torch {machine['torch']}",
     }
+
+
+def _training(network: Numbers) -> str:
+    parameters, steps = f"{network['parameters']:,} parameters", f"{network['steps']:,} steps"
+    return f"{parameters}, {steps} in {network['train_seconds']:.0f} s"
 
 
 def _grids(images: ReportImages) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from biflow.data.datasets import ImageSet, load_data
 from biflow.data.images import write_npz
 from biflow.errors import InputError
 from biflow.evaluation.cost import count_parameters, milliseconds_per_image
+from biflow.evaluation.report import map_numbers
 from biflow.extras import require
 from biflow.features.judge import Judge, save_judge
 from biflow.files import replace_file, write_text
@@ -75,15 +77,8 @@ def make_plan(overrides: Iterable[str] = (), *, small: bool = False) -> Plan:
     plan = Plan(load_recipe(RECIPE, overrides), CLASSIFIER_FIT)
     if not small:
         return plan
-    return Plan(
-        smoke(plan.run),
-        smoke_fit(CLASSIFIER_FIT),
-        samples=100,
-        strengths=(0.0, 1.0),
-        timings=((1, 1), (256, 1)),
-        classified=60,
-        smoke=True,
-    )
+    sizes: Any = {"samples": 100, "strengths": (0.0, 1.0), "timings": ((1, 1), (256, 1)), "classified": 60}
+    return plan._replace(run=smoke(plan.run), judge=smoke_fit(plan.judge), **sizes, smoke=True)
 
 
 def run_quickstart(out: Path, plan: Plan, *, resume: bool, console: Console) -> Numbers:
@@ -147,16 +142,14 @@ def measure_speed(pipe: Pipeline, plan: Plan, best: Mapping[str, SweepResult]) -
     The exact inverse includes its score step.  `ratio_guided` compares both samplers with guidance.
     """
 
-    def timed(sampler: str, *, guided: bool) -> Callable[[int], Tensor]:
-        guidance = (best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)) if guided else 0.0
-        method = METHODS[sampler]
-        return lambda size: pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
+    def sample(size: int, method: str, guidance: Guidance) -> Tensor:
+        return pipe.sample_pixels([0] * size, method=method, guidance=guidance, seed=SEED)
 
-    samplers = {
-        f"{sampler}{'_guided' if guided else ''}": timed(sampler, guided=guided)
-        for sampler in METHODS
-        for guided in (True, False)
-    }
+    samplers: dict[str, Callable[[int], Tensor]] = {}
+    for sampler, method in METHODS.items():
+        guidance = best[sampler].guidance if best[sampler].guidance.strength else Guidance(1.0)
+        samplers[f"{sampler}_guided"] = partial(sample, method=method, guidance=guidance)
+        samplers[sampler] = partial(sample, method=method, guidance=Guidance(0.0))
     batches: Numbers = {}
     for size, repeats in plan.timings:
         times = milliseconds_per_image(samplers, size, repeats)
@@ -202,19 +195,11 @@ def write_results(
     """Write the samples, the numbers, and the page that shows both."""
     for sampler, result in best.items():
         write_npz(out / f"samples_{sampler}.npz", result.pixels, result.labels)
-    write_text(out / "report.json", json.dumps(_rounded(report), indent=2) + "\n")
+    rounded = map_numbers(report, lambda number: float(f"{number:.4g}"))
+    write_text(out / "report.json", json.dumps(rounded, indent=2) + "\n")
     forward, reverse = measures.trace_first_image(pipe.model, test)
     samples = {sampler: result.pixels for sampler, result in best.items()}
     images = ReportImages(test, samples, best["exact"].labels, forward, reverse)
     write_text(out / "report.html", render_report(report, read_history(out / HISTORY_FILE), images))
     with replace_file(out / "samples.png") as temporary:
         side_by_side(images).save(temporary, format="PNG")
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers rounded to four significant digits, at any depth."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
