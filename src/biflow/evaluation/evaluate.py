@@ -227,7 +227,10 @@ def check_classes(pipe: Pipeline, reals: RealImages) -> None:
     if not classes:
         return
     if len(names) != classes:
-        raise InputError(f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}.")
+        raise InputError(
+            f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}. "
+            "Give the data that the model was trained on."
+        )
     counts = reals.images.labels.bincount(minlength=classes)
     if missing := [names[label] for label in range(classes) if not counts[label]]:
         raise InputError(

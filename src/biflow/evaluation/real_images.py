@@ -86,7 +86,7 @@ def open_references(reals: RealImages, context: EvaluationContext) -> dict[str, 
         raise InputError(f"Expected one of references for each of {len(names)} --features; got {len(files)}.")
     if len(reals.images) < LEAST_IMAGES:
         split = f"{config.split} split of {config.data!r}"
-        raise InputError(f"Expected {LEAST_IMAGES} images in the {split}; got {len(reals.images)}. Set another split.")
+        raise InputError(f"Expected {LEAST_IMAGES} or more images in the {split}; got {len(reals.images)}. Set split.")
     nets = [_open_net(name, reals, context) for name in names]
     files = files or [context.out / "reference" / f"{net.name}.safetensors" for net in nets]
     references = (open_reference(net, file, reals, context) for net, file in zip(nets, files, strict=True))

@@ -113,7 +113,9 @@ def load_reference(path: Path) -> Reference:
     except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
-        raise InputError(f"Expected statistics in {path}; it is no such file, or has changed. Delete it to redo it.")
+        raise InputError(
+            f"Expected statistics in {path}; it has another format, or is damaged. Delete it to compute them."
+        )
     count, spatial = facts["images"], None
     if "spatial_mean" in tensors:
         spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)

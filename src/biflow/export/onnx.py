@@ -160,11 +160,14 @@ def make_sampler(pipe: Pipeline, *, codec: bool = False) -> ExportedSampler:
     """The module that is exported; it returns images for pixel models and with the codec, else latents."""
     reverse = pipe.model.reverse
     if reverse is None:
-        raise InputError("Expected a reverse model to export; got a flow. Train one: stage=reverse flow_from=FOLDER.")
+        raise InputError(
+            "Expected a model with a reverse model to export; this one has only a flow. "
+            "Train one: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
+        )
     if reverse.config.denoising == "score":
         raise InputError(
-            "Expected learned denoising; got a score step, whose gradient cannot be exported. "
-            "Train with model.reverse.denoising=learned."
+            "Expected a reverse model with learned denoising; this one needs a gradient of the flow, which cannot be "
+            "exported. Train with model.reverse.denoising=learned."
         )
     decoder = pipe.model.codec if codec or pipe.config.codec == "pixels" else None
     return ExportedSampler(pipe.model.flow, reverse, pipe.config, decoder).eval()

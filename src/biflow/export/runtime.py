@@ -52,7 +52,7 @@ def fetch_runtime() -> Path:
     with replace_file(kept) as temporary:
         download(temporary)
         if not is_sound(temporary):
-            raise InputError(f"Expected the SHA-512 {SHA512[:12]}... from npm; got another file. {OTHERWISE}")
+            raise InputError(f"Expected a file with SHA-512 {SHA512[:12]}... from npm; got another. {OTHERWISE}")
     return kept
 
 
