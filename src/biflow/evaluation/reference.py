@@ -114,7 +114,7 @@ def load_reference(path: Path) -> Reference:
         sound = False
     if not sound:
         raise InputError(
-            f"Expected statistics in {path}; it has another format, or is damaged. Delete it to compute them."
+            f"Expected statistics in {path}; another format, or damaged. Delete it to compute them."
         )
     count, spatial = facts["images"], None
     if "spatial_mean" in tensors:
