@@ -60,10 +60,8 @@ def encode_data(
         for kind in (split.train, split.test):
             if kind.rejected and world.is_main:
                 write_rejected(out / REJECTED_FILE, kind.rejected)
-        counts: list[int] = []
         world.wait()
-        world.on_main(lambda: counts.append(write_manifest(out, names, facts)))
-        return counts[0] if world.is_main else None
+        return world.on_main(lambda: write_manifest(out, names, facts))
 
 
 def write_split(encoder: LatentWriter, data: Source, split: str, console: Console) -> list[str]:

@@ -22,7 +22,7 @@ from biflow.training.batches import check_splits
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.loggers import Tracker, open_trackers
 from biflow.training.loop import Hook, Trainer
-from biflow.training.previews import Previews, Validation
+from biflow.training.previews import every, previews, validation
 from biflow.training.provenance import add_session, training_facts
 from biflow.training.signals import stop_on_signal
 from biflow.training.stages import Run, RunNetworks, Trained, prepare, training_batches
@@ -58,10 +58,9 @@ def open_run(
     if not config.model.num_classes:
         data = data.without_classes()
     codec = codec or make_codec(config.model.codec)
-    built: list[RunNetworks] = []
 
-    def begin() -> None:
-        built.append(prepare(config, data, codec))
+    def begin() -> RunNetworks:
+        networks = prepare(config, data, codec)
         check_batches(config, world)
         check_run_folder(folder, config, resume=resume)
         check_watch(config, held_out)
@@ -72,13 +71,13 @@ def open_run(
             write_rejected(folder / REJECTED_FILE, data.rejected)
             message = f"Warning: skipped {len(data.rejected)} unreadable images, listed in {folder / REJECTED_FILE}."
             console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return networks
 
     with join_world() as world, stop_on_signal() as should_stop:
-        world.on_main(begin)
+        networks = world.on_main(begin) or prepare(config, data, codec)
         trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
             factory = HookFactory(folder, config.watch, board, trackers, codec)
-            networks = built[0] if built else prepare(config, data, codec)
             run = Run(config, data, codec, world, folder / STATES_FOLDER, factory.make_hooks, should_stop, networks)
             if held_out:
                 factory.held_out = replace(run, data=held_out if data.class_names else held_out.without_classes())
@@ -116,15 +115,13 @@ class HookFactory:
         history = History(self.folder / HISTORY_FILE, stage, trainer, self.trackers)
         hooks: list[Hook] = [history, self.board.stage(stage, trainer)]
         if self.config.preview_every:
-            previews = self.folder / PREVIEWS_FOLDER
-            grid = Previews(
-                previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers, codec=self.codec
-            )
-            hooks.append(grid)
+            target = self.folder / PREVIEWS_FOLDER
+            hook = previews(target, stage, trainer, trackers=self.trackers, codec=self.codec)
+            hooks.append(every(self.config.preview_every, hook))
         if self.config.validate_every and self.held_out:
             make_batch = training_batches(self.held_out, "validation", trainer.plain, trainer.config)
             batches = [partial(make_batch, step) for step in range(self.config.validate_batches)]
-            hooks.append(Validation(trainer, batches, every=self.config.validate_every, record=history.record))
+            hooks.append(every(self.config.validate_every, validation(trainer, batches, history)))
         return hooks
 
 
