@@ -87,11 +87,9 @@ def check_writable(folder: Path) -> None:
 
 def check_new_folder(folder: Path) -> None:
     """Raise unless the folder is new or empty, so that no user file is overwritten."""
-    check_writable(folder.parent)
+    check_writable(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another output path.")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"Expected a folder to write to; {folder} is a file. Choose another output path.")
 
 
 def check_file_output(path: Path) -> None:

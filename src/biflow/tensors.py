@@ -64,11 +64,8 @@ def describe_faults(expected: Shapes, actual: Shapes) -> str:
     """Describe the first missing, unexpected or wrongly shaped tensors; empty if all match."""
     faults = [f"{name} is missing" for name in expected.keys() - actual.keys()]
     faults += [f"{name} is not expected" for name in actual.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {actual[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in actual and actual[name] != shape
-    ]
+    both = [name for name in expected if name in actual and actual[name] != expected[name]]
+    faults += [f"{name} has shape {actual[name]}, not {expected[name]}" for name in both]
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return ", ".join(sorted(faults)[:3]) + more
 

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from biflow.config.base import parse_config, parse_values, to_yaml
+from biflow.config.base import parse_config, parse_values
 from biflow.config.run import RunConfig
 from biflow.config.training import Fit
 from biflow.errors import InputError, nearest
@@ -50,7 +50,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False
     """
     origin, values = f"recipe {name!r}", recipe_values(name)
     if small:
-        values = parse_values(to_yaml(smoke(parse_config(RunConfig, values, origin=origin))), origin)
+        values = smoke(parse_config(RunConfig, values, origin=origin)).model_dump(mode="json")
     return parse_config(RunConfig, values, overrides, origin=origin)
 
 

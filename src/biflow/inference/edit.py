@@ -200,21 +200,13 @@ def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
         what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")
     height, width = pixels.shape[-2:]
+    size = f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"
     if tuple(mask.shape) not in {(height, width), (1, height, width), (len(pixels), height, width)}:
         raise InputError(
             f"Expected a mask of the images' size, {width}x{height} pixels, one for all {len(pixels)} or one for each; "
-            f"got {describe_shape(mask)}. Resize it to the image."
+            f"got {size}. Resize it to the image."
         )
     mask = mask.view(-1, 1, height, width).expand(len(pixels), -1, -1, -1)
     if not mask.flatten(1).any(dim=1).all():
         raise InputError("Expected a mask with a white part to resample; it is black all over. Paint that part white.")
     return mask
-
-
-def describe_shape(mask: Tensor) -> str:
-    """A mask's size as width x height, or its shape if it has more dimensions.
-
-    >>> describe_shape(torch.zeros(4, 6))
-    '6x4'
-    """
-    return f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"

@@ -12,7 +12,7 @@ from biflow.data.images import Images, to_pixels
 from biflow.data.labels import Labels, check_labels
 from biflow.data.randomness import Key, seeded_weights
 from biflow.errors import InputError, choose
-from biflow.models.codec import Codec, PixelCodec, make_codec
+from biflow.models.codec import Codec, PixelCodec, make_codec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify, unpatchify
 from biflow.models.reverse_model import ReverseModel
@@ -118,5 +118,5 @@ def noise_scales(config: ModelConfig, noise: str = "training") -> tuple[float, f
 
     noise: "training", "uniform" (dequantisation alone) or "none".
     """
-    training = config.noise_std, PixelCodec.bin_width if config.dequantise else 0.0
-    return choose({"training": training, "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}, noise, "noise")
+    uniform = 0.0, PixelCodec.bin_width
+    return choose({"training": training_noise(config), "uniform": uniform, "none": (0.0, 0.0)}, noise, "noise")

@@ -1,8 +1,9 @@
 """Guidance of the exact inverse: extrapolates a flow block's predictions with and without the label."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -135,17 +136,10 @@ class GuidedFlow:
         return guided.block.reading_order(torch.cat(restored, dim=1))
 
 
-@runtime_checkable
-class PreparedFlow(Protocol):
-    """A flow that caches its guided blocks by batch size."""
-
-    def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-        """The guided blocks for these labels (B,)."""
-
-
 def guide(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-    """Prepare a flow's blocks for an inversion with labels (B,); raise if the flow cannot be guided."""
-    return flow.guide(labels, guidance) if isinstance(flow, PreparedFlow) else GuidedFlow(flow, labels, guidance)
+    """Prepare a flow's blocks, or let it do so, for an inversion with labels (B,); raise if it cannot be guided."""
+    make: Callable[[Tensor, Guidance], GuidedFlow] = getattr(flow, "guide", partial(GuidedFlow, flow))
+    return make(labels, guidance)
 
 
 def extrapolate(conditional: Tensor, unconditional: Tensor, strength: Tensor | float) -> Tensor:

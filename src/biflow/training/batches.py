@@ -26,10 +26,8 @@ class Batch(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to every tensor."""
-        changed: dict[str, Any] = {
-            key: change(part) for key, part in self._asdict().items() if isinstance(part, Tensor)
-        }
-        return self._replace(**changed)
+        parts: Any = (change(part) if isinstance(part, Tensor) else part for part in self)
+        return Batch(*parts)
 
 
 def check_splits(batch_size: int, parts: int) -> None:

@@ -24,6 +24,8 @@ class FitFlow(Objective):
     With an alignment, its weighted distance is added and its projector is trained (FlowBack, arXiv 2511.22345, eq. 5).
     """
 
+    flow: ForwardFlow
+
     def __init__(self, flow: ForwardFlow, alignment: Alignment | None = None) -> None:
         trained = nn.ModuleDict({"flow": flow, "projector": alignment.projector}) if alignment else flow
         super().__init__(trained, flow)
@@ -60,6 +62,8 @@ class FitReverse(Objective):
     The input is the flow's noise z of a noisy image. Each level with a head is supervised by the flow's state, the
     output by the clean image, or by the noisy one if denoising is not learned. No gradient reaches the flow.
     """
+
+    flow: ForwardFlow
 
     def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
         super().__init__(reverse, flow.requires_grad_(False))

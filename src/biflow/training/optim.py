@@ -56,7 +56,8 @@ class Optimizers:
 
     def state_dict(self, world: World) -> dict[str, dict[str, Any]]:
         """Full optimiser state by parameter name; collective."""
-        return {name: full_state(self._state(p), world) for name, p in self.parameters.items()}
+        states = {p: owner.state.get(p, {}) for p, owner in self.owners.items()}
+        return {name: full_state(states.get(p, {}), world) for name, p in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load a full state into a model that may be sharded."""
@@ -66,10 +67,6 @@ class Optimizers:
                     key: shard_like(value, p) if value.shape == p.shape else value.to(p.device)
                     for key, value in state[name].items()
                 }
-
-    def _state(self, parameter: Tensor) -> Mapping[str, Any]:
-        owner = self.owners.get(parameter)
-        return owner.state.get(parameter, {}) if owner else {}
 
 
 def make_adamw(parameters: Sequence[nn.Parameter], config: FitConfig) -> AdamW:

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -64,21 +65,15 @@ def git_revision() -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed required and optional dependencies."""
-    found = {}
-    for name in requirements():
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return dict(sorted(found.items()))
-
-
-def requirements() -> list[str]:
-    """Names of all dependencies; only the core ones if biflow is not installed."""
     try:
-        return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
+        names = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
     except PackageNotFoundError:  # run from a source tree
-        return list(CORE)
+        names = [*CORE]
+    found = {}
+    for name in sorted(names):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:

@@ -151,7 +151,5 @@ def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
         repair = "Resume with the same recipe and overrides, or start in a new folder."
         check_recorded(folder / CONFIG_FILE, config, repair)
     elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"Expected a new or empty folder; {folder} has files. Choose another, or resume with --resume."
-        )
+        raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another, or use --resume.")
     check_writable(folder)
