@@ -26,10 +26,7 @@ TRAINING_FILE = "training.json"  # optional record of the training
 
 
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, atomically. Replaces a model that is already there, and keeps other files in its folder.
-
-    training: a record of the training, returned by `load_training`.
-    """
+    """Write a model folder, atomically, with a record of the training; keeps other files of a folder it replaces."""
     check_model_output(folder)
     description = {
         "format_version": FORMAT_VERSION,
@@ -96,7 +93,7 @@ def load_training(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"Expected JSON in {path}; it is damaged. Remove it; the model loads without it.") from None
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load without.") from None
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -115,8 +112,5 @@ def _read_description(path: Path) -> dict[str, Any]:
         or not isinstance(description.get("class_names"), list)
         or "model" not in description
     ):
-        raise InputError(
-            f"Expected format_version, class_names and model in {path}; this is not a biflow model folder. "
-            "Use a folder written by training or save_model."
-        )
+        raise InputError(f"Expected format_version, class_names, model in {path}; this is not a biflow model folder.")
     return dict(description)

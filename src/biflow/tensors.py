@@ -25,8 +25,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     except Exception as error:  # damaged files raise a dozen types
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # torch.save's format
             raise InputError(
-                f"Expected only tensors in {path}; its pickle contains other objects, which are refused. "
-                "Save only model.state_dict() with torch.save."
+                f"Expected only tensors in {path}; its pickle contains other objects. Save only model.state_dict()."
             ) from None
         raise InputError(
             f"Expected {what}, saved by torch.save; cannot read {path} ({type(error).__name__}). Copy it again."

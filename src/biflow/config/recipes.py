@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_head(name: str) -> str:
     """The comment that a recipe begins with: its source, command and result."""
-    lines = recipe_text(name).splitlines()
-    return "\n".join(lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))])
+    return "\n".join(takewhile(lambda line: line.startswith("#"), recipe_text(name).splitlines()))
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False) -> RunConfig:
@@ -57,9 +57,7 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a recipe says, with what the recipes that it extends say."""
     if name in above:
-        raise InputError(
-            f"Expected recipes that do not extend each other in a circle; got {' -> '.join([*above, name])}."
-        )
+        raise InputError(f"Expected recipes not to extend each other in a circle; got {' -> '.join([*above, name])}.")
     values = parse_values(recipe_text(name), f"recipe {name!r}")
     base = values.pop(EXTENDS, None)
     if base is None:

@@ -59,10 +59,7 @@ def reverse_features(
 
 
 def literal_reverse_features(flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, layers: Layers) -> Features:
-    """Algorithm 2 as printed: evaluate every block down to the lowest once, on its detached input.
-
-    The input that it rebuilds from the noise is not used by any loss, and left out here.
-    """
+    """Algorithm 2 as printed: every block down to the lowest on its detached input; no loss reads the rebuilt one."""
     features: dict[LayerIndex, Tensor] = {}
     for number, block, block_layers in downwards(flow, layers):
         outputs = block(trajectory.states[number - 1].detach(), block.classes(labels), block_layers)

@@ -95,8 +95,7 @@ class Model:
         pixels, wanted = to_pixels(images), self.image_shape
         if tuple(pixels.shape[1:]) != wanted:
             raise InputError(
-                f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. "
-                "Convert them to the model's channels and size."
+                f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. Convert them."
             )
         given = [self.config.null_label] * len(pixels) if labels is None else labels
         return pixels.cpu(), self.check_labels(given, count=len(pixels))
@@ -114,9 +113,6 @@ def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 
 
 
 def noise_scales(config: ModelConfig, noise: str = "training") -> tuple[float, float]:
-    """Standard deviation of the Gaussian noise, and bin width of the uniform noise, that images get.
-
-    noise: "training", "uniform" (dequantisation alone) or "none".
-    """
+    """Gaussian standard deviation and uniform bin width of "training", "uniform" (dequantisation) or "none" noise."""
     uniform = 0.0, PixelCodec.bin_width
     return choose({"training": training_noise(config), "uniform": uniform, "none": (0.0, 0.0)}, noise, "noise")

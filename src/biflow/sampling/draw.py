@@ -51,10 +51,7 @@ class Engine:
         self._networks: Model | None = None
 
     def noise(self, indices: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
-        """The noise z (N, T, D) of the images at these indices, in the prior's units, on the model's device.
-
-        attempt: above 0 when the images of the attempts before contained NaN or Inf.
-        """
+        """The noise z (N, T, D) of these indices, in the prior's units, after some attempts that gave NaN or Inf."""
         check_number(seed, "seed", whole=True)
         keys = [attempt] if attempt else []
         noise = normal_for(indices, self.model.config.noise_shape, "sample", seed, *keys)

@@ -52,8 +52,7 @@ class Guidance:
         """Raise if a flow with this many classes cannot be guided."""
         if self.strength and not num_classes and self.temperature == 1:
             raise InputError(
-                "Expected a flow with classes for guidance; this one is unconditional. "
-                "Set a temperature other than 1 (such as 1.5) to guide by its attention, or guidance 0."
+                "Expected a flow with classes for guidance; this one is unconditional. Set a temperature or guidance 0."
             )
 
 
@@ -75,10 +74,7 @@ def parse_guidance(text: str) -> Guidance:
 
 
 class GuidedBlock:
-    """A flow block with labels and guidance, for one inversion.
-
-    The conditional and unconditional passes are one call on a doubled batch.
-    """
+    """A flow block with labels and guidance, for one inversion; both passes are one call on a doubled batch."""
 
     def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
         self.block, self.guidance, self.null_label = flow.flow_blocks[level], guidance, flow.config.null_label

@@ -34,7 +34,7 @@ def encode_data(
     data: str, vae: str, out: Path, *, size: int, batch_size: int, overrides: Iterable[str], console: Console
 ) -> int | None:
     """Write a data set's latent cache to `out`; returns its number of entries in the main process, None in others."""
-    start = to_yaml(EncodeConfig(data=data, vae=vae, size=size))
+    start = {"data": data, "vae": vae, "size": size}
     config = parse_config(EncodeConfig, start, overrides, origin="the settings")
     check_apart(data, out)
     codec = make_codec(f"vae:{vae}")

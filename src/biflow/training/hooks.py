@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,9 @@ class History:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Read the lines of `History`, up to the first truncated one; empty if there is no file."""
     lines: list[dict[str, Any]] = []
-    if path.exists():
+    with suppress(FileNotFoundError, json.JSONDecodeError):
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            lines.append(json.loads(line))
     return lines
 
 

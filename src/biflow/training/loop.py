@@ -44,10 +44,7 @@ class LossParts(NamedTuple):
 
 
 class Objective(nn.Module):
-    """A loss and the model that it trains; `forward` maps a `Batch` to `LossParts`.
-
-    The attributes say how its batches are made.
-    """
+    """A loss and the model that it trains: `Batch` -> `LossParts`; the attributes say how its batches are made."""
 
     noise_std = 0.0  # of the Gaussian noise on clean images
     bin_width = 0.0  # of the uniform dequantisation noise

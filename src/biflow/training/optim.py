@@ -82,8 +82,7 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
     """Muon for these matrices; raises if torch is too old."""
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
-            f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. "
-            "Upgrade it (pip install 'torch>=2.9'), or set optimizer=adamw."
+            f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. Upgrade, or set optimizer=adamw."
         )
     from biflow.training.muon import Muon
 

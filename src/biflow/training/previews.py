@@ -45,10 +45,7 @@ def previews(folder: Path, stage: str, trainer: Trainer, *, trackers: Sequence[T
 
 @torch.no_grad()
 def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tensor:
-    """Samples without guidance, uint8 (N, P, H, W), one column per class for the first classes.
-
-    Samples in one pass if there is a reverse model, else by the exact inverse.
-    """
+    """Unguided samples, uint8 (N, P, H, W), one column per class: in one pass, or exactly without a reverse model."""
     config, device = flow.config, flow.prior_variance.device
     noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
     labels = torch.arange(COLUMNS, device=device).repeat(ROWS) % max(1, config.num_classes)

@@ -26,10 +26,9 @@ NOT_METRICS = {"stage", "step", "seconds", "grad_norm", "skipped"}
 
 def add_session(path: Path, world: World) -> None:
     """Append this session to the list in about.json."""
-    try:
+    sessions = []
+    with suppress(OSError, ValueError):
         sessions = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sessions = []
     write_text(path, json.dumps([*sessions, describe_session(world)], indent=1) + "\n")
 
 
