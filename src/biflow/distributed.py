@@ -1,7 +1,4 @@
-"""Process groups with torch.distributed; the only file that reads a launcher's environment variables.
-
-Without a launcher the world has one process. Under torchrun or accelerate launch, each process joins the group.
-"""
+"""The processes of a launcher, torchrun or accelerate launch, or one; only this file reads a launcher's variables."""
 
 import os
 import time

@@ -33,7 +33,7 @@ class TransformerConfig(Config):
     """RMS norm of queries and keys. Turn on if attention logits grow in long training."""
 
     @model_validator(mode="after")
-    def _width_splits_into_heads_and_rotated_pairs(self) -> Self:
+    def _sizes_fit(self) -> Self:
         if self.positions == "rotary" and self.head_width % 4:
             raise ValueError(f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}.")
         check_multiple("width", self.width, "head_width", self.head_width)
@@ -111,7 +111,7 @@ class ModelConfig(Config):
     """The reverse model; none for a flow alone."""
 
     @model_validator(mode="after")
-    def _image_splits_into_patches_and_only_pixels_have_grey_levels(self) -> Self:
+    def _sizes_and_codec_fit(self) -> Self:
         check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         if self.dequantise and self.codec != "pixels":
             raise ValueError(f"Expected codec pixels with dequantise; got {self.codec!r}. Set dequantise=false.")

@@ -1,7 +1,4 @@
-"""Recipes: named runs in `biflow/recipes/*.yaml`, or YAML files of yours, that hold what differs from the defaults.
-
-`extends: NAME` begins with another recipe instead of the defaults.
-"""
+"""Recipes: named YAML files with what differs from the defaults, or from the recipe that they `extends: NAME`."""
 
 from collections.abc import Iterable, Mapping
 from importlib import resources

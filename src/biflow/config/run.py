@@ -47,7 +47,7 @@ class ReadingConfig(Config):
     """Images of a stream that are shuffled at a time."""
 
     @model_validator(mode="after")
-    def _what_is_kept_is_read_once_and_streams_are_not_split(self) -> Self:
+    def _streams_are_neither_kept_nor_split(self) -> Self:
         if self.cache == "memory" and (self.workers or self.streaming):
             what = f"{self.workers} workers" if self.workers else "a stream"
             raise ValueError(f"Expected one process to read, for cache 'memory'; got {what}. Set reading.cache=auto.")

@@ -94,7 +94,8 @@ class AlignConfig(Config):
             raise ValueError(f"Expected different layers, each [block, layer]; got {[list(p) for p in self.layers]}.")
         if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
-                f"Expected no network or input_size for the encoder 'classifier'; got {unread!r}. Set encoder to dinov2."
+                f"Expected no network or input_size for the encoder 'classifier', trained on the run's images; got "
+                f"{unread!r}. Set encoder to dinov2, dinov3, clip, mae or module, or leave it out."
             )
         if self.encoder != "classifier" and self.network is None:
             kind = "package.module:name" if self.encoder == "module" else "a hub name or a folder"

@@ -111,10 +111,8 @@ def classify_images(
         chunks.append(torch.stack(logits).mean(dim=0))
     result = Classification(torch.cat(chunks))
     if broken := int((~result.logits.isfinite()).any(dim=1).sum()):
-        warnings.warn(
-            f"{broken} of {len(pixels)} images have a NaN or Inf likelihood; their classes are meaningless.",
-            stacklevel=2,
-        )
+        what = f"{broken} of {len(pixels)} images have a NaN or Inf likelihood"
+        warnings.warn(f"{what}; their classes are meaningless.", stacklevel=2)
     return result
 
 

@@ -51,10 +51,7 @@ def capture(function: Function, *examples: Tensor, pool: Any = None) -> Function
             with torch.cuda.graph(graph, pool=pool, stream=side):
                 outputs = function(*inputs)
     except torch.cuda.OutOfMemoryError:
-        warnings.warn(
-            "Sampling without a CUDA graph, which does not fit into GPU memory. Lower batch_size to use one.",
-            stacklevel=2,
-        )
+        warnings.warn("A CUDA graph does not fit into GPU memory. Lower batch_size to use one.", stacklevel=2)
         return function
 
     def replay(*arguments: Tensor) -> Outputs:

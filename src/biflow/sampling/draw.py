@@ -37,11 +37,7 @@ class Drawn(NamedTuple):
 
 
 class Engine:
-    """Samples from a model in one precision, compiled or not.
-
-    It keeps what is made once: copies of the networks in half precision, CUDA graphs, and the groups of patches that
-    samplers have measured.
-    """
+    """Samples from a model in one precision, compiled or not; keeps copies, CUDA graphs and prepared samplers."""
 
     def __init__(
         self, model: Model, *, dtype: torch.dtype = torch.float32, compiled: bool = False, layers: bool = False

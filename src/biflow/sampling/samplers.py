@@ -1,8 +1,4 @@
-"""The samplers, by name: what `method=` means.
-
-A new sampler is a class like those below and a row of `SAMPLERS`: the command line, the app and the evaluation read
-what it says of itself.
-"""
+"""The samplers, by name: what `method=` means. A new one is a class like those below and a row of `SAMPLERS`."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -62,10 +58,8 @@ class OnePass(Sampler):
         check_reverse_guidance(guidance, model.config.num_classes)
         config = model.config.reverse
         if config and config.guidance == "trained" and guidance.strength > config.max_guidance:
-            warnings.warn(
-                f"Guidance {guidance.strength:g} is above {config.max_guidance:g}, the largest seen in training.",
-                stacklevel=2,
-            )
+            found, most = guidance.strength, config.max_guidance
+            warnings.warn(f"Guidance {found:g} is above {most:g}, the largest seen in training.", stacklevel=2)
         return self
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:

@@ -47,9 +47,8 @@ def encode_data(
         codec.to(world.device)
         share = (world.rank, world.size)
         encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
-        names = [
-            name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
-        ]
+        kinds = {"train": split.train, "test": split.test}
+        names = [name for kind, part in kinds.items() for name in write_split(encoder, part, kind, console)]
         facts = {
             "data": data,
             "codec": {"name": vae, "sha256": encoder.identity, "scale": codec.scale, "shift": codec.shift},
@@ -57,9 +56,9 @@ def encode_data(
             "latent_shape": latent_shape,
             "class_names": list(split.train.class_names),
         }
-        for kind in (split.train, split.test):
-            if kind.rejected and world.is_main:
-                write_rejected(out / REJECTED_FILE, kind.rejected)
+        for part in kinds.values():
+            if part.rejected and world.is_main:
+                write_rejected(out / REJECTED_FILE, part.rejected)
         world.wait()
         return world.on_main(lambda: write_manifest(out, names, facts))
 

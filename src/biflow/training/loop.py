@@ -166,7 +166,7 @@ class Trainer:
     def _take_step(self, batch: Batch, should_stop: Callable[[], bool] = lambda: False) -> tuple[LossParts, Tensor]:
         """One optimiser step, skipped if loss or gradient is NaN or Inf; returns the loss and the gradient norm."""
         self.optimizers.set_learning_rate(self.step)
-        self.optimizers.zero_grad()
+        self.model.zero_grad()
         loss = self._add_gradients(batch)
         for optimizer in self.optimizers.all:
             self.scaler.unscale_(optimizer)
@@ -176,8 +176,9 @@ class Trainer:
         flags = self.world.any(torch.stack([found_inf, torch.full_like(found_inf, should_stop())]).float())
         copied = flags.to("cpu", non_blocking=True)  # without synchronising
         self.flags.append((copied, torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None))
-        self.optimizers.step(flags[0])
-        self.ema.update(self.step, flags[0])
+        if flags.is_cuda or not flags[0]:  # a GPU, not synchronised, averages the parameters that a skip left unchanged
+            self.optimizers.step(flags[0])
+            self.ema.update(self.step)
         if self.scaler.is_enabled():
             self.scaler.update()
         self._read_flags(lag=self.flags_lag)
@@ -291,6 +292,5 @@ def gradient_sync(objective: nn.Module, *, enabled: bool) -> AbstractContextMana
 
 def mean_loss(losses: Sequence[LossParts]) -> LossParts:
     """Mean of losses and of their terms, without gradient."""
-    names = losses[0].parts
-    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in names}
+    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
     return LossParts(torch.stack([loss.total.detach() for loss in losses]).mean(), parts)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,21 +37,14 @@ class Optimizers:
         for group, full in self.groups:
             group["lr"] = full * learning_rate_factor(step, self.config)
 
-    def zero_grad(self) -> None:
-        """Clear all gradients."""
-        for each in self.all:
-            each.zero_grad(set_to_none=True)
-
     def step(self, found_inf: Tensor) -> None:
-        """Update the parameters unless `found_inf` (scalar, 0 or 1) is set, without synchronising a GPU."""
-        if found_inf.device.type == "cpu" and found_inf:
-            return
+        """Update the parameters; on a GPU, not if `found_inf` (scalar, 0 or 1) is set, without synchronising."""
         for each in self.all:
             if isinstance(each, AdamW):
                 each.grad_scale, each.found_inf = None, found_inf  # type: ignore[attr-defined]  # for the fused kernel
                 each.step()
             else:
-                with reverted_if(found_inf, each):
+                with reverted_if(found_inf, each) if found_inf.is_cuda else nullcontext():
                     each.step()
 
     def state_dict(self, world: World) -> dict[str, dict[str, Any]]:
@@ -99,9 +92,6 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
 @contextmanager
 def reverted_if(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
     """Context that reverts the optimiser's step if the flag (scalar, 0 or 1) is set, without synchronising a GPU."""
-    if flag.device.type == "cpu":  # 0: the caller has checked
-        yield
-        return
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     before = [tensor.detach().clone() for tensor in tensors]
@@ -135,14 +125,8 @@ class EMA:
         self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int, found_inf: Tensor) -> None:
-        """Update the average after training step `step`, counted from 0.
-
-        A skipped step (`found_inf` is 1) changes nothing on a CPU. A GPU, which is not synchronised for it, averages
-        the unchanged parameters.
-        """
-        if found_inf.device.type == "cpu" and found_inf:
-            return
+    def update(self, step: int) -> None:
+        """Update the average after training step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 
@@ -154,15 +138,13 @@ class EMA:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self.live.items():
-                    parameter.copy_(live[name])
+            self.copy_to_model(live)
 
     @torch.no_grad()
-    def copy_to_model(self) -> None:
-        """Replace the model's parameters by their average."""
-        for name, parameter in self.live.items():
-            parameter.copy_(self.average[name])
+    def copy_to_model(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Replace the model's parameters by their average, or by these values."""
+        for name, value in (values or self.average).items():
+            self.live[name].copy_(value)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load saved averages."""

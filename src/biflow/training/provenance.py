@@ -83,8 +83,7 @@ def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Pat
     for stage, spent in seconds.items():
         last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})
         metrics = {key: value for key, value in last.items() if key not in NOT_METRICS and value is not None}
-        fit = fits.get(stage)
-        size = fit.batch_size if fit else None
+        size = getattr(fits.get(stage), "batch_size", None)
         stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": metrics}
     facts = {"data": config.data, "seed": config.seed, "stages": stages}
     return {**facts, **describe_session(world), "config": config.model_dump(mode="json")}

@@ -1,7 +1,6 @@
 """Loss of the reverse model: alignment with the flow's states, and distances of the image."""
 
 import math
-from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,7 @@ from biflow.training.loop import LossParts
 
 
 class ReverseLoss(nn.Module):
-    """Weighted sum of the distances of the reverse model's image and its alignment with the flow's states.
-
-    Frozen distance networks are loaded here and tried on images of the model's size.
-    """
+    """Weighted sum of the image's distances, by networks that are loaded and tried here, and the states' alignment."""
 
     def __init__(
         self,
@@ -39,15 +35,14 @@ class ReverseLoss(nn.Module):
         super().__init__()
         self.fit, self.model, self.codec = fit, model, codec
         self.distances = nn.ModuleDict()
-        count: Counter[str] = Counter()
         latent_shape = (model.channels, model.image_size, model.image_size)
-        for config in fit.distances:
+        for i, config in enumerate(fit.distances):
             with seeded_weights(0):  # a user's module may initialise weights at random
                 distance = make_distance(config, classifier=classifier)
             shape = latent_shape if config.space == "latents" else image_shape
             try_distance(config, distance, shape, half=fit.precision == "bfloat16")
-            count[config.kind] += 1
-            self.distances[config.kind if count[config.kind] == 1 else f"{config.kind}_{count[config.kind]}"] = distance
+            same = sum(each.kind == config.kind for each in fit.distances[:i])
+            self.distances[f"{config.kind}_{same + 1}" if same else config.kind] = distance
 
     def forward(self, reverse: ReverseModel, trajectory: FlowPass, batch: Batch) -> LossParts:
         """Weighted sum of all terms, adaptively if set (BiFlow, eq. 7), and their means; no gradient for the flow."""

@@ -101,13 +101,7 @@ def keep_model(run: Run, trained: Trained, folder: Path) -> None:
 
 
 def hooks_of(
-    run: Run,
-    stage: str,
-    trainer: Trainer,
-    *,
-    board: ProgressBoard,
-    trackers: Sequence[Tracker],
-    held_out: ImageSource | None,
+    run: Run, stage: str, trainer: Trainer, *, board: ProgressBoard, trackers: list[Tracker], held_out: Source | None
 ) -> Sequence[Hook]:
     """Hooks of one stage: metrics log, which a resumed stage continues, progress, and those set under `watch`."""
     folder, watch = run.states.parent, run.config.watch

@@ -168,17 +168,13 @@ def train_model(run: Run) -> Trained:
     fit_flow = FitFlow(model.flow, alignment)
     if config.stage in {"flow", "both"}:
         seconds["flow"] = fit(run, "flow", fit_flow, config.fit_flow)
-    elif config.stage == "joint":
-        assert model.reverse
-        assert loss
+    elif config.stage == "joint" and model.reverse and loss:
         seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, fit_flow, loss), config.fit_flow)
     else:
         model.flow.to(run.world.device).eval()
     if config.model.flow.volume_preserving and config.stage != "reverse":  # maximum-likelihood prior
         model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
-    if config.stage in {"both", "reverse"}:
-        assert model.reverse
-        assert loss
+    if config.stage in {"both", "reverse"} and model.reverse and loss:
         seconds["reverse"] = fit_reverse(run, model.reverse, model.flow, loss)
     if model.reverse:
         model.reverse.record_flow(model.flow)
