@@ -361,7 +361,7 @@ def test_resuming_where_there_is_no_run_is_refused(tmp_path):
 
 def test_resuming_with_other_settings_is_refused(tmp_path):
     train_in(tmp_path / "run")
-    with pytest.raises(InputError, match=r"got seed=1 instead of 0\. .*same recipe and overrides"):
+    with pytest.raises(InputError, match=r"Expected seed=0, .* got 1\. .*same recipe and overrides"):
         train_in(tmp_path / "run", resume=True, seed=1)
 
 

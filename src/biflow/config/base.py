@@ -67,7 +67,7 @@ def check_recorded(path: Path, config: Config, repair: str) -> None:
         raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
     if difference := first_difference(parse_config(type(config), text, origin=str(path)), config):
         key, old, new = difference
-        raise InputError(f"Expected the settings of {path}; got {key}={new} instead of {old}. {repair}")
+        raise InputError(f"Expected {key}={old}, as {path} records; got {new}. {repair}")
 
 
 def first_difference(one: Config, other: Config, path: str = "") -> tuple[str, Any, Any] | None:
