@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from biflow.config import ModelConfig
 from biflow.config.base import parse_config
@@ -27,10 +26,7 @@ TRAINING_FILE = "training.json"  # optional record of the training
 
 
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
-    """Write a model folder, atomically. Replaces a model that is already there, and keeps other files in its folder.
-
-    training: a record of the training, returned by `load_training`.
-    """
+    """Write a model folder, atomically, with a record of the training; keeps other files of a folder it replaces."""
     check_model_output(folder)
     description = {
         "format_version": FORMAT_VERSION,
@@ -39,7 +35,8 @@ def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = 
     }
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        save_file(_tensors(model), temporary / WEIGHTS_FILE)
+        tensors = {name: tensor.contiguous() for name, tensor in model.networks.state_dict().items()}
+        save_file(tensors, temporary / WEIGHTS_FILE)
         (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable by the owner only
         if training:
             (temporary / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
@@ -74,7 +71,12 @@ def load_model(folder: Path) -> Model:
     description = _read_description(folder / CONFIG_FILE)
     config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
     model = new_model(config, tuple(str(name) for name in description["class_names"]))
-    _load_tensors(model.networks, read_safetensors(folder / WEIGHTS_FILE, "the model folder"), folder / WEIGHTS_FILE)
+    tensors, own = read_safetensors(folder / WEIGHTS_FILE, "the model folder"), model.networks.state_dict()
+    if faults := describe_faults(shapes(own), shapes(tensors)):
+        raise InputError(
+            f"Expected weights in {folder / WEIGHTS_FILE} that match its config.json; {faults}. Copy the folder again."
+        )
+    model.networks.load_state_dict(tensors)
     if model.reverse and not model.reverse.matches_flow(model.flow):
         raise InputError(
             f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; its flow has other "
@@ -91,13 +93,7 @@ def load_training(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(
-            f"Expected JSON in {path}; the file is damaged. Remove it; the model loads without it."
-        ) from None
-
-
-def _tensors(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in model.networks.state_dict().items()}
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load without.") from None
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -108,29 +104,13 @@ def _read_description(path: Path) -> dict[str, Any]:
     except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
     version = description.get("format_version") if isinstance(description, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. Update biflow to read it.")
-    if isinstance(version, int) and version < FORMAT_VERSION:
-        raise InputError(
-            f"Expected model format {FORMAT_VERSION}; {path} has {version}, from an older biflow. "
-            "Train the model again."
-        )
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        repair = "Update biflow to read it" if version > FORMAT_VERSION else "Train the model again with this biflow"
+        raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. {repair}.")
     if (
         not isinstance(version, int)
         or not isinstance(description.get("class_names"), list)
         or "model" not in description
     ):
-        raise InputError(
-            f"Expected format_version, class_names and model in {path}; this is not a biflow model folder. "
-            "Use a folder written by training or save_model."
-        )
-    return description
-
-
-def _load_tensors(networks: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    expected, found = shapes(networks.state_dict()), shapes(tensors)
-    if faults := describe_faults(expected, found):
-        raise InputError(
-            f"Expected weights in {path} that match its config.json; {faults}. Copy the whole model folder again."
-        )
-    networks.load_state_dict(tensors)
+        raise InputError(f"Expected format_version, class_names, model in {path}; this is not a biflow model folder.")
+    return dict(description)

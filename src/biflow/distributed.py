@@ -1,7 +1,4 @@
-"""Process groups with torch.distributed; the only file that reads a launcher's environment variables.
-
-Without a launcher the world has one process. Under torchrun or accelerate launch, each process joins the group.
-"""
+"""The processes of a launcher, torchrun or accelerate launch, or one; only this file reads a launcher's variables."""
 
 import os
 import time
@@ -45,13 +42,9 @@ class World:
             )
         return items.tensor_split(self.size)[self.rank]
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Mean of a tensor over all processes; collective."""
-        return mean_over_processes(value)
-
     def any(self, flags: Tensor) -> Tensor:
         """Whether each flag (0 or 1) is set in any process: 0 or 1, from one all-reduce; collective."""
-        return (self.mean(flags) > 0).to(flags.dtype)
+        return (mean_over_processes(flags) > 0).to(flags.dtype)
 
     def wait(self) -> None:
         """Barrier."""
@@ -66,12 +59,13 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def on_main(self, action: Callable[[], None]) -> None:
-        """Run an action in the main process while the others wait; an exception is raised in all of them."""
+    def on_main(self, action: Callable[[], T]) -> T | None:
+        """Result of an action in the main process, None in the others, which wait; all raise its exception."""
         fault: list[Exception | None] = [None]
+        result = None
         if self.is_main:
             try:
-                action()
+                result = action()
             except Exception as error:  # of any type: the others must not hang
                 fault = [error]
         if self.size > 1:
@@ -80,6 +74,7 @@ class World:
             if isinstance(fault[0], InputError):
                 fault[0].alone = False
             raise fault[0]
+        return result
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

@@ -76,9 +76,7 @@ def check_number(
         found = float(value)
         if least < found <= (most or inf) or (found == least and not above):
             return
-    if most is not None:
-        span = f" above {least:g}, up to {most:g}" if above else f" from {least:g} to {most:g}"
-    else:
-        span = f" above {least:g}" if above else f", {least:g} or more"
+    rest = f", {least:g} or more" if most is None else f" from {least:g} to {most:g}"
+    span = f" above {least:g}" if above else rest
     what = "a whole number" if whole else "a number"
     raise InputError(f"Expected {name} to be {what}{span}; got {value!r}." + f" {hint}" * bool(hint))

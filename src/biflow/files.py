@@ -14,12 +14,9 @@ from biflow.errors import InputError
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to, which replaces `path` if the block succeeds.
-
-    A symlink is kept and its target replaced.
-    """
+    """Yield a temporary path to write to, which replaces `path`, or a symlink's target, if the block succeeds."""
     path = path.resolve()
-    _check_replaceable(path, path.is_file(), "file")
+    _check_replaceable(path, "file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
@@ -33,7 +30,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing folder is replaced at the end, or kept if that fails."""
     path = path.resolve()
-    _check_replaceable(path, path.is_dir(), "folder")
+    _check_replaceable(path, "folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
     temporary.mkdir()
@@ -87,25 +84,21 @@ def check_writable(folder: Path) -> None:
 
 def check_new_folder(folder: Path) -> None:
     """Raise unless the folder is new or empty, so that no user file is overwritten."""
-    check_writable(folder.parent)
+    check_writable(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another output path.")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"Expected a folder to write to; {folder} is a file. Choose another output path.")
 
 
 def check_file_output(path: Path) -> None:
     """Raise unless this path, whose folders need not exist yet, is writable."""
     check_writable(path.parent)
-    _check_replaceable(path, path.is_file(), "file")
+    _check_replaceable(path, "file")
 
 
 def check_outside(path: Path, folder: Path) -> None:
     """Raise if this output would land in a folder that is only read from."""
     if path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(
-            f"Expected an output outside of {folder}, which is only read; got {path}. Choose another path."
-        )
+        raise InputError(f"Expected an output outside of {folder}, which is only read; got {path}. Choose another.")
 
 
 def cache_folder() -> Path:
@@ -114,11 +107,11 @@ def cache_folder() -> Path:
     return (home if home.is_absolute() else Path.home() / ".cache") / "biflow"
 
 
-def _check_replaceable(path: Path, same_kind: bool, expected: str) -> None:
+def _check_replaceable(path: Path, expected: str) -> None:
     """Raise if something of another kind is at this path: a rename would replace a device with a regular file."""
-    if path.exists() and not same_kind:
-        kind = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
-        raise InputError(f"Expected a {expected} to write; {path} is {kind}. Choose another name.")
+    kind = "folder" if path.is_dir() else "file" if path.is_file() else "device or a pipe"
+    if path.exists() and kind != expected:
+        raise InputError(f"Expected a {expected} to write; {path} is a {kind}. Choose another name.")
 
 
 def _flush(path: Path) -> None:

@@ -17,7 +17,7 @@ from biflow.errors import InputError, check_number
 from biflow.hub.repository import find_model, upload_folder, write_upload
 from biflow.hub.tarflow import load_tarflow
 from biflow.inference.classify import Classification, classify_images
-from biflow.inference.edit import Edited, Editor, Redraw, Start, to_mask
+from biflow.inference.edit import Edited, Editor, Start, to_mask
 from biflow.inference.likelihood import Scores, cycle_error, score_images
 from biflow.models.model import Model, new_model
 from biflow.sampling.diffusers import ImagePipelineOutput, OutputType, as_output, given_noise
@@ -360,7 +360,7 @@ class Pipeline:
         """
         pixels, labels = self.model.check_images(images, labels)
         return self._editor(**options).inpaint(
-            pixels, labels, Redraw(to_mask(mask, pixels), proposals, rounds, start, paste)
+            pixels, labels, to_mask(mask, pixels), proposals=proposals, rounds=rounds, start=start, paste=paste
         )
 
     def reclass(

@@ -20,17 +20,14 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
     """Load a state dict saved by torch.save, refusing anything but tensors; `what` names the file in errors."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"Expected {what}; cannot read {path} ({error.strerror}). Give the path of one.") from None
     except Exception as error:  # damaged files raise a dozen types
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):  # torch.save's format
             raise InputError(
                 f"Expected only tensors in {path}; its pickle contains other objects, which are refused. "
-                "Save only model.state_dict() with torch.save."
+                "Save only model.state_dict()."
             ) from None
-        raise InputError(
-            f"Expected {what}, saved by torch.save; cannot read {path} ({type(error).__name__}). Copy it again."
-        ) from None
+        why = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise InputError(f"Expected {what}; cannot read {path} ({why}). Copy it again, or give another.") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
         raise InputError(f"Expected names and tensors in {path}; got something else. Save only model.state_dict().")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
@@ -64,11 +61,8 @@ def describe_faults(expected: Shapes, actual: Shapes) -> str:
     """Describe the first missing, unexpected or wrongly shaped tensors; empty if all match."""
     faults = [f"{name} is missing" for name in expected.keys() - actual.keys()]
     faults += [f"{name} is not expected" for name in actual.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {actual[name]}, not {shape}"
-        for name, shape in expected.items()
-        if name in actual and actual[name] != shape
-    ]
+    both = [name for name in expected if name in actual and actual[name] != expected[name]]
+    faults += [f"{name} has shape {actual[name]}, not {expected[name]}" for name in both]
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
     return ", ".join(sorted(faults)[:3]) + more
 

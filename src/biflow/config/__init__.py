@@ -6,7 +6,6 @@ from biflow.config.run import (
     Average,
     ClassifyMethod,
     ClassifyNoise,
-    LabelSchedule,
     ReadingConfig,
     RunConfig,
     ScoreNoise,
@@ -14,7 +13,7 @@ from biflow.config.run import (
     TrackerName,
     WatchConfig,
 )
-from biflow.config.training import AlignConfig, DistanceConfig, FitConfig, FlowFitConfig, Kind, ReverseFitConfig
+from biflow.config.training import AlignConfig, DistanceConfig, FitConfig, FlowFitConfig, ReverseFitConfig
 
 __all__ = [
     "AlignConfig",
@@ -25,8 +24,6 @@ __all__ = [
     "FitConfig",
     "FlowConfig",
     "FlowFitConfig",
-    "Kind",
-    "LabelSchedule",
     "ModelConfig",
     "ReadingConfig",
     "ReverseConfig",

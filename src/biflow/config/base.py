@@ -85,31 +85,25 @@ def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -
     path, equals, value = override.partition("=")
     if not equals:
         raise InputError(f"Expected an override of the form key.sub=value; got {override!r}.")
-    *parents, last = path.split(".")
-    for i, key in enumerate(parents):
-        _check_key(kind, [*parents, last], i)
-        child = values.setdefault(key, {})
-        if not isinstance(child, dict):
-            child = values[key] = {}
-        values, kind = child, _field_config(kind, key)
-    _check_key(kind, [last], 0, prefix=parents)
-    values[last] = _load_yaml(value, f"the override {override!r}")
-
-
-def _check_key(kind: type[Config], path: list[str], i: int, prefix: Iterable[str] = ()) -> None:
-    if path[i].isdigit():
-        raise InputError(
-            f"Expected the key of a whole list; got {'.'.join([*prefix, *path])!r}, an item of one. Set the list: "
-            f"{'.'.join([*prefix, *path[:i]])}=[...]."
-        )
-    if path[i] not in kind.model_fields:
-        full = ".".join([*prefix, *path[: i + 1]])
-        raise InputError(f"Unknown key {full!r}; {nearest(path[i], kind.model_fields)}")
+    keys = path.split(".")
+    for i, key in enumerate(keys):
+        here = ".".join(keys[: i + 1])
+        if key.isdigit():
+            repair = f"Set the list: {'.'.join(keys[:i])}=[...]."
+            raise InputError(f"Expected the key of a whole list; got {path!r}, an item of one. {repair}")
+        if key not in kind.model_fields:
+            raise InputError(f"Unknown key {here!r}; {nearest(key, kind.model_fields)}")
+        if here == path:
+            values[key] = _load_yaml(value, f"the override {override!r}")
+        else:
+            if not isinstance(values.get(key), dict):
+                values[key] = {}
+            values, kind = values[key], _field_config(kind, key)
 
 
 def _field_config(kind: type[Config], key: str) -> type[Config]:
     """The config class of a nested field, also when the field may be absent."""
-    for config in nested_configs(kind, key):
+    if config := next(nested_configs(kind, key), None):
         return config
     raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
 

@@ -7,9 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from biflow.config.base import Config
 from biflow.config.run import LabelSchedule, ReadingConfig, SplitName
 
-MOST_IMAGES = 10_000_000
-
-Count = Annotated[int, Field(ge=4, le=MOST_IMAGES)]
+Count = Annotated[int, Field(ge=4, le=10_000_000)]
 
 
 class EvaluationConfig(Config):

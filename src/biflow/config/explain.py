@@ -2,10 +2,12 @@
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import TypeAdapter
 
 from biflow.config.base import Config, nested_configs
 from biflow.config.run import RunConfig
@@ -103,28 +105,16 @@ def first_sentence(text: str) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """A value on one line of YAML."""
-    plain = value.model_dump(mode="json") if isinstance(value, Config) else value
-    if isinstance(value, tuple):
-        plain = [
-            each.model_dump(mode="json", exclude_defaults=True) if isinstance(each, Config) else each for each in value
-        ]
-        plain = [list(each) if isinstance(each, tuple) else each for each in plain]
+    """A value on one line of YAML; configs in a list without their defaults."""
+    plain = TypeAdapter(Any).dump_python(value, mode="json", exclude_defaults=isinstance(value, tuple))
     return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).removesuffix("\n...\n").strip()
-
-
-def plain(value: Any) -> Any:
-    """A value of a config as YAML has it."""
-    if isinstance(value, Config):
-        return value.model_dump(mode="json", exclude_defaults=True)
-    return [plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def settings_page() -> str:
     """The reference page, in Markdown."""
-    groups: dict[str, list[Setting]] = {}
+    groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in settings_of(RunConfig):
-        groups.setdefault(setting.key.rpartition(".")[0], []).append(setting)
+        groups[setting.key.rpartition(".")[0]].append(setting)
     groups["fit_reverse.distances"] = [*settings_of(DistanceConfig)]
     parts = [PAGE_HEAD]
     for prefix, settings in groups.items():

@@ -7,6 +7,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from biflow.config.base import Config
 
 
+def check_multiple(key: str, value: int, of: str, part: int) -> None:
+    """Raise unless a value is a multiple of another."""
+    if value % part:
+        what, valid = key.removeprefix("image_"), max(1, round(value / part)) * part
+        raise ValueError(f"Expected {key} to be a multiple of {of} {part}; got {value}. Nearest valid {what}: {valid}.")
+
+
 class TransformerConfig(Config):
     """The transformers inside the blocks."""
 
@@ -26,21 +33,10 @@ class TransformerConfig(Config):
     """RMS norm of queries and keys. Turn on if attention logits grow in long training."""
 
     @model_validator(mode="after")
-    def _head_splits_into_rotated_pairs(self) -> Self:
+    def _sizes_fit(self) -> Self:
         if self.positions == "rotary" and self.head_width % 4:
-            raise ValueError(
-                f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}. "
-                "Set positions=learned, or another head_width."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _width_splits_into_heads(self) -> Self:
-        if self.width % self.head_width:
-            raise ValueError(
-                f"Expected width to be a multiple of head_width {self.head_width}; got {self.width}. "
-                f"Nearest valid width: {max(1, round(self.width / self.head_width)) * self.head_width}."
-            )
+            raise ValueError(f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}.")
+        check_multiple("width", self.width, "head_width", self.head_width)
         return self
 
 
@@ -61,10 +57,7 @@ class FlowConfig(TransformerConfig):
     @model_validator(mode="after")
     def _every_block_has_layers(self) -> Self:
         if isinstance(self.layers, tuple) and len(self.layers) != self.blocks:
-            raise ValueError(
-                f"Expected one number of layers for each of {self.blocks} blocks; got {len(self.layers)}. "
-                "Set blocks to the length of layers."
-            )
+            raise ValueError(f"Expected one number of layers for each of {self.blocks} blocks; got {len(self.layers)}.")
         return self
 
     @property
@@ -118,16 +111,8 @@ class ModelConfig(Config):
     """The reverse model; none for a flow alone."""
 
     @model_validator(mode="after")
-    def _image_splits_into_patches(self) -> Self:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"Expected image_size to be a multiple of patch_size {self.patch_size}; got {self.image_size}. "
-                f"Nearest valid size: {max(1, round(self.image_size / self.patch_size)) * self.patch_size}."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _only_pixels_have_grey_levels(self) -> Self:
+    def _sizes_and_codec_fit(self) -> Self:
+        check_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         if self.dequantise and self.codec != "pixels":
             raise ValueError(f"Expected codec pixels with dequantise; got {self.codec!r}. Set dequantise=false.")
         return self

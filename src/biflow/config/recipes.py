@@ -1,14 +1,12 @@
-"""Recipes: named runs in `biflow/recipes/*.yaml`, or YAML files of yours, that hold what differs from the defaults.
-
-`extends: NAME` begins with another recipe instead of the defaults.
-"""
+"""Recipes: named YAML files with what differs from the defaults, or from the recipe that they `extends: NAME`."""
 
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from biflow.config.base import parse_config, parse_values, to_yaml
+from biflow.config.base import parse_config, parse_values
 from biflow.config.run import RunConfig
 from biflow.config.training import Fit
 from biflow.errors import InputError, nearest
@@ -38,8 +36,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_head(name: str) -> str:
     """The comment that a recipe begins with: its source, command and result."""
-    lines = recipe_text(name).splitlines()
-    return "\n".join(lines[: next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))])
+    return "\n".join(takewhile(lambda line: line.startswith("#"), recipe_text(name).splitlines()))
 
 
 def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False) -> RunConfig:
@@ -50,16 +47,14 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False
     """
     origin, values = f"recipe {name!r}", recipe_values(name)
     if small:
-        values = parse_values(to_yaml(smoke(parse_config(RunConfig, values, origin=origin))), origin)
+        values = smoke(parse_config(RunConfig, values, origin=origin)).model_dump(mode="json")
     return parse_config(RunConfig, values, overrides, origin=origin)
 
 
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a recipe says, with what the recipes that it extends say."""
     if name in above:
-        raise InputError(
-            f"Expected recipes that do not extend each other in a circle; got {' -> '.join([*above, name])}."
-        )
+        raise InputError(f"Expected recipes not to extend each other in a circle; got {' -> '.join([*above, name])}.")
     values = parse_values(recipe_text(name), f"recipe {name!r}")
     base = values.pop(EXTENDS, None)
     if base is None:

@@ -47,22 +47,12 @@ class ReadingConfig(Config):
     """Images of a stream that are shuffled at a time."""
 
     @model_validator(mode="after")
-    def _what_is_kept_is_read_once(self) -> Self:
+    def _streams_are_neither_kept_nor_split(self) -> Self:
         if self.cache == "memory" and (self.workers or self.streaming):
             what = f"{self.workers} workers" if self.workers else "a stream"
-            raise ValueError(
-                f"Expected a data set that one process reads, for cache 'memory'; got {what}. "
-                "Set reading.workers=0 and reading.streaming=false, or reading.cache=auto."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _streams_are_not_split(self) -> Self:
+            raise ValueError(f"Expected one process to read, for cache 'memory'; got {what}. Set reading.cache=auto.")
         if self.streaming and self.test_share:
-            raise ValueError(
-                f"Expected test_share 0 for a stream, which is read as it comes; got {self.test_share}. "
-                "Set reading.test_share=0 or reading.streaming=false."
-            )
+            raise ValueError(f"Expected test_share 0 for a stream; got {self.test_share}. Set reading.test_share=0.")
         return self
 
 
@@ -112,15 +102,11 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _stage_has_what_it_trains(self) -> Self:
-        if self.stage != "flow" and self.model.reverse is None:
-            raise ValueError(
-                f"Expected model.reverse for stage {self.stage!r}; got none. Describe it, or set stage=flow."
-            )
-        if self.stage != "flow" and self.fit_reverse is None:
-            raise ValueError(f"Expected fit_reverse for stage {self.stage!r}; got none. Describe it.")
+        for key, value in {"model.reverse": self.model.reverse, "fit_reverse": self.fit_reverse}.items():
+            if self.stage != "flow" and value is None:
+                raise ValueError(f"Expected {key} for stage {self.stage!r}; got none. Describe it, or set stage=flow.")
         if (self.stage == "reverse") != (self.flow_from is not None):
             raise ValueError(
-                f"Expected flow_from, a model folder, for stage 'reverse' and for no other; got {self.flow_from!r} "
-                f"for stage {self.stage!r}. Set both or neither."
+                f"Expected flow_from for stage 'reverse' and no other; got {self.flow_from!r} for stage {self.stage!r}."
             )
         return self

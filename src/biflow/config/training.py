@@ -91,23 +91,17 @@ class AlignConfig(Config):
     @model_validator(mode="after")
     def _something_is_aligned_with_an_encoder(self) -> Self:
         if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ValueError(
-                f"Expected one or more different layers, each [block, layer]; got {[list(p) for p in self.layers]}."
-            )
+            raise ValueError(f"Expected different layers, each [block, layer]; got {[list(p) for p in self.layers]}.")
         if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
-                f"Expected no network or input_size for the encoder 'classifier', which is trained on the run's own "
-                f"images; got {unread!r}. Set encoder to dinov2, dinov3, clip, mae or module, or leave it out."
+                f"Expected no network or input_size for the encoder 'classifier', trained on the run's images; got "
+                f"{unread!r}. Set encoder to dinov2, dinov3, clip, mae or module, or leave it out."
             )
         if self.encoder != "classifier" and self.network is None:
-            raise ValueError(
-                f"Expected network for the encoder {self.encoder!r}; got none. "
-                "Set it to a hub name or a folder, or for a module to package.module:name."
-            )
+            kind = "package.module:name" if self.encoder == "module" else "a hub name or a folder"
+            raise ValueError(f"Expected network for the encoder {self.encoder!r}; got none. Set it to {kind}.")
         if self.sweeps > 1 and self.strategy != "reverse":
-            raise ValueError(
-                f"Expected sweeps 1 with strategy {self.strategy!r}; got {self.sweeps}. Only reverse has more."
-            )
+            raise ValueError(f"Expected sweeps 1 with strategy {self.strategy!r}; got {self.sweeps}. Set reverse.")
         return self
 
 
@@ -119,13 +113,7 @@ class FlowFitConfig(FitConfig):
 
 
 Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
-READ_BY: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by kind: required keys, optional keys
-    "vgg": (("network",), ("input_size",)),
-    "lpips": (("network", "calibration"), ("input_size",)),
-    "convnextv2": (("network",), ("input_size",)),
-    "dinov2": (("network",), ("input_size",)),
-    "module": (("network",), ("input_size",)),
-}
+OWN = {"mse", "l1", "classifier"}  # kinds without pretrained networks, in the space that the flow models
 PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2": "facebook/dinov2-base"}
 
 
@@ -153,28 +141,23 @@ class DistanceConfig(Config):
         if not isinstance(values, dict):
             return values
         kind = str(values.get("kind"))
-        own = {"mse", "l1", "classifier"}  # in the space that the flow models
-        usual = {"space": "latents" if kind in own else "images", "network": PUBLISHED_NETWORKS.get(kind)}
+        usual = {"space": "latents" if kind in OWN else "images", "network": PUBLISHED_NETWORKS.get(kind)}
         return usual | {key: value for key, value in values.items() if value is not None}
 
     @model_validator(mode="after")
     def _kind_has_what_it_reads_and_nothing_else(self) -> Self:
-        needs, takes = READ_BY.get(self.kind, ((), ()))
+        needs = [] if self.kind in OWN else ["network", *["calibration"] * (self.kind == "lpips")]
         if missing := [key for key in needs if getattr(self, key) is None]:
             raise ValueError(
                 f"Expected {' and '.join(missing)} for the distance {self.kind!r}; got none. "
                 f"Set {'network to package.module:name' if self.kind == 'module' else 'the path of the file'}."
             )
         given = {key for key in ("network", "calibration", "input_size") if getattr(self, key) is not None}
-        if ignored := sorted(given - {*needs, *takes}):
-            raise ValueError(
-                f"Expected no {' or '.join(ignored)} for the distance {self.kind!r}, which does not use it. Leave it "
-                "out, or choose another kind."
-            )
+        if ignored := sorted(given - {*needs, *["input_size"] * bool(needs)}):
+            what = " or ".join(ignored)
+            raise ValueError(f"Expected no {what} for the distance {self.kind!r}, which does not use it. Leave it out.")
         if self.kind == "classifier" and self.space == "images":
-            raise ValueError(
-                "Expected space=latents for the distance 'classifier', which is trained on what the flow models."
-            )
+            raise ValueError("Expected space=latents for the distance 'classifier', which is trained on latents.")
         return self
 
 

@@ -96,9 +96,7 @@ def classify_images(
     over this many draws. Noise depends on the seed and the image's own values, not on the batch.
     """
     if not model.config.num_classes:
-        raise InputError(
-            "Expected a model with classes to classify with; this one is unconditional. Train one with classes."
-        )
+        raise InputError("Expected a model with classes to classify with; this one is unconditional.")
     check_number(draws, "draws", least=1, whole=True)
     check_number(seed, "seed", whole=True)
     if not len(pixels):
@@ -113,10 +111,8 @@ def classify_images(
         chunks.append(torch.stack(logits).mean(dim=0))
     result = Classification(torch.cat(chunks))
     if broken := int((~result.logits.isfinite()).any(dim=1).sum()):
-        warnings.warn(
-            f"{broken} of {len(pixels)} images have a NaN or Inf likelihood; their classes are meaningless.",
-            stacklevel=2,
-        )
+        what = f"{broken} of {len(pixels)} images have a NaN or Inf likelihood"
+        warnings.warn(f"{what}; their classes are meaningless.", stacklevel=2)
     return result
 
 

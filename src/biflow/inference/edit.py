@@ -24,16 +24,6 @@ GREY = 128
 Start = Literal["draw", "grey"]
 
 
-class Redraw(NamedTuple):
-    """Settings of inpainting."""
-
-    mask: Tensor  # bool (N, 1, H, W)
-    proposals: int  # per image
-    rounds: int  # of encoding the last result and decoding again
-    start: Start  # initial content of the masked region
-    paste: bool  # put the known pixels back
-
-
 class Edited(NamedTuple):
     """Edited images: M results for each of N images."""
 
@@ -55,10 +45,7 @@ def mask_patches(mask: Tensor, patches_per_side: int) -> Tensor:
 
 
 def swap_noise(z: Tensor, fresh: Tensor, masked: Tensor) -> Tensor:
-    """Replace the noise z of masked (N, T) patches by fresh noise, both (N, T, D).
-
-    z' = M * z + (1 - M) * eps (BiFlow, eq. 6), with M the known patches.
-    """
+    """Replace the noise z of masked (N, T) patches by fresh noise, both (N, T, D) (BiFlow, eq. 6)."""
     return torch.where(masked[..., None], fresh, z)
 
 
@@ -146,30 +133,31 @@ class Editor:
         images = [self.decode(mix_noise(z, self.fresh(keys, "vary", i), strength), labels) for i in range(num)]
         return Edited(torch.stack(images, dim=1))
 
-    def inpaint(self, pixels: Tensor, labels: Tensor, plan: Redraw) -> Edited:
-        """Resample the masked region; results are ranked by log-likelihood, most likely first.
+    def inpaint(
+        self, pixels: Tensor, labels: Tensor, mask: Tensor, *, proposals: int, rounds: int, start: Start, paste: bool
+    ) -> Edited:
+        """Resample the masked region, mask (N, 1, H, W); results are ranked by log-likelihood, most likely first.
 
         Each proposal has its own fresh noise. The noise of known patches depends on the content of the masked region,
         which is first a decoding of the fresh noise ("draw") or grey, then the result of the previous round. The
-        original's masked pixels are never read.
+        original's masked pixels are never read. paste: put the known pixels back.
         """
-        check_number(plan.proposals, "proposals", least=1, whole=True)
-        check_number(plan.rounds, "rounds", least=1, whole=True)
-        choose({"draw": None, "grey": None}, plan.start, "start")
-        pixels = torch.where(plan.mask, GREY, pixels)
-        keys = content_keys(pixels)
-        images = [self._proposal(pixels, labels, plan, self.fresh(keys, "inpaint", i)) for i in range(plan.proposals)]
+        check_number(proposals, "proposals", least=1, whole=True)
+        check_number(rounds, "rounds", least=1, whole=True)
+        choose({"draw": None, "grey": None}, start, "start")
+        pixels, side = torch.where(mask, GREY, pixels), self.model.config.image_size // self.model.config.patch_size
+        keys, masked = content_keys(pixels), mask_patches(mask, side).to(self.model.device)
+
+        def propose(fresh: Tensor) -> Tensor:
+            image = self.decode(fresh, labels) if start == "draw" else pixels
+            for _ in range(rounds):
+                z = self.encode(torch.where(mask, image, pixels), labels, keys)
+                image = self.decode(swap_noise(z, fresh, masked), labels)
+            return torch.where(mask, image, pixels) if paste else image
+
+        images = [propose(self.fresh(keys, "inpaint", i)) for i in range(proposals)]
         nats = [self.log_prob(each, labels, keys) for each in images]
         return ranked(torch.stack(images, dim=1), torch.stack(nats, dim=1))
-
-    def _proposal(self, pixels: Tensor, labels: Tensor, plan: Redraw, fresh: Tensor) -> Tensor:
-        config, keys = self.model.config, content_keys(pixels)
-        masked = mask_patches(plan.mask, config.image_size // config.patch_size).to(fresh.device)
-        image = self.decode(fresh, labels) if plan.start == "draw" else pixels
-        for _ in range(plan.rounds):
-            z = self.encode(torch.where(plan.mask, image, pixels), labels, keys)
-            image = self.decode(swap_noise(z, fresh, masked), labels)
-        return torch.where(plan.mask, image, pixels) if plan.paste else image
 
     def _noisy(self, pixels: Tensor, labels: Tensor, keys: Sequence[int] | None) -> list[tuple[Tensor, Tensor]]:
         """Batches of noisy patches and labels, on the flow's device."""
@@ -200,21 +188,13 @@ def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
         what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")
     height, width = pixels.shape[-2:]
+    size = f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"
     if tuple(mask.shape) not in {(height, width), (1, height, width), (len(pixels), height, width)}:
         raise InputError(
             f"Expected a mask of the images' size, {width}x{height} pixels, one for all {len(pixels)} or one for each; "
-            f"got {describe_shape(mask)}. Resize it to the image."
+            f"got {size}. Resize it to the image."
         )
     mask = mask.view(-1, 1, height, width).expand(len(pixels), -1, -1, -1)
     if not mask.flatten(1).any(dim=1).all():
         raise InputError("Expected a mask with a white part to resample; it is black all over. Paint that part white.")
     return mask
-
-
-def describe_shape(mask: Tensor) -> str:
-    """A mask's size as width x height, or its shape if it has more dimensions.
-
-    >>> describe_shape(torch.zeros(4, 6))
-    '6x4'
-    """
-    return f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"

@@ -69,10 +69,8 @@ def score_images(
     check_number(draws, "draws", least=1, whole=True)
     check_number(seed, "seed", whole=True)
     if model.config.codec != "pixels":
-        raise InputError(
-            f"Expected a pixel model; got one of {model.config.codec!r} latents, whose density is not that of "
-            "images. Score with a pixel model."
-        )
+        what = f"{model.config.codec!r} latents"
+        raise InputError(f"Expected a pixel model; got {what}, whose density is not that of images. Use a pixel model.")
     choose(dict.fromkeys(get_args(ScoreNoise)), noise, "noise")
     combine = choose(AVERAGES, average, "average")
     chunks = []

@@ -14,7 +14,7 @@ network and the rebuilt x[t] outside of it, which keeps the first term of the ex
 sweep of this fixed point adds a term; with as many sweeps as patches the gradient is exact.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -37,9 +37,8 @@ def detached_features(flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, l
     """Features of each block for its detached input."""
     features: dict[LayerIndex, Tensor] = {}
     for number, block_layers in by_block(layers).items():
-        block = flow.flow_blocks[number - 1]
-        outputs = block.features(trajectory.states[number - 1].detach(), block.classes(labels), block_layers)
-        features |= {(number, layer): output for layer, output in outputs.items()}
+        block, x = flow.flow_blocks[number - 1], trajectory.states[number - 1].detach()
+        features |= numbered(number, block.features(x, block.classes(labels), block_layers))
     return features
 
 
@@ -47,46 +46,35 @@ def reverse_features(
     flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, layers: Layers, *, sweeps: int = 1
 ) -> Features:
     """Features of each block for its input rebuilt from the noise, down to the lowest requested block."""
-    layers_of = by_block(layers)
     features: dict[LayerIndex, Tensor] = {}
     x = trajectory.z.detach()
-    for number in range(len(flow.blocks), min(layers_of, default=1) - 1, -1):
-        block, value = flow.flow_blocks[number - 1], trajectory.states[number - 1].detach()
-        condition, above = block.classes(labels), x
+    for number, block, block_layers in downwards(flow, layers):
+        value, condition, above = trajectory.states[number - 1].detach(), block.classes(labels), x
         x = value
         for _ in range(sweeps):
             rebuilt = block.invert_once(x, above, condition)
             x = value + (rebuilt - rebuilt.detach())  # straight-through: the value of one, the gradient of the other
-        outputs = block.features(x, condition, layers_of.get(number, ()))
-        features |= {(number, layer): output for layer, output in outputs.items()}
+        features |= numbered(number, block.features(x, condition, block_layers))
     return features
 
 
 def literal_reverse_features(flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, layers: Layers) -> Features:
-    """Algorithm 2 as printed: evaluate every block down to the lowest once, on its detached input.
-
-    The input that it rebuilds from the noise is not used by any loss, and left out here.
-    """
-    layers_of = by_block(layers)
+    """Algorithm 2 as printed: every block down to the lowest on its detached input; no loss reads the rebuilt one."""
     features: dict[LayerIndex, Tensor] = {}
-    for number in range(len(flow.blocks), min(layers_of, default=1) - 1, -1):
-        block = flow.flow_blocks[number - 1]
-        outputs = block(trajectory.states[number - 1].detach(), block.classes(labels), layers_of.get(number, ()))
-        features |= {(number, layer): output for layer, output in outputs.features.items()}
+    for number, block, block_layers in downwards(flow, layers):
+        outputs = block(trajectory.states[number - 1].detach(), block.classes(labels), block_layers)
+        features |= numbered(number, outputs.features)
     return features
 
 
 def sequential_reverse_features(flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, layers: Layers) -> Features:
     """Features of each block for the exact inverse of the noise, patch by patch, with the full gradient."""
-    layers_of = by_block(layers)
     features: dict[LayerIndex, Tensor] = {}
     x = trajectory.z.detach()
-    for number in range(len(flow.blocks), min(layers_of, default=1) - 1, -1):
-        block = flow.flow_blocks[number - 1]
+    for number, block, block_layers in downwards(flow, layers):
         condition = block.classes(labels)
         x = invert_block_sequentially(block, x, condition)
-        outputs = block.features(x, condition, layers_of.get(number, ()))
-        features |= {(number, layer): output for layer, output in outputs.items()}
+        features |= numbered(number, block.features(x, condition, block_layers))
     return features
 
 
@@ -103,10 +91,19 @@ def invert_block_sequentially(block: FlowBlock, z: Tensor, condition: Tensor) ->
 
 def by_block(layers: Layers) -> dict[int, list[int]]:
     """Group (block, layer) pairs by block."""
-    grouped: dict[int, list[int]] = {}
-    for block, layer in layers:
-        grouped.setdefault(block, []).append(layer)
-    return grouped
+    return {block: [layer for number, layer in layers if number == block] for block, _ in layers}
+
+
+def downwards(flow: ForwardFlow, layers: Layers) -> Iterator[tuple[int, FlowBlock, list[int]]]:
+    """The blocks from the noise down to the lowest requested one: number, block and requested layers of each."""
+    layers_of = by_block(layers)
+    for number in range(len(flow.blocks), min(layers_of, default=1) - 1, -1):
+        yield number, flow.flow_blocks[number - 1], layers_of.get(number, [])
+
+
+def numbered(number: int, outputs: Mapping[int, Tensor]) -> dict[LayerIndex, Tensor]:
+    """Outputs by layer -> by (block, layer)."""
+    return {(number, layer): output for layer, output in outputs.items()}
 
 
 ALIGNMENT_PATHS: Mapping[str, AlignmentPath] = {

@@ -81,8 +81,7 @@ class VaeCodec(Codec):
         if channels != expected or image_shape[1] % self.reduction:
             raise InputError(
                 f"Expected images of {expected} channels with a side that is a multiple of {self.reduction}, for the "
-                f"autoencoder; got {channels} channels and a side of {image_shape[1]}. Prepare other images, or set "
-                "model.codec=pixels."
+                f"autoencoder; got {channels} and {image_shape[1]}. Prepare other images, or set model.codec=pixels."
             )
         return self.autoencoder.config.latent_channels, *(side // self.reduction for side in image_shape[1:])
 
@@ -137,9 +136,8 @@ def make_codec(name: str) -> Codec:
         )
     except Exception as error:  # hub, disk and file errors of a dozen types
         raise InputError(
-            f"Expected the autoencoder {source!r} of the codec to be a folder written by save_pretrained of diffusers, "
-            f"or a reachable name on the Hugging Face hub; cannot load it ({type(error).__name__}). "
-            "Download it, or set model.codec=vae:FOLDER."
+            f"Expected the autoencoder {source!r} of the codec to be a diffusers folder or a reachable hub name; "
+            f"cannot load it ({type(error).__name__}). Download it, or set model.codec=vae:FOLDER."
         ) from None
 
 

@@ -69,10 +69,7 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.project_out.bias)
 
     def forward(self, x: Tensor, condition: Tensor, layers: Collection[int] = ()) -> BlockPass:
-        """x (B, T, D) and condition (B, 1, C) from `classes` -> `BlockPass`.
-
-        layers: layers whose features to return, counted from 1.
-        """
+        """x (B, T, D), condition (B, 1, C) from `classes` -> `BlockPass`, with features of these layers, from 1."""
         x, last = self.reading_order(x), len(self.transformer.layers)
         outputs = self._outputs(x, condition, {*layers, last})
         z, log_det = standardise(x, shift_to_next_patch(self._affine(outputs[last])))

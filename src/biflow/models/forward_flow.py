@@ -38,10 +38,7 @@ class ForwardFlow(nn.Module):
         self.register_buffer("prior_variance", torch.ones(config.num_patches, config.patch_dim))
 
     def forward(self, patches: Tensor, labels: Tensor, layers: Collection[LayerIndex] = ()) -> FlowPass:
-        """patches (B, T, D) and labels (B,), the null label for "no class" -> `FlowPass`.
-
-        layers: (block, layer) pairs whose features to return.
-        """
+        """patches (B, T, D) and labels (B,) or the null label -> `FlowPass`, with the features of these layers."""
         return self.forward_conditioned(patches, self.conditions(labels), layers)
 
     def conditions(self, labels: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ from biflow.data.images import Images, to_pixels
 from biflow.data.labels import Labels, check_labels
 from biflow.data.randomness import Key, seeded_weights
 from biflow.errors import InputError, choose
-from biflow.models.codec import Codec, PixelCodec, make_codec
+from biflow.models.codec import Codec, PixelCodec, make_codec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify, unpatchify
 from biflow.models.reverse_model import ReverseModel
@@ -95,8 +95,7 @@ class Model:
         pixels, wanted = to_pixels(images), self.image_shape
         if tuple(pixels.shape[1:]) != wanted:
             raise InputError(
-                f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. "
-                "Convert them to the model's channels and size."
+                f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. Convert them."
             )
         given = [self.config.null_label] * len(pixels) if labels is None else labels
         return pixels.cpu(), self.check_labels(given, count=len(pixels))
@@ -114,9 +113,6 @@ def new_model(config: ModelConfig, class_names: tuple[str, ...], *, seed: int = 
 
 
 def noise_scales(config: ModelConfig, noise: str = "training") -> tuple[float, float]:
-    """Standard deviation of the Gaussian noise, and bin width of the uniform noise, that images get.
-
-    noise: "training", "uniform" (dequantisation alone) or "none".
-    """
-    training = config.noise_std, PixelCodec.bin_width if config.dequantise else 0.0
-    return choose({"training": training, "uniform": (0.0, PixelCodec.bin_width), "none": (0.0, 0.0)}, noise, "noise")
+    """Gaussian standard deviation and uniform bin width of "training", "uniform" (dequantisation) or "none" noise."""
+    uniform = 0.0, PixelCodec.bin_width
+    return choose({"training": training_noise(config), "uniform": uniform, "none": (0.0, 0.0)}, noise, "noise")

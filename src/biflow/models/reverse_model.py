@@ -104,10 +104,7 @@ class ReverseModel(nn.Module):
         guidance: strength w (B,), 0 for null labels. With guided output g and unconditional output u, which has no
         gradient, the conditional state is (g + w * u) / (1 + w) (BiFlow, eq. 5).
         """
-        if self.strengths is None:
-            raise InputError(
-                "Expected a reverse model with guidance 'trained'; got 'two_passes'. Set model.reverse.guidance."
-            )
+        assert self.strengths is not None  # guidance is "trained"
         strength, nothing = self.strengths(guidance), self.strengths(torch.zeros_like(guidance[:1]))
         rows = guidance.nonzero().flatten()  # guided images; computed once, since it synchronises the GPU
         weight, null = guidance[rows, None, None], torch.full_like(rows, self.null_label)

@@ -51,10 +51,7 @@ def capture(function: Function, *examples: Tensor, pool: Any = None) -> Function
             with torch.cuda.graph(graph, pool=pool, stream=side):
                 outputs = function(*inputs)
     except torch.cuda.OutOfMemoryError:
-        warnings.warn(
-            "Sampling without a CUDA graph, which does not fit into GPU memory. Lower batch_size to use one.",
-            stacklevel=2,
-        )
+        warnings.warn("A CUDA graph does not fit into GPU memory. Lower batch_size to use one.", stacklevel=2)
         return function
 
     def replay(*arguments: Tensor) -> Outputs:
@@ -67,15 +64,10 @@ def capture(function: Function, *examples: Tensor, pool: Any = None) -> Function
     return replay
 
 
-def new_pool(device: torch.device) -> Any:
-    """Create a memory pool for the graphs of one network, which never run concurrently."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-
-
-def get_or_make(cache: dict[K, V], key: K, make: Callable[[], V]) -> V:
+def get_or_make(cache: dict[K, V], key: K, make: Callable[[], V], *, size: int = CACHE_SIZE) -> V:
     """Get an entry of the cache, or make it and evict the least recently used ones."""
     cache[key] = cache.pop(key) if key in cache else make()
-    while len(cache) > CACHE_SIZE:
+    while len(cache) > size:
         cache.pop(next(iter(cache)))
     return cache[key]
 
@@ -128,10 +120,9 @@ class CapturedFlow(ForwardFlow):
 class CapturedBlock(GuidedBlock):
     """A block with one graph per first position and number of patches, up to `MAX_GRAPHS`."""
 
-    pool: Any = None  # graph memory
-
-    def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
+    def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance, *, pool: Any) -> None:
         super().__init__(flow, level, labels, guidance)
+        self.pool = pool  # graph memory
         self.calls: dict[tuple[int, int | None], Function] = {}
 
     @without_autograd
@@ -161,11 +152,8 @@ class CapturedGuidedFlow(GuidedFlow):
 
     def __init__(self, flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> None:
         super().__init__(flow, labels, guidance)
-        self.pool = new_pool(labels.device)
-        captured = [CapturedBlock(flow, level, labels, guidance) for level in range(len(flow.blocks))]
-        for block in captured:
-            block.pool = self.pool
-        self.blocks = [*captured]
+        self.pool: Any = torch.cuda.graph_pool_handle() if labels.is_cuda else None  # its graphs never run concurrently
+        self.blocks = [CapturedBlock(flow, i, labels, guidance, pool=self.pool) for i in range(len(flow.blocks))]
         # output and partial input of the current block, in its reading order
         self.z = at_least_float32(flow.prior_variance).new_zeros(len(labels), *flow.prior_variance.shape)
         self.x = torch.zeros_like(self.z)

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from biflow.errors import check_number
 from biflow.models.forward_flow import ForwardFlow
 
 
@@ -19,8 +18,3 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
         x = x.detach().clone().requires_grad_()
         (score,) = torch.autograd.grad(flow.log_prob(x, labels.clone()).sum(), x)
     return x.detach() + step * flow.config.noise_std**2 * score
-
-
-def check_score_step(step: float) -> None:
-    """Raise unless the step size is valid."""
-    check_number(step, "denoise", hint="0 skips the score step, 1 takes a full step.")

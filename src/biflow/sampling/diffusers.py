@@ -38,10 +38,7 @@ def as_output(pixels: Tensor, output_type: OutputType) -> OutputImages:
 def given_noise(
     shape: tuple[int, int, int], *, seed: int | None, generator: torch.Generator | None, latents: Tensor | None
 ) -> Tensor | None:
-    """Standard normal noise (N, T, D) from a generator or given as latents; none if the seed makes it.
-
-    Raises unless at most one source is given.
-    """
+    """Standard normal noise (N, T, D) from a generator or as latents, None from the seed; raises if given several."""
     sources = {"seed": seed, "generator": generator, "latents": latents}
     given = [name for name, source in sources.items() if source is not None]
     if len(given) > 1:

@@ -13,7 +13,7 @@ from biflow.data.randomness import normal_for
 from biflow.errors import InputError, check_number
 from biflow.models.model import Model
 from biflow.nn.compilation import compile_layers
-from biflow.sampling.captured import CapturedFlow, CapturedReverse
+from biflow.sampling.captured import CapturedFlow, CapturedReverse, get_or_make
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.options import SamplingSettings
 from biflow.sampling.samplers import Sampler
@@ -37,11 +37,7 @@ class Drawn(NamedTuple):
 
 
 class Engine:
-    """Samples from a model in one precision, compiled or not.
-
-    It keeps what is made once: copies of the networks in half precision, CUDA graphs, and the groups of patches that
-    samplers have measured.
-    """
+    """Samples from a model in one precision, compiled or not; keeps copies, CUDA graphs and prepared samplers."""
 
     def __init__(
         self, model: Model, *, dtype: torch.dtype = torch.float32, compiled: bool = False, layers: bool = False
@@ -51,10 +47,7 @@ class Engine:
         self._networks: Model | None = None
 
     def noise(self, indices: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
-        """The noise z (N, T, D) of the images at these indices, in the prior's units, on the model's device.
-
-        attempt: above 0 when the images of the attempts before contained NaN or Inf.
-        """
+        """The noise z (N, T, D) of these indices, in the prior's units, after some attempts that gave NaN or Inf."""
         check_number(seed, "seed", whole=True)
         keys = [attempt] if attempt else []
         noise = normal_for(indices, self.model.config.noise_shape, "sample", seed, *keys)
@@ -92,11 +85,8 @@ class Engine:
 
     def prepare(self, sampler: Sampler, guidance: Guidance) -> Sampler:
         """The sampler with what it measures of this model, which is measured once."""
-        if (sampler, guidance) not in self.prepared:
-            if len(self.prepared) >= KEPT:
-                self.prepared.pop(next(iter(self.prepared)))  # the oldest
-            self.prepared[sampler, guidance] = sampler.prepare(self.model, guidance)
-        return self.prepared[sampler, guidance]
+        key = (sampler, guidance)
+        return get_or_make(self.prepared, key, lambda: sampler.prepare(self.model, guidance), size=KEPT)
 
     def size_to_draw(self, count: int, batch_size: int) -> int:
         """The batch size for this many images: one of few where each has CUDA graphs of its own."""
@@ -108,10 +98,14 @@ class Engine:
     def networks(self) -> Model:
         """The networks that sample: in the engine's precision, captured as CUDA graphs if it is compiled."""
         if self._networks is None:
-            changed = self.dtype != torch.float32 or self.layers
-            self._networks = copied(self.model, self.dtype) if changed else self.model
+            flow, reverse = self.model.flow, self.model.reverse
+            if self.dtype != torch.float32 or self.layers:
+                flow, reverse = deepcopy(flow).to(self.dtype), reverse and deepcopy(reverse).to(self.dtype)
             if self.compiled:
-                self._networks = captured(self._networks, layers=self.layers)
+                if reverse and self.layers:
+                    compile_layers(reverse, self.model.device)
+                flow, reverse = CapturedFlow(flow), reverse and CapturedReverse(reverse)
+            self._networks = self.model.with_networks(flow, reverse)
         return self._networks
 
     def _in_batches(
@@ -130,19 +124,6 @@ class Engine:
             left += int(bad.sum())
             chunks.append(self.model.codec.decode(latents).cpu())
         return Drawn(torch.cat(chunks), broken, left)
-
-
-def copied(model: Model, dtype: torch.dtype) -> Model:
-    """A model with copies of the networks, their weights in this precision."""
-    reverse = deepcopy(model.reverse).to(dtype) if model.reverse else None
-    return model.with_networks(deepcopy(model.flow).to(dtype), reverse)
-
-
-def captured(model: Model, *, layers: bool) -> Model:
-    """A model whose networks are captured; with layers of the reverse model that are compiled, where that works."""
-    if model.reverse and layers:
-        compile_layers(model.reverse, model.device)
-    return model.with_networks(CapturedFlow(model.flow), CapturedReverse(model.reverse) if model.reverse else None)
 
 
 def not_finite(images: Tensor) -> Tensor:

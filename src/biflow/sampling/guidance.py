@@ -1,8 +1,9 @@
 """Guidance of the exact inverse: extrapolates a flow block's predictions with and without the label."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -51,8 +52,7 @@ class Guidance:
         """Raise if a flow with this many classes cannot be guided."""
         if self.strength and not num_classes and self.temperature == 1:
             raise InputError(
-                "Expected a flow with classes for guidance; this one is unconditional. "
-                "Set a temperature other than 1 (such as 1.5) to guide by its attention, or guidance 0."
+                "Expected a flow with classes for guidance; this one is unconditional. Set a temperature or guidance 0."
             )
 
 
@@ -74,10 +74,7 @@ def parse_guidance(text: str) -> Guidance:
 
 
 class GuidedBlock:
-    """A flow block with labels and guidance, for one inversion.
-
-    The conditional and unconditional passes are one call on a doubled batch.
-    """
+    """A flow block with labels and guidance, for one inversion; both passes are one call on a doubled batch."""
 
     def __init__(self, flow: ForwardFlow, level: int, labels: Tensor, guidance: Guidance) -> None:
         self.block, self.guidance, self.null_label = flow.flow_blocks[level], guidance, flow.config.null_label
@@ -135,17 +132,10 @@ class GuidedFlow:
         return guided.block.reading_order(torch.cat(restored, dim=1))
 
 
-@runtime_checkable
-class PreparedFlow(Protocol):
-    """A flow that caches its guided blocks by batch size."""
-
-    def guide(self, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-        """The guided blocks for these labels (B,)."""
-
-
 def guide(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> GuidedFlow:
-    """Prepare a flow's blocks for an inversion with labels (B,); raise if the flow cannot be guided."""
-    return flow.guide(labels, guidance) if isinstance(flow, PreparedFlow) else GuidedFlow(flow, labels, guidance)
+    """Prepare a flow's blocks, or let it do so, for an inversion with labels (B,); raise if it cannot be guided."""
+    make: Callable[[Tensor, Guidance], GuidedFlow] = getattr(flow, "guide", partial(GuidedFlow, flow))
+    return make(labels, guidance)
 
 
 def extrapolate(conditional: Tensor, unconditional: Tensor, strength: Tensor | float) -> Tensor:

@@ -101,8 +101,8 @@ def solve_group(
 
 def group_sizes(groups: Groups, num_blocks: int, num_patches: int) -> list[int]:
     """One group size per block; raise if they are invalid."""
-    whole = max(1, num_patches - 1)
-    sizes = [whole if groups is None else groups] * num_blocks if not isinstance(groups, Sequence) else list(groups)
+    same = max(1, num_patches - 1) if groups is None else groups
+    sizes = list(same) if isinstance(same, Sequence) else [same] * num_blocks
     if len(sizes) != num_blocks:
         raise InputError(f"Expected one group size for each of {num_blocks} blocks; got {len(sizes)}.")
     for size in sizes:
@@ -131,11 +131,10 @@ def measure_groups(
     counts the patches evaluated plus `call_cost` patches of overhead per network call.
     """
     guided = guide(flow, labels, guidance)
-    check_tolerance(tolerance)
-    x, chosen = z, []
+    x, chosen, whole = z, [], max(1, z.shape[1] - 1)
     for level in reversed(range(len(flow.blocks))):
         least, best, inverse = math.inf, 0, x
-        for size in _candidate_sizes(z.shape[1]):
+        for size in (whole >> i for i in range(whole.bit_length())):  # halved down to one
             if math.ceil((z.shape[1] - 1) / size) * (call_cost + size) >= least:
                 continue  # even one round per group would cost more
             solved, calls, _ = solve_block(guided.blocks[level], x, x, guided.caches, tolerance=tolerance, size=size)
@@ -145,11 +144,3 @@ def measure_groups(
         chosen.append(best)
         x = inverse
     return tuple(reversed(chosen))
-
-
-def _candidate_sizes(num_patches: int) -> list[int]:
-    """All patches at once, halved down to one."""
-    sizes = [max(1, num_patches - 1)]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    return sizes

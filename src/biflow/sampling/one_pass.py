@@ -35,10 +35,7 @@ def check_reverse_guidance(guidance: Guidance, num_classes: int) -> None:
 
 @torch.no_grad()
 def guess_states(model: ReverseModel, z: Tensor, labels: Tensor, guidance: Guidance = NO_GUIDANCE) -> list[Tensor]:
-    """Predict the flow's states[0], states[1], ..., each (B, T, D), by the reverse model's heads in one pass.
-
-    Uses only the guidance strength, capped at the trained maximum.
-    """
+    """Predict the flow's states[0], states[1], ..., each (B, T, D), in one pass; caps the strength as trained."""
     strength = guidance.strength
     if model.config.guidance == "trained":
         strength = min(strength, model.config.max_guidance)

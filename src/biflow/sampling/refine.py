@@ -13,7 +13,7 @@ from biflow.errors import InputError
 from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, guide
-from biflow.sampling.jacobi import LARGEST_GUESS, TOLERANCE, check_tolerance
+from biflow.sampling.jacobi import LARGEST_GUESS, TOLERANCE
 from biflow.sampling.result import SamplerOutput
 
 
@@ -34,7 +34,6 @@ def refine(
     done with all images are skipped. Exact after at most as many rounds as `invert_sequentially` takes calls.
     """
     blocks = guide(flow, labels, guidance).blocks
-    check_tolerance(tolerance)
     levels = len(flow.blocks)
     if len(start) != levels:
         raise InputError(f"Expected a guess for each of {levels} blocks; got {len(start)}.")

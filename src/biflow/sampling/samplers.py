@@ -1,8 +1,4 @@
-"""The samplers, by name: what `method=` means.
-
-A new sampler is a class like those below and a row of `SAMPLERS`: the command line, the app and the evaluation read
-what it says of itself.
-"""
+"""The samplers, by name: what `method=` means. A new one is a class like those below and a row of `SAMPLERS`."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -14,9 +10,9 @@ import torch
 from torch import Tensor
 
 from biflow.data.randomness import normal_for
-from biflow.errors import InputError, choose
+from biflow.errors import InputError, check_number, choose
 from biflow.models.model import Model
-from biflow.sampling.denoise import check_score_step, score_denoise
+from biflow.sampling.denoise import score_denoise
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import CALL_COST, TOLERANCE, check_tolerance, group_sizes, invert_by_jacobi, measure_groups
 from biflow.sampling.one_pass import check_reverse_guidance, guess_states, sample_in_one_pass
@@ -62,10 +58,8 @@ class OnePass(Sampler):
         check_reverse_guidance(guidance, model.config.num_classes)
         config = model.config.reverse
         if config and config.guidance == "trained" and guidance.strength > config.max_guidance:
-            warnings.warn(
-                f"Guidance {guidance.strength:g} is above {config.max_guidance:g}, the largest seen in training.",
-                stacklevel=2,
-            )
+            found, most = guidance.strength, config.max_guidance
+            warnings.warn(f"Guidance {found:g} is above {most:g}, the largest seen in training.", stacklevel=2)
         return self
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
@@ -87,7 +81,7 @@ class ExactInverse(Sampler):
     denoise: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_score_step(self.denoise)
+        check_number(self.denoise, "denoise", hint="0 skips the score step, 1 takes a full step.")
 
     @abstractmethod
     def invert(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
@@ -147,8 +141,8 @@ class Jacobi(ExactInverse):
     def invert(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
         """Many patches in one network call."""
         assert self.groups != "measured"
-        how: Any = {"tolerance": self.tolerance, "groups": self.groups}
-        return invert_by_jacobi(model.flow, z, labels, guidance=guidance, **how)
+        groups: Any = self.groups
+        return invert_by_jacobi(model.flow, z, labels, guidance=guidance, tolerance=self.tolerance, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -190,11 +184,11 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 def find_sampler(method: str | Sampler) -> Sampler:
     """The sampler of this name; a sampler is returned as it is."""
-    if not isinstance(method, str):
-        if not isinstance(method, Sampler):
-            raise InputError(f"Expected the name of a method, or a sampler such as Jacobi(); got {method!r}.")
-        return method
-    return choose(SAMPLERS, method, "method")
+    if isinstance(method, str):
+        return choose(SAMPLERS, method, "method")
+    if not isinstance(method, Sampler):
+        raise InputError(f"Expected the name of a method, or a sampler such as Jacobi(); got {method!r}.")
+    return method
 
 
 def parse_sampler(text: str) -> Sampler:

@@ -1,7 +1,4 @@
-"""Shorthand for settings on the command line: a value, then comma-separated `key=value` or flags.
-
-Examples: `2.5,annealed,on=shift` and `gs-jacobi,tolerance=1e-4,groups=[16,8]`.
-"""
+"""Shorthand for settings: a value, then `key=value` or flags: `2.5,annealed,on=shift`, `jacobi,groups=[16,8]`."""
 
 import re
 from dataclasses import asdict, fields

@@ -10,7 +10,7 @@ from biflow.errors import InputError
 from biflow.features.encoders import Encoder
 from biflow.losses.representation import FEATURE_DISTANCES, resample
 from biflow.models.alignment_paths import ALIGNMENT_PATHS, AlignmentPath, reverse_features
-from biflow.models.forward_flow import FlowPass, ForwardFlow, LayerIndex
+from biflow.models.forward_flow import FlowPass, ForwardFlow
 
 
 class Alignment(nn.Module):
@@ -35,11 +35,8 @@ class Alignment(nn.Module):
         if config.strategy == "reverse":
             self.path = partial(reverse_features, sweeps=config.sweeps)
         self.distance = FEATURE_DISTANCES[config.distance]
-
-    @property
-    def forward_layers(self) -> tuple[LayerIndex, ...]:
-        """The layers whose features the flow's own forward pass must return."""
-        return self.config.layers if self.config.strategy == "forward" else ()
+        # whose features the flow's own forward pass must return
+        self.forward_layers = config.layers if config.strategy == "forward" else ()
 
     def forward(self, flow: ForwardFlow, trajectory: FlowPass, labels: Tensor, images: Tensor) -> Tensor:
         """Mean distance over layers and images, a scalar; images (B, P, H, W) as the encoder takes them."""

@@ -26,19 +26,14 @@ class Batch(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to every tensor."""
-        changed: dict[str, Any] = {
-            key: change(part) for key, part in self._asdict().items() if isinstance(part, Tensor)
-        }
-        return self._replace(**changed)
+        parts: Any = (change(part) if isinstance(part, Tensor) else part for part in self)
+        return Batch(*parts)
 
 
 def check_splits(batch_size: int, parts: int) -> None:
     """Raise unless a process's batch of this size splits evenly into `parts` for gradient accumulation."""
     if batch_size % parts:
-        raise InputError(
-            f"Expected the batch of each process to be divisible by accumulate={parts}; got {batch_size} images. "
-            "Set accumulate to a divisor of it."
-        )
+        raise InputError(f"Expected a process's batch divisible by accumulate={parts}; got {batch_size} images.")
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -50,18 +45,15 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 
 def on_device(make_batch: Callable[[int], Batch], steps: range, device: torch.device) -> Iterator[Batch]:
     """The batches of these steps on the device; for a GPU, the next ones are prepared and copied in the background."""
-    if device.type == "cuda":
-        return _prefetched(make_batch, steps, device)
-    return (make_batch(step).map(lambda part: part.to(device)) for step in steps)
-
-
-def _prefetched(make_batch: Callable[[int], Batch], steps: range, device: torch.device) -> Iterator[Batch]:
+    if device.type != "cuda":
+        yield from (make_batch(step).map(lambda part: part.to(device)) for step in steps)
+        return
     copying = torch.cuda.Stream(device)
 
     def prepare(step: int) -> tuple[Batch, torch.cuda.Event]:
         with torch.cuda.stream(copying):
-            batch = make_batch(step).map(lambda part: _pinned(part).to(device, non_blocking=True))
-            return batch, copying.record_event()
+            pinned = make_batch(step).map(lambda part: part if part.is_cuda else part.pin_memory())
+            return pinned.map(lambda part: part.to(device, non_blocking=True)), copying.record_event()
 
     thread = ThreadPoolExecutor(1, "batches")
     try:
@@ -78,7 +70,3 @@ def _prefetched(make_batch: Callable[[int], Batch], steps: range, device: torch.
             yield batch
     finally:
         thread.shutdown(cancel_futures=True)
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor

@@ -34,7 +34,7 @@ def encode_data(
     data: str, vae: str, out: Path, *, size: int, batch_size: int, overrides: Iterable[str], console: Console
 ) -> int | None:
     """Write a data set's latent cache to `out`; returns its number of entries in the main process, None in others."""
-    start = to_yaml(EncodeConfig(data=data, vae=vae, size=size))
+    start = {"data": data, "vae": vae, "size": size}
     config = parse_config(EncodeConfig, start, overrides, origin="the settings")
     check_apart(data, out)
     codec = make_codec(f"vae:{vae}")
@@ -47,9 +47,8 @@ def encode_data(
         codec.to(world.device)
         share = (world.rank, world.size)
         encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
-        names = [
-            name for kind in ("train", "test") for name in write_split(encoder, getattr(split, kind), kind, console)
-        ]
+        kinds = {"train": split.train, "test": split.test}
+        names = [name for kind, part in kinds.items() for name in write_split(encoder, part, kind, console)]
         facts = {
             "data": data,
             "codec": {"name": vae, "sha256": encoder.identity, "scale": codec.scale, "shift": codec.shift},
@@ -57,13 +56,11 @@ def encode_data(
             "latent_shape": latent_shape,
             "class_names": list(split.train.class_names),
         }
-        for kind in (split.train, split.test):
-            if kind.rejected and world.is_main:
-                write_rejected(out / REJECTED_FILE, kind.rejected)
-        counts: list[int] = []
+        for part in kinds.values():
+            if part.rejected and world.is_main:
+                write_rejected(out / REJECTED_FILE, part.rejected)
         world.wait()
-        world.on_main(lambda: counts.append(write_manifest(out, names, facts)))
-        return counts[0] if world.is_main else None
+        return world.on_main(lambda: write_manifest(out, names, facts))
 
 
 def write_split(encoder: LatentWriter, data: Source, split: str, console: Console) -> list[str]:

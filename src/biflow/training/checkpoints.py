@@ -6,8 +6,7 @@ A checkpoint is a folder with the state and a manifest: step, metrics, and size 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose checksums were verified."""
+    """A checkpoint; its checksums were verified if `read` returned it."""
 
     folder: Path
     step: int
@@ -32,8 +31,7 @@ class Checkpoint:
 
     def load(self, device: torch.device) -> dict[str, Any]:
         """Load the state that was passed to `save`."""
-        state: dict[str, Any] = torch.load(self.folder / STATE_FILE, map_location=device, weights_only=True)
-        return state
+        return dict(torch.load(self.folder / STATE_FILE, map_location=device, weights_only=True))
 
 
 class Damaged(Exception):
@@ -66,15 +64,10 @@ def read(folder: Path) -> Checkpoint:
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The intact checkpoint with the most steps, if any, and the faults of the damaged ones."""
-    faults, candidates = [], []
-    for candidate in folders(folder):
+    found, faults = listed(folder)
+    for each in reversed(found):
         try:
-            candidates.append((read_manifest(candidate / MANIFEST_FILE)["step"], candidate))
-        except Damaged as fault:
-            faults.append(str(fault))
-    for _, candidate in sorted(candidates, reverse=True):
-        try:
-            return read(candidate), faults
+            return read(each.folder), faults
         except Damaged as fault:
             faults.append(str(fault))
     return None, faults
@@ -82,18 +75,13 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def tidy(folder: Path, config: FitConfig) -> None:
     """Delete all checkpoints but the newest `keep_last`, the best by `best_by`, and multiples of `keep_every`."""
-    found = []
-    for candidate in folders(folder):
-        with suppress(Damaged):  # damaged ones stay for inspection
-            manifest = read_manifest(candidate / MANIFEST_FILE)
-            found.append((manifest["step"], manifest["metrics"], candidate))
-    found.sort(key=lambda each: each[0])
-    scored = [each for each in found if config.best_by in each[1]]
-    best = min(scored, key=lambda each: each[1][config.best_by])[0] if scored else None
-    for step, _, candidate in found[: -config.keep_last]:
-        milestone = config.keep_every is not None and step % config.keep_every == 0
-        if step != best and not milestone:
-            shutil.rmtree(candidate)
+    found, _ = listed(folder)  # damaged ones stay for inspection
+    scored = [each for each in found if config.best_by in each.metrics]
+    best = min(scored, key=lambda each: each.metrics[str(config.best_by)], default=None)
+    for each in found[: -config.keep_last]:
+        milestone = config.keep_every is not None and each.step % config.keep_every == 0
+        if each is not best and not milestone:
+            shutil.rmtree(each.folder)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -102,10 +90,16 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def folders(folder: Path) -> Iterator[Path]:
-    """All checkpoint folders of a stage, intact or not, without unfinished ones."""
-    if folder.is_dir():
-        yield from (each for each in sorted(folder.iterdir()) if each.is_dir() and not each.name.startswith("."))
+def listed(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """A stage's checkpoints by step, their states not verified yet, and the faults of damaged manifests."""
+    found, faults = [], []
+    for each in sorted(folder.glob("[!.]*/")):  # without unfinished ones
+        try:
+            manifest = read_manifest(each / MANIFEST_FILE)
+            found.append(Checkpoint(each, manifest["step"], manifest["metrics"]))
+        except Damaged as fault:
+            faults.append(str(fault))
+    return sorted(found, key=lambda each: each.step), faults
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import rich.progress as bars
 from rich.console import Console
@@ -32,10 +32,9 @@ class History:
         """Log the step if it is due; collective."""
         if report.step % self.every:
             return
-        metrics = {"loss": self.world.mean(report.loss.total.detach()).item()}
-        metrics |= {name: self.world.mean(value).item() for name, value in report.loss.parts.items()}
-        metrics |= {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
-        self.record({"seconds": round(report.seconds, 3), **metrics}, report.step)
+        seconds, losses = round(report.seconds, 3), report.loss.over_processes()
+        rest = {"grad_norm": report.grad_norm.item(), "skipped": report.skipped}
+        self.record({"seconds": seconds, **losses, **rest}, report.step)
 
     def record(self, metrics: Mapping[str, float], step: int) -> None:
         """Log metrics to the file, the trackers and the trainer; NaN and Inf become null in the file."""
@@ -52,23 +51,19 @@ class History:
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Read the lines of `History`, up to the first truncated one; empty if there is no file."""
     lines: list[dict[str, Any]] = []
-    if path.exists():
+    with suppress(FileNotFoundError, json.JSONDecodeError):
         for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            lines.append(json.loads(line))
     return lines
 
 
-class ProgressBoard:
+class ProgressBoard(bars.Progress):
     """Progress of each stage: bars in a terminal, about ten lines per stage elsewhere."""
 
     LINES_PER_STAGE = 10
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.bars = bars.Progress(
+        super().__init__(
             bars.TextColumn("{task.description:<8}"),
             bars.BarColumn(),
             bars.TextColumn("step {task.completed}/{task.total}  {task.fields[status]}"),
@@ -78,20 +73,11 @@ class ProgressBoard:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> Self:
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bars.stop()
-
     def stage(self, name: str, trainer: Trainer) -> Hook:
         """Hook that shows a stage's step, loss, images per second and time left."""
         fit, start_step, before = trainer.config, trainer.step, trainer.seconds
         steps, every = fit.steps, fit.log_every
-        task = self.bars.add_task(name, total=steps, completed=start_step, status="")
+        task = self.add_task(name, total=steps, completed=start_step, status="")
         first: Report | None = None
         if 0 < start_step < steps:
             self.console.print(f"{name:<8} resumes at step {start_step}/{steps}", highlight=False)
@@ -103,14 +89,14 @@ class ProgressBoard:
                 if trainer.compiled:
                     seconds = report.seconds - before
                     self.console.print(f"{name:<8} compiled in {seconds:.0f} s", highlight=False)
-            self.bars.update(task, completed=report.step)
+            self.update(task, completed=report.step)
             if report.step % every and report.step != steps:
                 return
             rate = (report.step - first.step) / max(report.seconds - first.seconds, 1e-9)
             status = f"loss {report.loss.total.item():.4f}  {rate * fit.batch_size:,.0f} images/s"
             if report.skipped:
                 status += f"  {report.skipped} skipped"
-            self.bars.update(task, status=status)
+            self.update(task, status=status)
             due = report.step * self.LINES_PER_STAGE // steps > (report.step - every) * self.LINES_PER_STAGE // steps
             if not self.console.is_terminal and (due or report.step == steps):
                 left = round((steps - report.step) / rate) if rate else 0

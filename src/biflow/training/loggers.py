@@ -2,26 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from biflow.config import RunConfig, TrackerName
 from biflow.extras import require
-
-
-class Tracker(Protocol):
-    """Receives metrics and images with their step."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log metrics by name."""
-
-    def log_image(self, name: str, pixels: Tensor, step: int) -> None:
-        """Log one image, uint8 (P, H, W)."""
-
-    def close(self) -> None:
-        """Flush and finish."""
 
 
 class TensorBoard:
@@ -38,7 +25,7 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def log_image(self, name: str, pixels: Tensor, step: int) -> None:
-        """Write an image."""
+        """Write one image, uint8 (P, H, W)."""
         self.writer.add_image(name, pixels.numpy(), step)
 
     def close(self) -> None:
@@ -63,7 +50,7 @@ class WandbTracker:
         self.run.log({**metrics, "step": step})
 
     def log_image(self, name: str, pixels: Tensor, step: int) -> None:
-        """Log an image."""
+        """Log one image, uint8 (P, H, W)."""
         array = np.ascontiguousarray(pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
         self.run.log({name: self.package.Image(array), "step": step})
 
@@ -72,6 +59,7 @@ class WandbTracker:
         self.run.finish()
 
 
+Tracker = TensorBoard | WandbTracker
 TRACKERS: Mapping[TrackerName, Callable[[Path, RunConfig], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": lambda folder, config: WandbTracker(require("wandb"), folder, config, dir=str(folder), id=folder.name),

@@ -17,9 +17,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
-from biflow.distributed import World
+from biflow.distributed import World, mean_over_processes
 from biflow.errors import Diverged, InputError, Interrupted
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.nn.compilation import compile_layers, uncompile
 from biflow.nn.transformer import Transformer
@@ -27,7 +28,7 @@ from biflow.training import checkpoints
 from biflow.training.batches import Batch, on_device, split_batch
 from biflow.training.checkpoints import Checkpoint
 from biflow.training.optim import EMA, Optimizers
-from biflow.training.sharding import clip_gradients, full_state, full_tensor, replicate, set_model_state, shard
+from biflow.training.sharding import clip_gradients, full_state, full_tensor, parallelise, set_model_state
 
 
 class LossParts(NamedTuple):
@@ -36,21 +37,24 @@ class LossParts(NamedTuple):
     total: Tensor  # scalar, with gradient
     parts: Mapping[str, Tensor]  # detached scalars, for logging
 
+    def over_processes(self) -> dict[str, float]:
+        """The loss and its terms by name, averaged over all processes; collective."""
+        named = {"loss": self.total.detach(), **self.parts}
+        return {name: mean_over_processes(value).item() for name, value in named.items()}
+
 
 class Objective(nn.Module):
-    """A loss and the model that it trains; `forward` maps a `Batch` to `LossParts`.
-
-    The attributes say how its batches are made.
-    """
+    """A loss and the model that it trains: `Batch` -> `LossParts`; the attributes say how its batches are made."""
 
     noise_std = 0.0  # of the Gaussian noise on clean images
     bin_width = 0.0  # of the uniform dequantisation noise
     max_guidance = 0.0  # of the sampled guidance strengths
     sees_images = False  # whether batches include the images when the flow models latents
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, flow: ForwardFlow | None = None) -> None:
         super().__init__()
         self.model = model
+        self.flow = flow  # which the loss evaluates, trained or frozen
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -60,13 +64,11 @@ class Objective(nn.Module):
     def check_resumed(self) -> None:
         """Raise unless the state that was just loaded matches the frozen networks of the loss."""
 
-    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:  # noqa: ARG002
-        """The flow and reverse model to sample with, out of a copy of the model; None if it has none."""
-        return None, None
-
-    def diagnose(self, batch: Batch) -> str:  # noqa: ARG002
-        """Explain a loss that is NaN or Inf in one sentence; empty if unknown."""
-        return ""
+    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
+        """The flow and reverse model to sample with: those in a copy of the model, else a frozen flow or None."""
+        parts = [*model.modules()]
+        flow = next((part for part in parts if isinstance(part, ForwardFlow)), self.flow)
+        return flow, next((part for part in parts if isinstance(part, ReverseModel)), None)
 
 
 @dataclass(frozen=True)
@@ -83,27 +85,13 @@ class Report:
 Hook = Callable[[Report], None]
 
 
-class StepFlags:
-    """Flags of a step, copied from the device without synchronising."""
-
-    def __init__(self, flags: Tensor) -> None:
-        self.flags = flags.to("cpu", non_blocking=True)
-        self.copied = torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None
-
-    def read(self) -> list[bool]:
-        """Wait for the copy and return the flags."""
-        if self.copied:
-            self.copied.synchronize()
-        return [flag > 0 for flag in self.flags.tolist()]
-
-
 class Trainer:
     """Trains one model, and holds the complete state needed to resume."""
 
     def __init__(self, objective: Objective, config: FitConfig, world: World) -> None:
         self.config, self.world = config, world
         self.plain = objective  # as given: neither wrapped nor sharded
-        self.objective = parallelise(objective, config, world)
+        self.objective = parallelise(objective, config.sharding, world)
         inner = self.objective.module if isinstance(self.objective, DistributedDataParallel) else self.objective
         assert isinstance(inner, Objective)
         self.model, self.parts = inner.model, inner.parts
@@ -115,7 +103,7 @@ class Trainer:
         self.optimizers = Optimizers(self.model, config)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "float16")
         self.ema = EMA(self.model, config.ema_decay)
-        self.flags: deque[StepFlags] = deque()  # of the last steps, not read yet
+        self.flags: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # of the last steps: copy, and its end
         self.flags_lag = 1 if world.device.type == "cuda" else 0  # steps, to keep the GPU busy while the CPU waits
         self.stop_requested = False
         self.step = self.skipped = self.skipped_in_a_row = 0
@@ -178,7 +166,7 @@ class Trainer:
     def _take_step(self, batch: Batch, should_stop: Callable[[], bool] = lambda: False) -> tuple[LossParts, Tensor]:
         """One optimiser step, skipped if loss or gradient is NaN or Inf; returns the loss and the gradient norm."""
         self.optimizers.set_learning_rate(self.step)
-        self.optimizers.zero_grad()
+        self.model.zero_grad()
         loss = self._add_gradients(batch)
         for optimizer in self.optimizers.all:
             self.scaler.unscale_(optimizer)
@@ -186,9 +174,11 @@ class Trainer:
         grad_norm = clip_gradients(self.parts, limit)
         found_inf = ~(loss.total + grad_norm).isfinite()
         flags = self.world.any(torch.stack([found_inf, torch.full_like(found_inf, should_stop())]).float())
-        self.flags.append(StepFlags(flags))
-        self.optimizers.step(flags[0])
-        self.ema.update(self.step, flags[0])
+        copied = flags.to("cpu", non_blocking=True)  # without synchronising
+        self.flags.append((copied, torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None))
+        if flags.is_cuda or not flags[0]:  # a GPU, not synchronised, averages the parameters that a skip left unchanged
+            self.optimizers.step(flags[0])
+            self.ema.update(self.step)
         if self.scaler.is_enabled():
             self.scaler.update()
         self._read_flags(lag=self.flags_lag)
@@ -197,7 +187,10 @@ class Trainer:
     def _read_flags(self, *, lag: int = 0) -> None:
         """Read the flags of all steps but the last `lag`."""
         while len(self.flags) > lag:
-            skipped, stop = self.flags.popleft().read()
+            flags, copied = self.flags.popleft()
+            if copied:
+                copied.synchronize()
+            skipped, stop = flags.bool().tolist()
             self.skipped += skipped
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
             self.stop_requested |= stop
@@ -220,7 +213,7 @@ class Trainer:
 
     def _describe_divergence(self, batch: Batch, folder: Path | None) -> str:
         with torch.no_grad():
-            where = self.plain.diagnose(batch) if self.config.sharding == "ddp" else ""
+            where = describe_scales(self.plain.flow, batch) if self.plain.flow and self.config.sharding == "ddp" else ""
         kept, _ = checkpoints.newest(folder) if folder else (None, [])
         left = f"The checkpoint of step {kept.step} is kept." if kept else "No checkpoint was written."
         precise = "" if self.config.precision == "float32" else " or set precision=float32"
@@ -277,11 +270,15 @@ class Trainer:
         self.plain.to(self.world.device).eval()
 
 
-def parallelise(objective: Objective, config: FitConfig, world: World) -> nn.Module:
-    """Wrap an objective for distributed training: DDP or FSDP2; unchanged in a single process."""
-    if config.sharding == "fsdp" and world.size > 1:
-        return shard(objective, world)
-    return replicate(objective.to(world.device), world)
+def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
+    """Name the first block of the flow with NaN or Inf in its scale on a batch, else the one with the largest."""
+    sizes = flow.largest_log_scales(patchify(batch.noisy, flow.config.patch_size), batch.labels)
+    broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
+    if broken:
+        return f"Block {broken[0]} of the flow (block 1 is at the data) is the first with NaN or Inf in its scale."
+    number = sizes.index(max(sizes)) + 1
+    bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
+    return f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow (block 1 is at the data).{bound}"
 
 
 def gradient_sync(objective: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
@@ -295,6 +292,5 @@ def gradient_sync(objective: nn.Module, *, enabled: bool) -> AbstractContextMana
 
 def mean_loss(losses: Sequence[LossParts]) -> LossParts:
     """Mean of losses and of their terms, without gradient."""
-    names = losses[0].parts
-    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in names}
+    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
     return LossParts(torch.stack([loss.total.detach() for loss in losses]).mean(), parts)

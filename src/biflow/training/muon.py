@@ -15,13 +15,10 @@ MAX_BATCH = 64  # matrices that are gathered and stacked at a time
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon`, orthogonalising all matrices of one shape as one batch, in float32 on a CPU.
 
-    PyTorch does one matrix at a time in bfloat16: without bfloat16 instructions that takes longer than the rest of a
-    small model's training step, and on a GPU several kernel launches per matrix. Stacked matrices, such as those of
-    queries, keys and values, are orthogonalised separately; `count_parts` gives their number. Matrices sharded by
-    FSDP2 are gathered.
-
-    The update is scaled by sqrt(max(1, rows / columns)). Jordan et al., "Muon: An optimizer for hidden layers in
-    neural networks", 2024.
+    PyTorch does one matrix at a time in bfloat16, which is slow without bfloat16 instructions and takes several kernel
+    launches on a GPU. Stacked matrices, such as queries, keys and values, are orthogonalised separately; `count_parts`
+    gives their number. Matrices sharded by FSDP2 are gathered. The update is scaled by sqrt(max(1, rows / columns)).
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Training objectives: modules that map a batch to a loss and its terms."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -26,24 +24,18 @@ class FitFlow(Objective):
     With an alignment, its weighted distance is added and its projector is trained (FlowBack, arXiv 2511.22345, eq. 5).
     """
 
+    flow: ForwardFlow
+
     def __init__(self, flow: ForwardFlow, alignment: Alignment | None = None) -> None:
         trained = nn.ModuleDict({"flow": flow, "projector": alignment.projector}) if alignment else flow
-        super().__init__(trained)
-        self.flow, self.alignment = flow, alignment
+        super().__init__(trained, flow)
+        self.alignment = alignment
         self.sees_images = alignment is not None and alignment.sees_images
         self.noise_std, self.bin_width = training_noise(flow.config)
 
     def forward(self, batch: Batch) -> LossParts:
         """Mean loss over the batch."""
         return self.evaluate(batch)[1]
-
-    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The flow only."""
-        return flow_of(model), None
-
-    def diagnose(self, batch: Batch) -> str:
-        """Name the block with the largest log-scale."""
-        return describe_scales(self.flow, batch)
 
     def evaluate(self, batch: Batch) -> tuple[FlowPass, LossParts]:
         """The flow's forward pass on a batch, and the loss."""
@@ -64,24 +56,6 @@ def flow_loss(flow: ForwardFlow, trajectory: FlowPass) -> LossParts:
     return LossParts(loss, {"nats_per_dim": loss.detach()})
 
 
-def flow_of(model: nn.Module) -> ForwardFlow:
-    """The flow in the model that `FitFlow` trains, which may include a projector."""
-    flow = model["flow"] if isinstance(model, nn.ModuleDict) else model
-    assert isinstance(flow, ForwardFlow)
-    return flow
-
-
-def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
-    """Name the first block of the flow with NaN or Inf in its scale on a batch, else the one with the largest."""
-    sizes = flow.largest_log_scales(patchify(batch.noisy, flow.config.patch_size), batch.labels)
-    broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
-    if broken:
-        return f"Block {broken[0]} of the flow (block 1 is at the data) is the first with NaN or Inf in its scale."
-    number = sizes.index(max(sizes)) + 1
-    bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
-    return f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow (block 1 is at the data).{bound}"
-
-
 class FitReverse(Objective):
     """Fit the reverse model to the inverse of the frozen flow (BiFlow, arXiv 2512.10953).
 
@@ -89,29 +63,18 @@ class FitReverse(Objective):
     output by the clean image, or by the noisy one if denoising is not learned. No gradient reaches the flow.
     """
 
+    flow: ForwardFlow
+
     def __init__(self, reverse: ReverseModel, flow: ForwardFlow, loss: ReverseLoss) -> None:
-        super().__init__(reverse)
+        super().__init__(reverse, flow.requires_grad_(False))
         self.reverse, self.loss = reverse, loss
-        self.flow = flow.requires_grad_(False)
         self.noise_std, self.bin_width = training_noise(flow.config)
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
-
-    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The frozen flow and the reverse model."""
-        assert isinstance(model, ReverseModel)
-        return self.flow, model
-
-    def diagnose(self, batch: Batch) -> str:
-        """Name the block with the largest log-scale."""
-        return describe_scales(self.flow, batch)
 
     def check_resumed(self) -> None:
         """Raise unless the reverse model was being fitted to this flow."""
         if not self.reverse.matches_flow(self.flow):
-            raise InputError(
-                "Expected the flow that this run started to fit its reverse model to; the current flow has other "
-                "weights. Restore that flow, or start in a new folder."
-            )
+            raise InputError("Expected this run's first flow; the current flow has other weights. Use a new folder.")
 
     def forward(self, batch: Batch) -> LossParts:
         """Alignment of all levels plus the distances of the image."""
@@ -127,22 +90,11 @@ class FitJoint(Objective):
     """
 
     def __init__(self, reverse: ReverseModel, forward: FitFlow, loss: ReverseLoss) -> None:
-        super().__init__(nn.ModuleDict({"flow": forward.model, "reverse": reverse}))
+        super().__init__(nn.ModuleDict({"flow": forward.model, "reverse": reverse}), forward.flow)
         self.reverse, self.fit_flow, self.loss = reverse, forward, loss
         self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
         self.sees_images = forward.sees_images
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
-
-    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The flow and the reverse model."""
-        assert isinstance(model, nn.ModuleDict)
-        reverse = model["reverse"]
-        assert isinstance(reverse, ReverseModel)
-        return flow_of(model["flow"]), reverse
-
-    def diagnose(self, batch: Batch) -> str:
-        """Name the block with the largest log-scale."""
-        return describe_scales(self.fit_flow.flow, batch)
 
     @property
     def parts(self) -> list[nn.Module]:

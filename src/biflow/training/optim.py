@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,26 +37,20 @@ class Optimizers:
         for group, full in self.groups:
             group["lr"] = full * learning_rate_factor(step, self.config)
 
-    def zero_grad(self) -> None:
-        """Clear all gradients."""
-        for each in self.all:
-            each.zero_grad(set_to_none=True)
-
     def step(self, found_inf: Tensor) -> None:
-        """Update the parameters unless `found_inf` (scalar, 0 or 1) is set, without synchronising a GPU."""
-        if found_inf.device.type == "cpu" and found_inf:
-            return
+        """Update the parameters; on a GPU, not if `found_inf` (scalar, 0 or 1) is set, without synchronising."""
         for each in self.all:
             if isinstance(each, AdamW):
                 each.grad_scale, each.found_inf = None, found_inf  # type: ignore[attr-defined]  # for the fused kernel
                 each.step()
             else:
-                with reverted_if(found_inf, each):
+                with reverted_if(found_inf, each) if found_inf.is_cuda else nullcontext():
                     each.step()
 
     def state_dict(self, world: World) -> dict[str, dict[str, Any]]:
         """Full optimiser state by parameter name; collective."""
-        return {name: full_state(self._state(p), world) for name, p in self.parameters.items()}
+        states = {p: owner.state.get(p, {}) for p, owner in self.owners.items()}
+        return {name: full_state(states.get(p, {}), world) for name, p in self.parameters.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Load a full state into a model that may be sharded."""
@@ -66,10 +60,6 @@ class Optimizers:
                     key: shard_like(value, p) if value.shape == p.shape else value.to(p.device)
                     for key, value in state[name].items()
                 }
-
-    def _state(self, parameter: Tensor) -> Mapping[str, Any]:
-        owner = self.owners.get(parameter)
-        return owner.state.get(parameter, {}) if owner else {}
 
 
 def make_adamw(parameters: Sequence[nn.Parameter], config: FitConfig) -> AdamW:
@@ -85,8 +75,7 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
     """Muon for these matrices; raises if torch is too old."""
     if not hasattr(torch.optim, "Muon"):
         raise InputError(
-            f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. "
-            "Upgrade it (pip install 'torch>=2.9'), or set optimizer=adamw."
+            f"Expected torch 2.9 or newer for optimizer=muon; got {torch.__version__}. Upgrade, or set optimizer=adamw."
         )
     from biflow.training.muon import Muon
 
@@ -103,9 +92,6 @@ def make_muon(model: nn.Module, matrices: Sequence[nn.Parameter], config: FitCon
 @contextmanager
 def reverted_if(flag: Tensor, optimizer: Optimizer) -> Iterator[None]:
     """Context that reverts the optimiser's step if the flag (scalar, 0 or 1) is set, without synchronising a GPU."""
-    if flag.device.type == "cpu":  # 0: the caller has checked
-        yield
-        return
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     before = [tensor.detach().clone() for tensor in tensors]
@@ -139,14 +125,8 @@ class EMA:
         self.average = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int, found_inf: Tensor) -> None:
-        """Update the average after training step `step`, counted from 0.
-
-        A skipped step (`found_inf` is 1) changes nothing on a CPU. A GPU, which is not synchronised for it, averages
-        the unchanged parameters.
-        """
-        if found_inf.device.type == "cpu" and found_inf:
-            return
+    def update(self, step: int) -> None:
+        """Update the average after training step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - decay)
 
@@ -158,15 +138,13 @@ class EMA:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self.live.items():
-                    parameter.copy_(live[name])
+            self.copy_to_model(live)
 
     @torch.no_grad()
-    def copy_to_model(self) -> None:
-        """Replace the model's parameters by their average."""
-        for name, parameter in self.live.items():
-            parameter.copy_(self.average[name])
+    def copy_to_model(self, values: Mapping[str, Tensor] | None = None) -> None:
+        """Replace the model's parameters by their average, or by these values."""
+        for name, value in (values or self.average).items():
+            self.live[name].copy_(value)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load saved averages."""

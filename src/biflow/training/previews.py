@@ -1,6 +1,6 @@
 """Hooks that monitor training without changing it: sample previews and the validation loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,41 +15,37 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.batches import Batch
+from biflow.training.hooks import History
 from biflow.training.loggers import Tracker
-from biflow.training.loop import LossParts, Report, Trainer
+from biflow.training.loop import Hook, Report, Trainer, mean_loss
 
 COLUMNS, ROWS = 8, 4
 
 
-class Previews:
-    """Hook that saves a grid of samples every `every` steps, from the same noise, with the averaged weights."""
+def every(steps: int, hook: Hook) -> Hook:
+    """A hook that is called every so many steps only."""
+    return lambda report: None if report.step % steps else hook(report)
 
-    def __init__(
-        self, folder: Path, stage: str, trainer: Trainer, *, every: int, trackers: Sequence[Tracker], codec: Codec
-    ) -> None:
-        self.folder, self.stage, self.trainer, self.codec = folder, stage, trainer, codec
-        self.every, self.trackers = every, trackers
 
-    def __call__(self, report: Report) -> None:
-        """Sample if it is due; collective."""
-        if report.step % self.every:
+def previews(folder: Path, stage: str, trainer: Trainer, *, trackers: Sequence[Tracker], codec: Codec) -> Hook:
+    """Hook that saves a grid of samples from the same noise, with the averaged weights; collective."""
+
+    def sample(report: Report) -> None:
+        flow, reverse = trainer.plain.networks(trainer.averaged_model())
+        if flow is None or not trainer.world.is_main:
             return
-        flow, reverse = self.trainer.plain.networks(self.trainer.averaged_model())
-        if flow is None or not self.trainer.world.is_main:
-            return
-        grid = make_grid(draw(flow, reverse, self.codec), columns=COLUMNS)
-        self.folder.mkdir(exist_ok=True)
-        write_picture(self.folder / f"{self.stage}_{report.step:08d}.png", enlarge(grid))
-        for tracker in self.trackers:
-            tracker.log_image(f"{self.stage}/samples", grid, report.step)
+        grid = make_grid(draw(flow, reverse, codec), columns=COLUMNS)
+        folder.mkdir(exist_ok=True)
+        write_picture(folder / f"{stage}_{report.step:08d}.png", enlarge(grid))
+        for tracker in trackers:
+            tracker.log_image(f"{stage}/samples", grid, report.step)
+
+    return sample
 
 
 @torch.no_grad()
 def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tensor:
-    """Samples without guidance, uint8 (N, P, H, W), one column per class for the first classes.
-
-    Samples in one pass if there is a reverse model, else by the exact inverse.
-    """
+    """Unguided samples, uint8 (N, P, H, W), one column per class: in one pass, or exactly without a reverse model."""
     config, device = flow.config, flow.prior_variance.device
     noise = normal_for(range(ROWS * COLUMNS), (config.num_patches, config.patch_dim), "preview").to(device)
     labels = torch.arange(COLUMNS, device=device).repeat(ROWS) % max(1, config.num_classes)
@@ -58,28 +54,11 @@ def draw(flow: ForwardFlow, reverse: ReverseModel | None, codec: Codec) -> Tenso
     return codec.decode(unpatchify(patches, config.patch_size, config.channels)).cpu()
 
 
-class Validation:
-    """Hook that evaluates the loss on held-out images, with the averaged weights and the same noise every time."""
+def validation(trainer: Trainer, batches: Sequence[Callable[[], Batch]], history: History) -> Hook:
+    """Hook that logs the loss on held-out images with the averaged weights and the same noise each time; collective."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        batches: Sequence[Callable[[], Batch]],
-        *,
-        every: int,
-        record: Callable[[Mapping[str, float], int], None],
-    ) -> None:
-        self.trainer, self.batches, self.every, self.record = trainer, batches, every, record
+    def evaluate(report: Report) -> None:
+        loss = mean_loss([trainer.evaluate(make_batch()) for make_batch in batches])
+        history.record({f"test_{name}": value for name, value in loss.over_processes().items()}, report.step)
 
-    def __call__(self, report: Report) -> None:
-        """Evaluate if it is due; collective."""
-        if report.step % self.every:
-            return
-        losses = [self.trainer.evaluate(make_batch()) for make_batch in self.batches]
-        self.record(self.mean(losses), report.step)
-
-    def mean(self, losses: Sequence[LossParts]) -> dict[str, float]:
-        """Mean loss and terms over batches and processes, by name."""
-        world = self.trainer.world
-        parts = [{"loss": loss.total, **loss.parts} for loss in losses]
-        return {f"test_{name}": world.mean(torch.stack([p[name] for p in parts]).mean()).item() for name in parts[0]}
+    return evaluate

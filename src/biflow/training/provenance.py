@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -25,10 +26,9 @@ NOT_METRICS = {"stage", "step", "seconds", "grad_norm", "skipped"}
 
 def add_session(path: Path, world: World) -> None:
     """Append this session to the list in about.json."""
-    try:
+    sessions = []
+    with suppress(OSError, ValueError):
         sessions = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sessions = []
     write_text(path, json.dumps([*sessions, describe_session(world)], indent=1) + "\n")
 
 
@@ -64,21 +64,15 @@ def git_revision() -> str | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of the installed required and optional dependencies."""
-    found = {}
-    for name in requirements():
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return dict(sorted(found.items()))
-
-
-def requirements() -> list[str]:
-    """Names of all dependencies; only the core ones if biflow is not installed."""
     try:
-        return [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
+        names = [re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in requires("biflow") or []]
     except PackageNotFoundError:  # run from a source tree
-        return list(CORE)
+        names = [*CORE]
+    found = {}
+    for name in sorted(names):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:
@@ -89,8 +83,7 @@ def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Pat
     for stage, spent in seconds.items():
         last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})
         metrics = {key: value for key, value in last.items() if key not in NOT_METRICS and value is not None}
-        fit = fits.get(stage)
-        size = fit.batch_size if fit else None
+        size = getattr(fits.get(stage), "batch_size", None)
         stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": metrics}
     facts = {"data": config.data, "seed": config.seed, "stages": stages}
     return {**facts, **describe_session(world), "config": config.model_dump(mode="json")}

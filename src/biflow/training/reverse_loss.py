@@ -1,7 +1,6 @@
 """Loss of the reverse model: alignment with the flow's states, and distances of the image."""
 
 import math
-from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,7 @@ from biflow.training.loop import LossParts
 
 
 class ReverseLoss(nn.Module):
-    """Weighted sum of the distances of the reverse model's image and its alignment with the flow's states.
-
-    Frozen distance networks are loaded here and tried on images of the model's size.
-    """
+    """Weighted sum of the image's distances, by networks that are loaded and tried here, and the states' alignment."""
 
     def __init__(
         self,
@@ -39,21 +35,17 @@ class ReverseLoss(nn.Module):
         super().__init__()
         self.fit, self.model, self.codec = fit, model, codec
         self.distances = nn.ModuleDict()
-        count: Counter[str] = Counter()
         latent_shape = (model.channels, model.image_size, model.image_size)
-        for config in fit.distances:
+        for i, config in enumerate(fit.distances):
             with seeded_weights(0):  # a user's module may initialise weights at random
                 distance = make_distance(config, classifier=classifier)
             shape = latent_shape if config.space == "latents" else image_shape
             try_distance(config, distance, shape, half=fit.precision == "bfloat16")
-            count[config.kind] += 1
-            self.distances[config.kind if count[config.kind] == 1 else f"{config.kind}_{count[config.kind]}"] = distance
+            same = sum(each.kind == config.kind for each in fit.distances[:i])
+            self.distances[f"{config.kind}_{same + 1}" if same else config.kind] = distance
 
     def forward(self, reverse: ReverseModel, trajectory: FlowPass, batch: Batch) -> LossParts:
-        """Weighted sum of all terms, with adaptive weights if set (BiFlow, eq. 7); no gradient reaches the flow.
-
-        The returned parts are unweighted means.
-        """
+        """Weighted sum of all terms, adaptively if set (BiFlow, eq. 7), and their means; no gradient for the flow."""
         z = trajectory.z.detach()
         if reverse.config.guidance == "trained":
             reverse_pass = reverse.forward_recovered(z, batch.labels, batch.guidance)
@@ -65,7 +57,8 @@ class ReverseLoss(nn.Module):
             predicted, first = reverse.read_heads(reverse_pass.hidden), reverse.first_head
             states = trajectory.states[first:-1]
             terms["alignment"] = hidden_alignment(predicted, states, reverse.state_rms[first:])  # (levels, B)
-        weighted = [weights.get(name, 1.0) * self._adapt(term) for name, term in terms.items()]
+        power, offset = self.fit.adaptive_power, self.fit.adaptive_offset
+        weighted = [weights.get(name, 1.0) * adaptive(term, power, offset) for name, term in terms.items()]
         parts = {name: _over_levels(term).mean().detach() for name, term in terms.items()}
         return LossParts(torch.stack([_over_levels(term).mean() for term in weighted]).sum(), parts)
 
@@ -81,9 +74,6 @@ class ReverseLoss(nn.Module):
             name: distance(*spaces[config.space], batch.window)
             for config, (name, distance) in zip(self.fit.distances, self.distances.items(), strict=True)
         }
-
-    def _adapt(self, term: Tensor) -> Tensor:
-        return adaptive(term, self.fit.adaptive_power, self.fit.adaptive_offset)
 
 
 def _over_levels(term: Tensor) -> Tensor:
@@ -103,8 +93,7 @@ def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[i
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
             f"Expected the network of the distance {config.kind!r} to accept {shape[0]}x{size}x{size} images; it "
-            f"fails: {reason.removesuffix('.')}. Set input_size to a size that it accepts; it must return one or more "
-            "floating-point tensors with the batch dimension first."
+            f"fails: {reason.removesuffix('.')}. Set input_size; it must return floating-point tensors, batch first."
         ) from None
     if tuple(found.shape) != (2,) or not found.isfinite().all():
         raise InputError(
@@ -113,6 +102,5 @@ def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[i
         )
     if not found.requires_grad:
         raise InputError(
-            f"Expected the distance {config.kind!r} to have a gradient; its network blocks it. Remove torch.no_grad "
-            "and detach from its forward pass."
+            f"Expected the distance {config.kind!r} to have a gradient; its network blocks it by no_grad or detach."
         )

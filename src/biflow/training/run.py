@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from biflow.checkpoint import save_model
-from biflow.config import RunConfig, WatchConfig
+from biflow.config import RunConfig
 from biflow.config.base import check_recorded, to_yaml
 from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
@@ -22,7 +22,7 @@ from biflow.training.batches import check_splits
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.loggers import Tracker, open_trackers
 from biflow.training.loop import Hook, Trainer
-from biflow.training.previews import Previews, Validation
+from biflow.training.previews import every, previews, validation
 from biflow.training.provenance import add_session, training_facts
 from biflow.training.signals import stop_on_signal
 from biflow.training.stages import Run, RunNetworks, Trained, prepare, training_batches
@@ -56,12 +56,11 @@ def open_run(
     already loaded.
     """
     if not config.model.num_classes:
-        data = data.without_classes()
+        data, held_out = data.without_classes(), held_out and held_out.without_classes()
     codec = codec or make_codec(config.model.codec)
-    built: list[RunNetworks] = []
 
-    def begin() -> None:
-        built.append(prepare(config, data, codec))
+    def begin() -> RunNetworks:
+        networks = prepare(config, data, codec)
         check_batches(config, world)
         check_run_folder(folder, config, resume=resume)
         check_watch(config, held_out)
@@ -72,16 +71,17 @@ def open_run(
             write_rejected(folder / REJECTED_FILE, data.rejected)
             message = f"Warning: skipped {len(data.rejected)} unreadable images, listed in {folder / REJECTED_FILE}."
             console.print(message, markup=False, highlight=False, soft_wrap=True)
+        return networks
 
     with join_world() as world, stop_on_signal() as should_stop:
-        world.on_main(begin)
+        networks = world.on_main(begin) or prepare(config, data, codec)
         trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
-            factory = HookFactory(folder, config.watch, board, trackers, codec)
-            networks = built[0] if built else prepare(config, data, codec)
-            run = Run(config, data, codec, world, folder / STATES_FOLDER, factory.make_hooks, should_stop, networks)
-            if held_out:
-                factory.held_out = replace(run, data=held_out if data.class_names else held_out.without_classes())
+
+            def make_hooks(stage: str, trainer: Trainer) -> Sequence[Hook]:
+                return hooks_of(run, stage, trainer, board=board, trackers=trackers, held_out=held_out)
+
+            run = Run(config, data, codec, world, folder / STATES_FOLDER, make_hooks, should_stop, networks)
             try:
                 yield run
                 if should_stop():
@@ -100,32 +100,21 @@ def keep_model(run: Run, trained: Trained, folder: Path) -> None:
     save_model(trained.model, folder, facts)
 
 
-@dataclass
-class HookFactory:
-    """Makes the hooks of each stage: metrics log, progress, and those set under `watch`."""
-
-    folder: Path
-    config: WatchConfig
-    board: ProgressBoard
-    trackers: Sequence[Tracker]
-    codec: Codec
-    held_out: Run | None = None  # the same run with held-out images as its data
-
-    def make_hooks(self, stage: str, trainer: Trainer) -> Sequence[Hook]:
-        """Make the hooks of one stage; the log of a resumed one is continued."""
-        history = History(self.folder / HISTORY_FILE, stage, trainer, self.trackers)
-        hooks: list[Hook] = [history, self.board.stage(stage, trainer)]
-        if self.config.preview_every:
-            previews = self.folder / PREVIEWS_FOLDER
-            grid = Previews(
-                previews, stage, trainer, every=self.config.preview_every, trackers=self.trackers, codec=self.codec
-            )
-            hooks.append(grid)
-        if self.config.validate_every and self.held_out:
-            make_batch = training_batches(self.held_out, "validation", trainer.plain, trainer.config)
-            batches = [partial(make_batch, step) for step in range(self.config.validate_batches)]
-            hooks.append(Validation(trainer, batches, every=self.config.validate_every, record=history.record))
-        return hooks
+def hooks_of(
+    run: Run, stage: str, trainer: Trainer, *, board: ProgressBoard, trackers: list[Tracker], held_out: Source | None
+) -> Sequence[Hook]:
+    """Hooks of one stage: metrics log, which a resumed stage continues, progress, and those set under `watch`."""
+    folder, watch = run.states.parent, run.config.watch
+    history = History(folder / HISTORY_FILE, stage, trainer, trackers)
+    hooks: list[Hook] = [history, board.stage(stage, trainer)]
+    if watch.preview_every:
+        hook = previews(folder / PREVIEWS_FOLDER, stage, trainer, trackers=trackers, codec=run.codec)
+        hooks.append(every(watch.preview_every, hook))
+    if watch.validate_every and held_out:
+        make_batch = training_batches(replace(run, data=held_out), "validation", trainer.plain, trainer.config)
+        batches = [partial(make_batch, step) for step in range(watch.validate_batches)]
+        hooks.append(every(watch.validate_every, validation(trainer, batches, history)))
+    return hooks
 
 
 def check_batches(config: RunConfig, world: World) -> None:
@@ -139,8 +128,7 @@ def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:
     """Raise if `watch.validate_every` is set without held-out images."""
     if config.watch.validate_every and not held_out:
         raise InputError(
-            f"Expected held-out images in {config.data!r} for watch.validate_every; there are none. "
-            "Set reading.test_share, or watch.validate_every=0."
+            f"Expected held-out images in {config.data!r}; got none. Set reading.test_share, or watch.validate_every=0."
         )
 
 
@@ -148,13 +136,9 @@ def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise unless a run with this config can start or resume in this folder."""
     if resume:
         if not (folder / CONFIG_FILE).is_file():
-            raise InputError(
-                f"Expected a run to resume in {folder}; it has no {CONFIG_FILE}. Start it without --resume."
-            )
+            raise InputError(f"Expected a run in {folder}; it has no {CONFIG_FILE}. Start it without --resume.")
         repair = "Resume with the same recipe and overrides, or start in a new folder."
         check_recorded(folder / CONFIG_FILE, config, repair)
     elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(
-            f"Expected a new or empty folder; {folder} has files. Choose another, or resume with --resume."
-        )
+        raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another, or use --resume.")
     check_writable(folder)

@@ -13,13 +13,11 @@ from biflow.distributed import World
 from biflow.nn.transformer import TransformerLayer
 
 
-def replicate(module: nn.Module, world: World) -> nn.Module:
-    """Wrap a module in DDP if there are several processes."""
-    return DistributedDataParallel(module) if world.size > 1 else module
-
-
-def shard(module: nn.Module, world: World) -> nn.Module:
-    """An FSDP2 copy of a module, sharded over all processes layer by layer; the module itself is left unchanged."""
+def parallelise(module: nn.Module, sharding: str, world: World) -> nn.Module:
+    """Wrap a module in DDP ("ddp"), or shard a copy by FSDP2 layer by layer ("fsdp"); itself in a single process."""
+    if sharding == "ddp" or world.size == 1:
+        module = module.to(world.device)
+        return DistributedDataParallel(module) if world.size > 1 else module
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

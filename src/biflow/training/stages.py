@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import load_model
-from biflow.config import FitConfig, ModelConfig, RunConfig
+from biflow.config import FitConfig, RunConfig
 from biflow.config.base import first_difference
 from biflow.data.augment import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.datasets import ImageSet, Source, with_shifts
@@ -71,7 +71,8 @@ class Trained(NamedTuple):
 def prepare(config: RunConfig, data: Source, codec: Codec) -> RunNetworks:
     """Build all networks of a run, and check that they fit the data, each other and the installed packages."""
     check_data(config, data, codec)
-    model = new_model(trained_config(config), data.class_names, seed=config.seed, codec=codec)
+    trained = config.model.model_copy(update={"reverse": None}) if config.stage == "flow" else config.model
+    model = new_model(trained, data.class_names, seed=config.seed, codec=codec)
     if config.flow_from:
         model.flow.load_state_dict(load_flow(config, data).state_dict())
     classifier = None
@@ -91,11 +92,6 @@ def prepare(config: RunConfig, data: Source, codec: Codec) -> RunNetworks:
     return RunNetworks(model, loss, alignment, classifier)
 
 
-def trained_config(config: RunConfig) -> ModelConfig:
-    """Config of the model that a run trains: without the reverse model if only the flow is trained."""
-    return config.model.model_copy(update={"reverse": None}) if config.stage == "flow" else config.model
-
-
 def check_data(config: RunConfig, data: Source, codec: Codec) -> None:
     """Raise unless the model's image size, channels and classes match the data's."""
     if isinstance(data, LatentSet):
@@ -113,8 +109,7 @@ def check_data(config: RunConfig, data: Source, codec: Codec) -> None:
         )
     if needs_classifier(config) and not model.num_classes:
         raise InputError(
-            "Expected classes for the encoder or distance 'classifier', which is trained on them; this model is "
-            "unconditional. Choose another."
+            "Expected classes for the encoder or distance 'classifier'; this model is unconditional. Choose another."
         )
 
 
@@ -122,9 +117,7 @@ def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
     """Raise unless a latent cache was made with the model's codec and no encoder needs the images."""
     made_with = data.manifest["codec"]
     if not isinstance(codec, VaeCodec):
-        raise InputError(
-            f"Expected a latent model for {config.data!r}; got pixels. Set model.codec=vae:{made_with['name']}."
-        )
+        raise InputError(f"Expected a VAE for {config.data!r}; got pixels. Set model.codec=vae:{made_with['name']}.")
     if codec.identity() != made_with["sha256"]:
         raise InputError(
             f"Expected the codec of the latents in {data.folder}, {made_with['name']}; the weights of model.codec are "
@@ -175,17 +168,13 @@ def train_model(run: Run) -> Trained:
     fit_flow = FitFlow(model.flow, alignment)
     if config.stage in {"flow", "both"}:
         seconds["flow"] = fit(run, "flow", fit_flow, config.fit_flow)
-    elif config.stage == "joint":
-        assert model.reverse
-        assert loss
+    elif config.stage == "joint" and model.reverse and loss:
         seconds["joint"] = fit(run, "joint", FitJoint(model.reverse, fit_flow, loss), config.fit_flow)
     else:
         model.flow.to(run.world.device).eval()
     if config.model.flow.volume_preserving and config.stage != "reverse":  # maximum-likelihood prior
         model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
-    if config.stage in {"both", "reverse"}:
-        assert model.reverse
-        assert loss
+    if config.stage in {"both", "reverse"} and model.reverse and loss:
         seconds["reverse"] = fit_reverse(run, model.reverse, model.flow, loss)
     if model.reverse:
         model.reverse.record_flow(model.flow)
@@ -215,9 +204,7 @@ def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: Revers
 def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
     """Train a reference classifier on the run's images and their one-pixel shifts; returns it and the seconds taken."""
     if not isinstance(run.data, ImageSet):
-        raise InputError(
-            f"Expected in-memory data for the reference classifier; got {run.config.data!r}. Set data=digits."
-        )
+        raise InputError(f"Expected in-memory data for the classifier; got {run.config.data!r}. Set data=digits.")
     with seeded_weights(run.config.seed):
         judge = Judge(run.config.model.channels, run.config.model.num_classes)
     return judge, fit(replace(run, data=with_shifts(run.data)), "judge", FitClassifier(judge), config)
