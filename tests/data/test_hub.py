@@ -15,7 +15,8 @@ from biflow.cli import main as cli
 from biflow.config import FitConfig, ReadingConfig
 from biflow.config.base import check_config
 from biflow.data.datasets import digits
-from biflow.data.images import read_image, to_pil
+from biflow.data.decode import read_image
+from biflow.data.images import to_pil
 from biflow.data.loader import make_reader, some_examples
 from biflow.data.open import open_data
 from biflow.data.stream import Part, ShuffledStream, StreamReader
