@@ -184,7 +184,8 @@ def open_all(
     model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
 ) -> Opened:
     """What all edits share, checked before anything slow."""
-    from biflow.data.pictures import in_words, read_pictures
+    from biflow.data.pictures import read_pictures
+    from biflow.data.scan import in_words
     from biflow.files import check_file_output
     from biflow.sampling.guidance import parse_guidance
     from biflow.sampling.samplers import parse_sampler

@@ -58,14 +58,14 @@ def size_rows(check: FolderCheck) -> Rows:
 
 def common_size_rows(check: FolderCheck, limit: int = 5) -> Rows:
     """The most common sizes."""
-    sizes = Counter(f"{facts.width}x{facts.height}" for facts in check.found.readable.values())
-    return [["size", "images"], *_first(_counted(sizes), limit)]
+    return _counts("size", [f"{facts.width}x{facts.height}" for facts in check.found.readable.values()], limit)
 
 
 def kind_rows(check: FolderCheck, limit: int = 20) -> Rows:
     """Images per file format and mode, by Pillow's names."""
-    kinds = Counter(f"{facts.format} {facts.mode}" for facts in check.found.readable.values())
-    return [["format and mode", "images"], *_first(_counted(kinds), limit)]
+    return _counts(
+        "format and mode", [f"{facts.format} {facts.mode}" for facts in check.found.readable.values()], limit
+    )
 
 
 def contact_sheet(check: FolderCheck, size: int) -> Tensor:
@@ -94,8 +94,10 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
     return [names[i * len(names) // count] for i in range(count)]
 
 
-def _counted(counter: Counter[str]) -> Rows:
-    return [[name, f"{count:,}"] for name, count in counter.most_common()]
+def _counts(heading: str, names: Sequence[str], limit: int) -> Rows:
+    """Images per name, the most frequent first."""
+    rows = [[name, f"{count:,}"] for name, count in Counter(names).most_common()]
+    return [[heading, "images"], *_first(rows, limit)]
 
 
 def _first(rows: Rows, limit: int) -> Rows:

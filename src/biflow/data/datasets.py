@@ -1,16 +1,18 @@
 """Image data sets with labels, and the order of their images in training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from biflow.data.randomness import Key, permutation
-from biflow.errors import InputError, nearest
+from biflow.errors import choose
 from biflow.extras import require
 
 DIGITS_TEST_SIZE = 360
@@ -19,33 +21,32 @@ DIGITS_TEST_SIZE = 360
 class LabelledImages(Protocol):
     """What map-style and streamed data sets have in common."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names by label; empty for unlabelled data."""
+    class_names: tuple[str, ...]  # by label; empty for unlabelled data
+    image_shape: tuple[int, int, int]  # (P, H, W) of every decoded image
+    rejected: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # unreadable files of a folder that were left out: name -> reason
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(P, H, W) of every decoded image."""
-
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """Unreadable files that were left out: name -> reason; always empty for a stream."""
+    def without_classes(self) -> Self:
+        """The same images without class names, all with label 0, the null label of unconditional models."""
 
 
 class ImageSource(LabelledImages, Protocol):
     """Map-style data set: images are read by index, and an index always returns the same image."""
 
-    @property
-    def labels(self) -> Tensor:
-        """int64 (N,), of all images."""
+    labels: Tensor  # int64 (N,)
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
 
-    def without_classes(self) -> "ImageSource":
+    def without_classes(self) -> Self:
         """The same images without class names, all with label 0, the null label of unconditional models."""
+        plain = copy(self)
+        vars(plain).update(labels=torch.zeros_like(self.labels), class_names=())
+        return plain
 
 
 class RawExample(NamedTuple):
@@ -76,43 +77,28 @@ class ImageStream(LabelledImages, Protocol):
     def decode(self, examples: Sequence[RawExample]) -> tuple[Tensor, Tensor]:
         """Decode n examples: images, uint8 (n, P, H, W), and labels (n,)."""
 
-    def without_classes(self) -> "ImageStream":
-        """The same images without class names, all with label 0, the null label of unconditional models."""
-
 
 Source = ImageSource | ImageStream
 """A training data set: map-style or streamed."""
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(ImageSource):
     """Images in memory: uint8 (N, P, H, W), labels int64 (N,), and class names."""
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(P, H, W) of every image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """Empty."""
-        return {}
-
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
         return self.images[indices]
-
-    def without_classes(self) -> "ImageSet":
-        """The same images without class names, all with label 0, the null label of unconditional models."""
-        return ImageSet(self.images, torch.zeros_like(self.labels), ())
 
     def take(self, indices: Tensor | slice) -> "ImageSet":
         """The subset at these indices."""
@@ -132,9 +118,7 @@ class Split(Generic[S_co]):
 
 def load_data(name: str) -> Split[ImageSet]:
     """Load an in-memory data set by name."""
-    if name not in DATASETS:
-        raise InputError(f"Unknown data set {name!r}; {nearest(name, DATASETS)}")
-    return DATASETS[name]()
+    return choose(DATASETS, name, "data set")()
 
 
 def digits() -> Split[ImageSet]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import ImageSet, RawExample, Source, Split
-from biflow.data.decode import as_seen, at_size
+from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split
+from biflow.data.decode import as_seen, at_size, reason_of
 from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
 from biflow.extras import require
@@ -50,8 +50,8 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
 
 
 @dataclass(frozen=True)
-class HubImages:
-    """A stored data set; images are decoded when they are read."""
+class HubImages(ImageSource):
+    """A stored data set; an image that cannot be decoded is an error when it is read."""
 
     dataset: HubData
     columns: Columns
@@ -60,23 +60,11 @@ class HubImages:
     image_shape: Shape
     reading: ReadingConfig
 
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """None: an image that cannot be decoded is an error when it is read."""
-        return {}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, indices: Tensor) -> Tensor:
         """The images at these indices (n,): uint8 (n, P, H, W)."""
         rows = self.dataset[indices.tolist()][self.columns.image]
         numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
         return torch.stack([decode(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
-
-    def without_classes(self) -> "HubImages":
-        """The same images without classes: every label is 0."""
-        return replace(self, labels=torch.zeros_like(self.labels), class_names=())
 
     def take(self, mask: Tensor) -> "HubImages":
         """The images where `mask` (N,) is true."""
@@ -98,7 +86,7 @@ def open_images(
 
 
 @dataclass(frozen=True)
-class HubStream:
+class HubStream(ImageStream):
     """A data set that is streamed shard by shard."""
 
     dataset: HubData
@@ -106,11 +94,6 @@ class HubStream:
     class_names: tuple[str, ...]
     image_shape: Shape
     reading: ReadingConfig
-
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """None: an image that cannot be decoded is an error when it is read."""
-        return {}
 
     @property
     def num_shards(self) -> int:
@@ -163,10 +146,8 @@ def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> T
         image = as_seen(Image().decode_example(row), reading.background)
         return at_size(image, size, channels, crop=reading.crop)
     except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"Expected a readable image at {name}; got an error ({reason.rstrip('.')}). Remove it with select and "
-            "save_to_disk."
+            f"Expected a readable image at {name}; got: {reason_of(error)}. Remove it with select and save_to_disk."
         ) from None
 
 
@@ -201,7 +182,7 @@ def _as_stream(data: HubData) -> HubData:
 
 
 def _describe_failure(name: str, error: Exception, *, offline: bool) -> str:
-    reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
+    reason = reason_of(error)
     if "gated" in reason:
         repair = "Accept the terms on its page, then log in with hf auth login."
     elif isinstance(error, ConnectionError):

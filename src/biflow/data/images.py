@@ -44,11 +44,12 @@ def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
                 to_pil(image).save(folder / f"{i:0{digits}d}_class{label}.png")
 
 
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write one image, uint8 (P, H, W), as PNG."""
+def write_picture(path: Path, picture: Tensor | Image.Image) -> None:
+    """Write one image, uint8 (P, H, W) or PIL, as PNG, atomically."""
+    image = to_pil(picture) if isinstance(picture, Tensor) else picture
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
-        to_pil(picture).save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
 
 
 def write_npz(path: Path, pixels: Tensor, labels: Tensor) -> None:

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
 from biflow.data.images import read_samples
-from biflow.data.scan import list_images
+from biflow.data.scan import in_words, list_images
 from biflow.errors import InputError
 
-MAX_NAMED = 5  # files listed by name in one sentence
 MAX_NOTES = 3  # sentences about changes
 
 
@@ -77,7 +76,11 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
 def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     """Files by unique name; those of a folder by relative path."""
     if not isinstance(given, Path):
-        return {f"{file.name} ({i})" if i else file.name: file for file, i in _numbered(given)}
+        files: dict[str, Path] = {}
+        for file in given:
+            earlier = sum(file.name == other.name for other in files.values())
+            files[f"{file.name} ({earlier})" if earlier else file.name] = file
+        return files
     if given.is_dir():
         return {name: given / name for name in list_images(given)}
     return {given.name: given}
@@ -141,30 +144,12 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def in_words(wrong: Mapping[str, str]) -> str:
-    """List files with their faults, the first few by name.
-
-    >>> in_words({"a.txt": "not an image", "b.png": "an empty file"})
-    'a.txt (not an image), b.png (an empty file)'
-    """
-    named = [f"{name} ({reason})" for name, reason in list(wrong.items())[:MAX_NAMED]]
-    return ", ".join(named) + (f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else "")
-
-
 def check_exists(path: Path) -> None:
     """Raise unless a file or folder exists and is accessible."""
     try:
         path.stat()
     except OSError as error:
-        raise InputError(
-            f"Expected a folder of images or an image file; cannot read {path} ({error.strerror})."
-        ) from None
-
-
-def _numbered(files: Sequence[Path]) -> list[tuple[Path, int]]:
-    """Each file with the number of earlier files of the same name."""
-    names = [file.name for file in files]
-    return [(file, names[:i].count(file.name)) for i, file in enumerate(files)]
+        raise InputError(f"Expected image files or a folder; cannot read {path} ({error.strerror}).") from None
 
 
 def _read_npz(path: Path, size: int, channels: int) -> Pictures:

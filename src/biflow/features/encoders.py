@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from biflow.config import AlignConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.pretrained import CLIP_MEAN, CLIP_STD, ImageNetInput, load_from_hub, load_module
+from biflow.features.pretrained import (
+    CLIP_MEAN,
+    CLIP_STD,
+    DEFAULT_INPUT,
+    Frozen,
+    ImageNetInput,
+    load_from_hub,
+    load_module,
+)
 
 FAMILIES = {
     "dinov2": {"dinov2", "dinov2_with_registers"},
@@ -18,10 +26,9 @@ FAMILIES = {
     "clip": {"clip", "clip_vision_model"},
     "mae": {"vit_mae"},
 }
-DEFAULT_INPUT = 224
 
 
-class Encoder(nn.Module):
+class Encoder(Frozen):
     """A frozen network with features on a patch grid; resizes images to its input size."""
 
     def __init__(self, network: nn.Module, input_size: int | None = None) -> None:
@@ -36,10 +43,6 @@ class Encoder(nn.Module):
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
         features = self.network(images)
         return on_grid(features) if isinstance(features, Tensor) and features.ndim == 3 else features
-
-    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
-        """Stays in eval mode."""
-        return super().train(mode=False)
 
 
 def on_grid(tokens: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.errors import InputError
+from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
-from biflow.tensors import describe_faults, read_safetensors, shapes
+from biflow.tensors import read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
 FORMAT_VERSION = 1
@@ -60,11 +61,9 @@ def load_judge(folder: Path) -> Judge:
     channels, num_classes = _read_sizes(folder / CONFIG_FILE)
     with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(channels, num_classes)
-    loaded = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
-    if faults := describe_faults(shapes(judge.state_dict()), shapes(loaded)):
-        raise InputError(f"Expected weights that belong to {folder / CONFIG_FILE}; {faults}. Copy the whole folder.")
-    judge.load_state_dict({name: tensor.float() for name, tensor in loaded.items()}, assign=True)
-    return judge.eval().requires_grad_(False)
+    weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    origin = f"weights that belong to {folder / CONFIG_FILE}"
+    return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
 
 def _read_sizes(path: Path) -> tuple[int, int]:

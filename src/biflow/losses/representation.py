@@ -5,22 +5,12 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from biflow.losses.perceptual import full
+from biflow.losses.perceptual import absolute_distance, full, squared_distance
 
 
 def cosine_distance(projected: Tensor, target: Tensor) -> Tensor:
     """Mean over patches of 1 - cosine similarity: (B, T, F) twice -> (B,); no gradient through the target."""
     return 1 - F.cosine_similarity(full(projected), full(target.detach()), dim=-1).mean(dim=1)
-
-
-def squared_distance(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference: (B, T, F) twice -> (B,); no gradient through the target."""
-    return (full(projected) - full(target.detach())).square().mean(dim=(1, 2))
-
-
-def absolute_distance(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference: (B, T, F) twice -> (B,); no gradient through the target."""
-    return (full(projected) - full(target.detach())).abs().mean(dim=(1, 2))
 
 
 FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

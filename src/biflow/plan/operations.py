@@ -55,41 +55,32 @@ def stage_fits(config: RunConfig) -> dict[str, FitConfig]:
 
 def training_step(config: RunConfig, stage: str) -> Step:
     """Cost of a training step of the stage "flow", "reverse" or "joint"."""
-    model = config.model
-    value = bytes_per_value(stage_fits(config)[stage])
-    values = model.num_patches * model.patch_dim
-    buffers = 2 * FULL * values  # clean and noisy images
-    codec = () if model.codec == "pixels" else ("codec",)
-    if stage == "reverse":
-        states = FULL * (model.flow.blocks + 1) * values
-        inverse = _reverse_step(config, value, label_drop=stage_fits(config)[stage].label_drop)
-        return Step(
-            inverse.trained, inverse.forward + flow(model), buffers + states + inverse.buffers, codec + inverse.left_out
-        )
-    likelihood = _flow_step(config, value)
-    step = Step(likelihood.trained, likelihood.forward, buffers + FULL * values, codec + likelihood.left_out)
-    if stage == "flow":
-        return step
-    inverse = _reverse_step(config, value, label_drop=config.fit_flow.label_drop)
+    model, fit = config.model, stage_fits(config)[stage]
+    value, values = bytes_per_value(fit), model.num_patches * model.patch_dim
+    first = Step(NOTHING, flow(model), FULL * (model.flow.blocks + 1) * values, ())  # the frozen flow's states
+    if stage != "reverse":
+        first = _flow_step(config, value)
+    second = _reverse_step(config, value, fit.label_drop) if stage != "flow" else Step(NOTHING, NOTHING, 0.0, ())
     return Step(
-        step.trained + inverse.trained,
-        step.forward + inverse.forward,
-        step.buffers + inverse.buffers,
-        step.left_out + inverse.left_out,
+        first.trained + second.trained,
+        first.forward + second.forward,
+        2 * FULL * values + first.buffers + second.buffers,  # clean and noisy images
+        ("codec",) * (model.codec != "pixels") + first.left_out + second.left_out,
     )
 
 
 def _flow_step(config: RunConfig, value: int) -> Step:
     """Maximum likelihood, with alignment if the config asks for it."""
     model, align = config.model, config.fit_flow.align
-    trained = flow(model, value=value, no_grad_input=True)
-    if align is None:
-        return Step(trained, NOTHING, 0.0, ())
-    features, without_grad = _features(model, align, value)
-    counted = align.encoder == "classifier"
-    encoder = _classifier_maps(model) if counted else NOTHING
-    left_out = () if counted else ("encoder",)
-    return Step(trained + features + _projections(model, align, value), without_grad + encoder, 0.0, left_out)
+    trained, forward, left_out = flow(model, value=value, no_grad_input=True), NOTHING, tuple[str, ...]()
+    if align is not None:
+        features, forward = _features(model, align, value)
+        trained += features + _projections(model, align, value)
+        if align.encoder == "classifier":
+            forward += _classifier_maps(model)
+        else:
+            left_out = ("encoder",)
+    return Step(trained, forward, FULL * model.num_patches * model.patch_dim, left_out)
 
 
 def _features(model: ModelConfig, align: AlignConfig, value: int) -> tuple[Cost, Cost]:
@@ -139,18 +130,17 @@ def _classifier_maps(model: ModelConfig) -> Cost:
     return Cost(linear=2 * 9 * weights)
 
 
-def _reverse_step(config: RunConfig, value: int, *, label_drop: float) -> Step:
+def _reverse_step(config: RunConfig, value: int, label_drop: float) -> Step:
     """The reverse model's part of a step."""
     model, reverse = config.model, reverse_config(config.model)
     length, hidden = model.num_patches, FULL * reverse.width
     trained = reverse_pass(model, value) + reverse_levels(model) * head(model, value)
-    forward, trained_in = NOTHING, reverse.guidance == "trained"
-    guided = reverse_blocks(model) if trained_in else 0
-    if trained_in:
+    forward, guided = NOTHING, 0
+    if reverse.guidance == "trained":
+        guided = reverse_blocks(model)
         share = GUIDED_SHARE * (1 - label_drop) if model.num_classes else 0.0
         forward += (share * guided) * reverse_block(model)
-        embedding = linear(32, reverse.width, no_grad_input=True) + linear(reverse.width, reverse.width)
-        trained += embedding
+        trained += linear(32, reverse.width, no_grad_input=True) + linear(reverse.width, reverse.width)
     unguided = reverse_blocks(model) - guided
     buffers = hidden * (guided * length + unguided * (length + reverse.class_tokens))  # block outputs
     kinds = {each.kind for each in config.fit_reverse.distances} if config.fit_reverse else set()
