@@ -23,9 +23,7 @@ class LabelledImages(Protocol):
 
     class_names: tuple[str, ...]  # by label; empty for unlabelled data
     image_shape: tuple[int, int, int]  # (P, H, W) of every decoded image
-    rejected: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # unreadable files of a folder that were left out: name -> reason
+    rejected: Mapping[str, str] = MappingProxyType({})  # unreadable files, which were left out: name -> reason
 
     def without_classes(self) -> Self:
         """The same images without class names, all with label 0, the null label of unconditional models."""
@@ -59,10 +57,7 @@ class RawExample(NamedTuple):
 
 @runtime_checkable
 class ImageStream(LabelledImages, Protocol):
-    """Streamed data set: shards are read from their start, and their lengths are unknown.
-
-    A shard always yields the same examples in the same order.
-    """
+    """Streamed data set in shards of unknown length, each read from its start and always in the same order."""
 
     @property
     def num_shards(self) -> int:
@@ -151,11 +146,11 @@ def with_shifts(data: ImageSet) -> ImageSet:
 DATASETS: Mapping[str, Callable[[], Split[ImageSet]]] = {"digits": digits}
 
 
-def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:
-    """Indices (batch_size,) of the images of one step, from shuffled epochs without gaps.
+_epoch_order = lru_cache(maxsize=4)(permutation)
 
-    Depends only on (keys, step), so training can resume at any step.
-    """
+
+def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:
+    """Indices (batch_size,) of one step's images, from shuffled epochs without gaps; depends only on (keys, step)."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_images
     indices = torch.empty_like(positions)
@@ -163,8 +158,3 @@ def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tenso
         order = _epoch_order(num_images, *keys, "epoch", epoch)
         indices[epochs == epoch] = order[positions[epochs == epoch] % num_images]
     return indices
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(num_images: int, *keys: Key) -> Tensor:
-    return permutation(num_images, *keys)

@@ -15,7 +15,7 @@ from torch import Tensor
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSource, Split
 from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
-from biflow.data.scan import Scan, check_is_folder, in_words, list_images, printable, scan, some
+from biflow.data.scan import Scan, in_words, list_images, printable, scan, some
 from biflow.errors import InputError
 
 SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
@@ -91,16 +91,15 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
 
 def lay_out(root: Path) -> Layout:
     """Find the classes and splits of an image folder from its subfolder names."""
-    check_is_folder(root)
+    if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"Expected a folder of images; {root} {state}. Check the path.")
     names = list_images(root)
     if not names:
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; there is none.")
     inner = {name.partition("/")[0] if "/" in name else "" for name in names}
     if inner == {"train", "val", "test"}:
-        raise InputError(
-            f"Expected train/ and either val/ or test/ in {root}; got all three. Make a folder with links to the two "
-            "that you want, or use train/ alone."
-        )
+        raise InputError(f"Expected train/ and either val/ or test/ in {root}; got all three. Use two of them.")
     has_test = inner in SPLIT_FOLDERS
     parts = [f"{part}/" for part in sorted(inner)] if has_test else [""]  # in the order of the names
     below = {part: [name.removeprefix(part) for name in names if name.startswith(part)] for part in parts}
@@ -123,13 +122,11 @@ def is_held_out(name: str, share: float) -> bool:
 def check_rejected(path: Path, found: Scan, allowed: float) -> None:
     """Raise if the share of unreadable images is larger than allowed."""
     count, total = len(found.rejected), len(found.rejected) + len(found.readable)
-    if count <= allowed * total:
-        return
-    raise InputError(
-        f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} "
-        f"({count / total:.3g}): {in_words(found.rejected)}. "
-        f"List all of them with biflow data check {path}, or raise reading.rejected_share."
-    )
+    if count > allowed * total:
+        raise InputError(
+            f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} such: "
+            f"{in_words(found.rejected)}. List all with biflow data check {path}, or raise reading.rejected_share."
+        )
 
 
 def check_every_class(path: Path, train: FolderImages) -> None:
@@ -139,8 +136,7 @@ def check_every_class(path: Path, train: FolderImages) -> None:
     counts = train.labels.bincount(minlength=len(train.class_names)).tolist()
     if empty := [name for name, count in zip(train.class_names, counts, strict=False) if not count]:
         raise InputError(
-            f"Expected training images in every class folder of {path}; those in {_some(empty)} are all "
-            "unreadable or held out for testing. Add images, or move the folder away."
+            f"Expected images in every class of {path}; those in {_some(empty)} are all unreadable or held out."
         )
 
 

@@ -31,13 +31,18 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
     splits = _load(name, streaming=reading.streaming)
     if "train" not in splits:
         raise InputError(
-            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save it under this name: "
-            "DatasetDict(train=...).save_to_disk(PATH)."
+            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save it as DatasetDict(train=...)."
         )
     columns = find_columns(splits["train"], reading, name)
     tests = [splits[split] for split in TEST_NAMES if split in splits and columns.are_in(splits[split])]
     if reading.streaming:
-        train = open_stream(splits["train"], columns, image_shape, reading)
+        class_names = columns.class_names_of(splits["train"])
+        if columns.label and not class_names:
+            raise InputError(
+                f"Expected labels of type ClassLabel in a stream, {name!r}; got integers in {columns.label!r}. "
+                "Set reading.streaming=false."
+            )
+        train = HubStream(columns.of(splits["train"]), columns, class_names, image_shape, reading)
         empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), train.class_names)
         return Split(train, replace(train, dataset=columns.of(tests[0])) if tests else empty)
     images = open_images(splits["train"], columns, image_shape, reading)
@@ -126,17 +131,6 @@ class HubStream(ImageStream):
         return self.dataset.shard(num_shards=self.num_shards, index=shard)
 
 
-def open_stream(data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig) -> HubStream:
-    """Open a split as a stream; its class names must be known in advance."""
-    names = columns.class_names_of(data)
-    if columns.label and not names:
-        raise InputError(
-            f"Expected labels of type ClassLabel in {columns.origin!r}, since a stream's classes must be known in "
-            f"advance; got integers in {columns.label!r}. Set reading.streaming=false."
-        )
-    return HubStream(columns.of(data), columns, names, image_shape, reading)
-
-
 def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> Tensor:
     """An image as stored by `datasets` -> uint8 (P, H, W)."""
     from datasets import Image
@@ -152,11 +146,9 @@ def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> T
 
 
 def _check_label(label: int, class_names: Sequence[str], name: str) -> int:
-    if not 0 <= label < max(1, len(class_names)):
-        raise InputError(
-            f"Expected a label from 0 to {max(1, len(class_names)) - 1} for {name}; got {label}. Remove unlabelled "
-            "examples with filter and save_to_disk."
-        )
+    last = max(1, len(class_names)) - 1
+    if not 0 <= label <= last:
+        raise InputError(f"Expected a label from 0 to {last} for {name}; got {label}. Remove it with filter.")
     return label
 
 
@@ -169,16 +161,15 @@ def _load(name: str, *, streaming: bool) -> Mapping[str, HubData]:
         if is_local and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(folder))
             stored = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
-            return {split: _as_stream(data) for split, data in stored.items()} if streaming else stored
+            if not streaming:
+                return stored
+            shards = {split: max(1, min(len(data.cache_files), len(data))) for split, data in stored.items()}
+            return {split: data.to_iterable_dataset(num_shards=shards[split]) for split, data in stored.items()}
         path, _, config = (str(folder), "", "") if is_local else name.partition(",")
         splits: Mapping[str, HubData] = datasets.load_dataset(path, config or None, streaming=streaming)
     except Exception as error:  # hub, network and file errors of a dozen types
         raise InputError(_describe_failure(name, error, offline=datasets.config.HF_HUB_OFFLINE)) from None
     return splits
-
-
-def _as_stream(data: HubData) -> HubData:
-    return data.to_iterable_dataset(num_shards=max(1, min(len(data.cache_files), len(data))))
 
 
 def _describe_failure(name: str, error: Exception, *, offline: bool) -> str:

@@ -76,9 +76,7 @@ def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise InputError(
-                f"Expected {shard['bytes']} bytes in {path}; the file is missing or truncated. Encode again."
-            )
+            raise InputError(f"Expected {shard['bytes']} bytes in {path}; it is missing or truncated. Encode again.")
     return Split(LatentSet(folder, manifest, "train"), LatentSet(folder, manifest, "test"))
 
 
@@ -94,9 +92,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError:
         manifest = {}
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}; got another. Encode again."
-        )
+        raise InputError(f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}. Encode again.")
     return manifest
 
 

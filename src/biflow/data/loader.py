@@ -20,16 +20,13 @@ BATCH = 256
 def make_reader(
     data: Source, fit: FitConfig, reading: ReadingConfig, *keys: Key, world: World
 ) -> Callable[[int], Examples]:
-    """A function that maps a step to this process's images.
-
-    They depend only on (keys, step), for a stream also on the number of processes.
-    """
+    """A function step -> this process's images, which depend only on (keys, step), or of a stream also on the world."""
     if isinstance(data, ImageStream):
         batch_size = len(world.share(torch.arange(fit.batch_size)))
         share = (world.rank, world.size)
         stream = ShuffledStream(data, *keys, share=share, block_size=reading.shuffle_buffer)
         return stream_reader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
-    indices = partial(indices_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
+    indices = partial(indices_of_step, keys=keys, batch_size=fit.batch_size, num_images=len(data), world=world)
     return image_reader(data, indices, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
 
 
@@ -40,10 +37,9 @@ def is_kept(data: ImageSource, reading: ReadingConfig) -> bool:
     return reading.cache == "memory" or (not reading.workers and size_in_memory(data) <= SMALL)
 
 
-def indices_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:
-    """Indices of this process's images of a step, the last argument; at module level, so that workers can pickle it."""
-    *keys, step = keys_and_step
-    return world.share(indices_at(int(step), *keys, batch_size=batch_size, num_images=num_images))
+def indices_of_step(step: int, *, keys: tuple[Key, ...], batch_size: int, num_images: int, world: World) -> Tensor:
+    """Indices of this process's images of a step; at module level, so that workers can pickle it."""
+    return world.share(indices_at(step, *keys, batch_size=batch_size, num_images=num_images))
 
 
 def some_examples(data: Source, limit: int, *keys: Key) -> Iterator[Examples]:

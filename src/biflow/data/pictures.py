@@ -43,8 +43,7 @@ class Pictures(NamedTuple):
 
     def notes(self) -> list[str]:
         """Sentences about skipped files and conversions."""
-        skipped = [f"Skipped {in_words(self.rejected)}."] if self.rejected else []
-        return skipped + notes_on(self.all)
+        return [f"Skipped {in_words(self.rejected)}."] * bool(self.rejected) + notes_on(self.all)
 
 
 def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
@@ -55,7 +54,10 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
     if isinstance(given, Path):
-        check_exists(given)
+        try:
+            given.stat()
+        except OSError as error:
+            raise InputError(f"Expected image files or a folder; cannot read {given} ({error.strerror}).") from None
         if given.suffix == ".npz" and given.is_file():
             return _read_npz(given, size, channels)
     files = named_files(given)
@@ -142,14 +144,6 @@ def listed(words: Sequence[str]) -> str:
     'composited on white, converted to grey and resized to 8x8'
     """
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def check_exists(path: Path) -> None:
-    """Raise unless a file or folder exists and is accessible."""
-    try:
-        path.stat()
-    except OSError as error:
-        raise InputError(f"Expected image files or a folder; cannot read {path} ({error.strerror}).") from None
 
 
 def _read_npz(path: Path, size: int, channels: int) -> Pictures:

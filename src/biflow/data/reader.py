@@ -33,10 +33,8 @@ class CachedImages:
         try:
             self.images = torch.empty(len(source), *source.image_shape, dtype=torch.uint8)
         except RuntimeError:
-            raise InputError(
-                f"Expected {size_in_memory(source) / 2**30:,.1f} GiB of memory for {len(source):,} decoded images; got "
-                "less. Set reading.cache=none."
-            ) from None
+            size = f"{size_in_memory(source) / 2**30:,.1f} GiB of memory for {len(source):,} decoded images"
+            raise InputError(f"Expected {size}; got less. Set reading.cache=none.") from None
         self.cached = torch.zeros(len(source), dtype=torch.bool)
         self.threads = ThreadPoolExecutor(thread_name_prefix="decode")
 

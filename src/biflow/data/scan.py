@@ -42,13 +42,6 @@ class Scan(NamedTuple):
     rejected: dict[str, str]  # name -> reason
 
 
-def check_is_folder(path: Path) -> None:
-    """Raise unless the path is a folder."""
-    if not path.is_dir():
-        state = "is not a folder" if path.exists() else "does not exist"
-        raise InputError(f"Expected a folder of images; {path} {state}. Check the path.")
-
-
 def list_images(root: Path) -> list[str]:
     """Relative paths of all image files in a folder and its subfolders, sorted; hidden ones are skipped."""
     try:
@@ -58,13 +51,22 @@ def list_images(root: Path) -> list[str]:
 
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:
-    """Decode every file once, in parallel.
-
-    Files that were readable in an earlier scan and have not changed are not decoded again unless `afresh`.
-    """
-    known = _read_record(root)
-    found = _decode_all(root, names, {} if afresh else known)
-    if found.readable != known:
+    """Decode files in parallel; those readable in an earlier scan and unchanged since are skipped unless `afresh`."""
+    recorded, found = _read_record(root), Scan({}, {})
+    decode_some = partial(_decode_some, root, {} if afresh else recorded)
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while decoding
+    console = Console(stderr=True)
+    shown = console.is_terminal and len(names) >= FILES_WITH_PROGRESS
+    try:
+        with counting(console, "checking images", len(names), shown=shown) as advance:
+            for chunk, part in zip(chunks, threads.map(decode_some, chunks), strict=True):
+                found.readable.update(part.readable)
+                found.rejected.update(part.rejected)
+                advance(len(chunk))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    if found.readable != recorded:
         _write_record(root, found.readable)
     return found
 
@@ -121,23 +123,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _decode_all(root: Path, names: Sequence[str], known: Mapping[str, Facts]) -> Scan:
-    found = Scan({}, {})
-    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while decoding
-    try:
-        console = Console(stderr=True)
-        shown = console.is_terminal and len(names) >= FILES_WITH_PROGRESS
-        with counting(console, "checking images", len(names), shown=shown) as advance:
-            for part in threads.map(partial(_decode_some, root, known), chunks):
-                found.readable.update(part.readable)
-                found.rejected.update(part.rejected)
-                advance(len(part.readable) + len(part.rejected))
-    finally:
-        threads.shutdown(cancel_futures=True)
-    return found
 
 
 def _decode_some(root: Path, known: Mapping[str, Facts], names: Sequence[str]) -> Scan:

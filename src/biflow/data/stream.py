@@ -19,8 +19,7 @@ class ShuffledStream:
     """One process's examples of a stream, over endless epochs, in an order determined by the keys.
 
     Each epoch shuffles the shards and distributes them to the processes, or single examples if there are fewer shards
-    than processes. Each process shuffles its examples within blocks. Seeking needs the shards' lengths, which `lengths`
-    caches.
+    than processes. Each process shuffles its examples within blocks. `lengths` caches shard lengths, for seeking.
     """
 
     def __init__(self, source: ImageStream, *keys: Key, share: Share, block_size: int) -> None:
@@ -86,7 +85,7 @@ class ShuffledStream:
         if not images:
             raise InputError(
                 f"Expected images for each of {self.size} processes; there is none for process {self.rank}. "
-                "Start fewer processes, or use a larger data set."
+                "Start fewer processes."
             )
         return images
 

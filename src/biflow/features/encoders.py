@@ -80,7 +80,7 @@ def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -
     """Build the encoder of a config, with frozen pretrained weights."""
     if config.encoder == "classifier":
         assert classifier is not None
-        encoder = Encoder(LastMap(classifier))
+        encoder = Encoder(nn.Sequential(classifier.fine, classifier.coarse))
     elif config.encoder == "module":
         assert config.network is not None
         encoder = Encoder(load_module(config.network), config.input_size)
@@ -93,15 +93,3 @@ def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -
         default = min(int(sizes.image_size), DEFAULT_INPUT)
         encoder = Encoder(HubTokens(network, config.encoder), config.input_size or default)
     return encoder.eval().requires_grad_(False)
-
-
-class LastMap(nn.Module):
-    """The coarse feature map of the run's own classifier."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, P, H, W) -> (B, F, H / 2, W / 2)."""
-        return self.classifier.maps(images)[-1]

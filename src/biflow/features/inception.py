@@ -43,7 +43,7 @@ class Convolution(nn.Module):
 
     def __init__(self, width_in: int, width: int, kernel: Kernel, *, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2) if padded else (0, 0)
+        padding = (kernel[0] // 2, kernel[1] // 2) if padded else 0
         self.conv = nn.Conv2d(width_in, width, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=0.001)
 

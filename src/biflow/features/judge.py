@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -75,13 +76,11 @@ def _read_sizes(path: Path) -> tuple[int, int]:
         ) from None
     except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
-    sizes = content if isinstance(content, dict) else {}
-    if sizes.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"Expected format_version {FORMAT_VERSION} in {path}; got {sizes.get('format_version')}. "
-            "Save the judge again with this version of biflow."
-        )
-    numbers = (sizes.get("channels"), sizes.get("num_classes"))
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {numbers}. Copy it again.")
-    return int(sizes["channels"]), int(sizes["num_classes"])
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    version, channels, num_classes = (found.get(key) for key in ("format_version", "channels", "num_classes"))
+    if version != FORMAT_VERSION:
+        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {version}. Save the judge again.")
+    if not all(isinstance(number, int) and number > 0 for number in (channels, num_classes)):
+        sizes = f"({channels}, {num_classes})"
+        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {sizes}. Copy it again.")
+    return int(found["channels"]), int(found["num_classes"])

@@ -81,11 +81,7 @@ class MapDistance(nn.Module):
     """Squared distance between unit-normalised feature maps, optionally with LPIPS' calibration."""
 
     def __init__(
-        self,
-        maps: Callable[[Tensor], Sequence[Tensor]],
-        *,
-        network: nn.Module,
-        calibration: Sequence[Tensor] = (),
+        self, maps: Callable[[Tensor], Sequence[Tensor]], *, network: nn.Module, calibration: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
         self.maps, self.network = maps, network

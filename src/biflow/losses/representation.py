@@ -21,10 +21,7 @@ FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def resample(features: Tensor, side: int) -> Tensor:
-    """Resize a feature grid (B, F, h, w) to side x side and flatten it in raster order: (B, side * side, F).
-
-    Bilinear, antialiased when downsampling.
-    """
+    """Resize a grid (B, F, h, w) to side x side, bilinear and antialiased, then flatten in raster order: (B, T, F)."""
     if features.shape[-2:] != (side, side):
         features = F.interpolate(full(features), (side, side), mode="bilinear", antialias=True)
     return features.flatten(2).transpose(1, 2)

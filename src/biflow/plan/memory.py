@@ -45,7 +45,7 @@ class Memory(NamedTuple):
     @property
     def fixed(self) -> float:
         """Bytes independent of the batch size."""
-        return self.parameters + self.gradients + self.moments + self.average + self.copies
+        return sum(self[:5])
 
     def peak(self, batch: float) -> float:
         """Peak bytes of a step with this many images per device."""

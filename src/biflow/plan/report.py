@@ -1,11 +1,10 @@
 """The plan of a run as table rows."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from biflow.config import RunConfig
 from biflow.errors import InputError, check_number
-from biflow.plan.memory import Memory, frozen_parameters, step_memory, trained_parameters
+from biflow.plan.memory import frozen_parameters, step_memory, trained_parameters
 from biflow.plan.operations import sampling, stage_fits, training_step
 
 GIGA, GIB = 1e9, 2.0**30
@@ -66,19 +65,12 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
         for recompute in (False, True)
         for name in ("DDP", "FSDP2")
     }
-    lines: dict[str, Callable[[Memory], float]] = {
-        "parameters": lambda memory: memory.parameters,
-        "gradients": lambda memory: memory.gradients,
-        "optimizer moments": lambda memory: memory.moments,
-        "moving average": lambda memory: memory.average,
-        "copies": lambda memory: memory.copies,
-        "activations": lambda memory: memory.peak(batch) - memory.fixed,
-        "total": lambda memory: memory.peak(batch),
-    }
     room, found = machine.device_memory * GIB, columns.values()
+    names = ("parameters", "gradients", "optimizer moments", "moving average", "copies", "activations", "total")
+    sizes = [(*each[:5], each.peak(batch) - each.fixed, each.peak(batch)) for each in found]
     return [
         ["", *columns],
-        *([name, *(_gib(bytes_of(each)) for each in found)] for name, bytes_of in lines.items()),
+        *([name, *map(_gib, values)] for name, *values in zip(names, *sizes, strict=True)),
         [f"fits in {machine.device_memory:g} GiB", *("yes" if each.peak(batch) <= room else "no" for each in found)],
         ["largest batch per device", *(str(each.largest_batch(room)) for each in found)],
     ]
