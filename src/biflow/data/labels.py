@@ -49,7 +49,6 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
     invalid = checked[(checked < 0) | (checked > num_classes)]
     if len(invalid):
         known = f"labels from 0 to {num_classes - 1}, or {num_classes} for no class"
-        raise InputError(
-            f"Expected {known if num_classes else 'label 0 only, of an unconditional model'}; got {invalid[0].item()}."
-        )
+        only = "label 0 only: this model is unconditional"
+        raise InputError(f"Expected {known if num_classes else only}; got {invalid[0].item()}.")
     return checked.long().cpu()
