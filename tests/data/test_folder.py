@@ -18,7 +18,7 @@ from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
 from biflow.data.loader import is_kept
 from biflow.data.open import check_apart, open_data
-from biflow.data.reader import Reader
+from biflow.data.reader import image_reader
 from biflow.data.scan import list_images, scan
 from biflow.errors import InputError
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
@@ -164,7 +164,7 @@ def test_a_larger_share_holds_out_the_same_images_and_more():
 
 def test_workers_read_the_same_images(images):
     source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
-    readers = [Reader(source, places_at, steps=4, workers=workers) for workers in (0, 2)]
+    readers = [image_reader(source, places_at, steps=4, workers=workers) for workers in (0, 2)]
     for step in range(4):
         alone, ahead = (read(step) for read in readers)
         assert torch.equal(alone.images, ahead.images)
@@ -198,7 +198,9 @@ class Counted:
 def test_cached_images_are_the_same_and_decoded_once(images):
     source = open_folder(images, SHAPE, ALL_BUT_BROKEN).train
     counted = Counted(source)
-    cached, plain = (Reader(each, places_at, steps=20, workers=0, keep=each is counted) for each in (counted, source))
+    cached, plain = (
+        image_reader(each, places_at, steps=20, workers=0, keep=each is counted) for each in (counted, source)
+    )
     for step in range(20):
         assert torch.equal(cached(step).images, plain(step).images)
     assert set(counted.reads.values()) == {1}
@@ -222,7 +224,7 @@ def test_a_file_that_disappears_during_training_is_named_in_one_sentence(tmp_pat
     source = open_folder(tmp_path, SHAPE, ReadingConfig()).train
     (tmp_path / "a.png").unlink()
     with pytest.raises(InputError, match=r"^Expected to read .*a\.png, .* No such file .* --resume\.$") as fault:
-        Reader(source, first_place, steps=1, workers=workers, keep=not workers)(0)
+        image_reader(source, first_place, steps=1, workers=workers, keep=not workers)(0)
     assert "\n" not in str(fault.value)
 
 

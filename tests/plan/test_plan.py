@@ -271,10 +271,10 @@ def test_sharding_and_recomputing_save_memory():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"devices": 0}, "Expected 1 device or more; got 0"),
+        ({"devices": 0}, "--devices to be a whole number, 1 or more; got 0"),
         ({"device_memory": 0.0}, "GiB of memory of a device above 0; got 0"),
         ({"tflops": inf}, "TFLOP/s of a device above 0; got inf"),
-        ({"utilisation": 40.0}, "utilisation above 0, up to 1"),
+        ({"utilisation": 40.0}, "--utilisation to be a number above 0, up to 1"),
     ],
 )
 def test_impossible_machines_are_refused(changes, message):

@@ -158,7 +158,7 @@ def open_all(
     model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
 ) -> "tuple[Pipeline, Pictures, Any]":
     """The model, the images and the sampling options of an edit, checked before anything slow."""
-    from biflow.data.pictures import in_words
+    from biflow.data.scan import in_words
     from biflow.files import check_file_output
     from biflow.sampling.guidance import parse_guidance
     from biflow.sampling.samplers import parse_sampler

@@ -1,7 +1,7 @@
 """Statistics and a contact sheet of a folder of images."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from biflow.data.decode import read_image
 from biflow.data.folder import Layout, lay_out
 from biflow.data.images import make_grid
-from biflow.data.scan import Scan, printable, scan
+from biflow.data.scan import Facts, Scan, printable, scan
 from biflow.errors import InputError
 
 SHEET_COLUMNS = 8
@@ -58,14 +58,12 @@ def size_rows(check: FolderCheck) -> Rows:
 
 def common_size_rows(check: FolderCheck, limit: int = 5) -> Rows:
     """The most common sizes."""
-    sizes = Counter(f"{facts.width}x{facts.height}" for facts in check.found.readable.values())
-    return [["size", "images"], *_first(_counted(sizes), limit)]
+    return _counts(check, "size", lambda facts: f"{facts.width}x{facts.height}", limit)
 
 
 def kind_rows(check: FolderCheck, limit: int = 20) -> Rows:
     """Images per file format and mode, by Pillow's names."""
-    kinds = Counter(f"{facts.format} {facts.mode}" for facts in check.found.readable.values())
-    return [["format and mode", "images"], *_first(_counted(kinds), limit)]
+    return _counts(check, "format and mode", lambda facts: f"{facts.format} {facts.mode}", limit)
 
 
 def contact_sheet(check: FolderCheck, size: int) -> Tensor:
@@ -94,8 +92,10 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
     return [names[i * len(names) // count] for i in range(count)]
 
 
-def _counted(counter: Counter[str]) -> Rows:
-    return [[name, f"{count:,}"] for name, count in counter.most_common()]
+def _counts(check: FolderCheck, heading: str, name_of: Callable[[Facts], str], limit: int) -> Rows:
+    """Images per name, the most frequent first."""
+    rows = [[name, f"{count:,}"] for name, count in Counter(map(name_of, check.found.readable.values())).most_common()]
+    return [[heading, "images"], *_first(rows, limit)]
 
 
 def _first(rows: Rows, limit: int) -> Rows:

@@ -1,16 +1,18 @@
 """Image data sets with labels, and the order of their images in training."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from biflow.data.randomness import Key, permutation
-from biflow.errors import InputError, nearest
+from biflow.errors import choose
 from biflow.extras import require
 
 DIGITS_TEST_SIZE = 360
@@ -19,33 +21,30 @@ DIGITS_TEST_SIZE = 360
 class LabelledImages(Protocol):
     """What map-style and streamed data sets have in common."""
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names by label; empty for unlabelled data."""
+    class_names: tuple[str, ...]  # by label; empty for unlabelled data
+    image_shape: tuple[int, int, int]  # (P, H, W) of every decoded image
+    rejected: Mapping[str, str] = MappingProxyType({})  # unreadable files, which were left out: name -> reason
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(P, H, W) of every decoded image."""
-
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """Unreadable files that were left out: name -> reason; always empty for a stream."""
+    def without_classes(self) -> Self:
+        """The same images without class names, all with label 0, the null label of unconditional models."""
 
 
 class ImageSource(LabelledImages, Protocol):
     """Map-style data set: images are read by index, and an index always returns the same image."""
 
-    @property
-    def labels(self) -> Tensor:
-        """int64 (N,), of all images."""
+    labels: Tensor  # int64 (N,)
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
 
-    def without_classes(self) -> "ImageSource":
+    def without_classes(self) -> Self:
         """The same images without class names, all with label 0, the null label of unconditional models."""
+        plain = copy(self)
+        vars(plain).update(labels=torch.zeros_like(self.labels), class_names=())
+        return plain
 
 
 class RawExample(NamedTuple):
@@ -58,10 +57,7 @@ class RawExample(NamedTuple):
 
 @runtime_checkable
 class ImageStream(LabelledImages, Protocol):
-    """Streamed data set: shards are read from their start, and their lengths are unknown.
-
-    A shard always yields the same examples in the same order.
-    """
+    """Streamed data set in shards of unknown length, each read from its start and always in the same order."""
 
     @property
     def num_shards(self) -> int:
@@ -76,43 +72,28 @@ class ImageStream(LabelledImages, Protocol):
     def decode(self, examples: Sequence[RawExample]) -> tuple[Tensor, Tensor]:
         """Decode n examples: images, uint8 (n, P, H, W), and labels (n,)."""
 
-    def without_classes(self) -> "ImageStream":
-        """The same images without class names, all with label 0, the null label of unconditional models."""
-
 
 Source = ImageSource | ImageStream
 """A training data set: map-style or streamed."""
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(ImageSource):
     """Images in memory: uint8 (N, P, H, W), labels int64 (N,), and class names."""
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(P, H, W) of every image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """Empty."""
-        return {}
-
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
         return self.images[indices]
-
-    def without_classes(self) -> "ImageSet":
-        """The same images without class names, all with label 0, the null label of unconditional models."""
-        return ImageSet(self.images, torch.zeros_like(self.labels), ())
 
     def take(self, indices: Tensor | slice) -> "ImageSet":
         """The subset at these indices."""
@@ -132,9 +113,7 @@ class Split(Generic[S_co]):
 
 def load_data(name: str) -> Split[ImageSet]:
     """Load an in-memory data set by name."""
-    if name not in DATASETS:
-        raise InputError(f"Unknown data set {name!r}; {nearest(name, DATASETS)}")
-    return DATASETS[name]()
+    return choose(DATASETS, name, "data set")()
 
 
 def digits() -> Split[ImageSet]:
@@ -167,11 +146,11 @@ def with_shifts(data: ImageSet) -> ImageSet:
 DATASETS: Mapping[str, Callable[[], Split[ImageSet]]] = {"digits": digits}
 
 
-def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:
-    """Indices (batch_size,) of the images of one step, from shuffled epochs without gaps.
+_epoch_order = lru_cache(maxsize=4)(permutation)
 
-    Depends only on (keys, step), so training can resume at any step.
-    """
+
+def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tensor:
+    """Indices (batch_size,) of one step's images, from shuffled epochs without gaps; depends only on (keys, step)."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs = positions // num_images
     indices = torch.empty_like(positions)
@@ -179,8 +158,3 @@ def indices_at(step: int, *keys: Key, batch_size: int, num_images: int) -> Tenso
         order = _epoch_order(num_images, *keys, "epoch", epoch)
         indices[epochs == epoch] = order[positions[epochs == epoch] % num_images]
     return indices
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(num_images: int, *keys: Key) -> Tensor:
-    return permutation(num_images, *keys)

@@ -2,12 +2,13 @@
 
 import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from biflow.errors import InputError
@@ -25,15 +26,6 @@ FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # no other decoder of Pillow i
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP or TIFF image"
 MAX_ASPECT = 32  # resized to the model's shorter side, a longer strip would not fit into memory
 GREY_MODES = {"1", "L", "I", "F"}
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class DecodedImage(NamedTuple):
@@ -68,12 +60,14 @@ def decode(path: Path, background: str = "white", *, max_pixels: int | None = No
 
 
 def as_seen(image: Image.Image, background: str = "white") -> Image.Image:
-    """Convert an image of any mode to 8-bit grey or RGB: EXIF rotation applied, transparency on a background.
+    """Convert an image of any mode to 8-bit grey or RGB: EXIF rotation applied in place, transparency on a background.
 
     16-bit grey is divided by 257; Pillow reduces 16-bit colour itself.
     """
     image.load()  # some formats report or apply the orientation only then
-    image = _eight_bits(_upright(image))
+    with suppress(Exception):  # damaged EXIF; the image itself may be intact
+        ImageOps.exif_transpose(image, in_place=True)
+    image = _eight_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
@@ -113,7 +107,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_many_pixels(Image.MAX_IMAGE_PIXELS or 0)
     system = error.strerror if isinstance(error, OSError) else None
-    return system or str(error).partition("\n")[0] or type(error).__name__
+    return system or str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _check_size(width: int, height: int, max_pixels: int | None) -> None:
@@ -126,14 +120,6 @@ def _check_size(width: int, height: int, max_pixels: int | None) -> None:
 
 def _too_many_pixels(most: int) -> str:
     return f"more than {most // 10**6} megapixels, which may be a decompression bomb"
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF; the image itself may be intact
-        return image
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import Split
+from biflow.data.datasets import ImageSource, Split
 from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
-from biflow.data.scan import Scan, check_is_folder, list_images, printable, scan
+from biflow.data.scan import Scan, in_words, list_images, printable, scan, some
 from biflow.errors import InputError
 
 SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
 
 
 @dataclass(frozen=True)
-class FolderImages:
+class FolderImages(ImageSource):
     """Images of a folder, decoded when they are read."""
 
     root: Path
@@ -31,18 +31,11 @@ class FolderImages:
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     reading: ReadingConfig
-    rejected: Mapping[str, str]  # of the whole folder, not only of this split
-
-    def __len__(self) -> int:
-        return len(self.names)
+    rejected: Mapping[str, str] = field()  # of the whole folder, not only of this split
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
         return torch.stack([self._read(os.fsdecode(self.names[i])) for i in indices.tolist()])
-
-    def without_classes(self) -> "FolderImages":
-        """The same images without class names, all with label 0, the null label of unconditional models."""
-        return replace(self, labels=torch.zeros_like(self.labels), class_names=())
 
     def _read(self, name: str) -> Tensor:
         channels, size, _ = self.image_shape
@@ -98,20 +91,26 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
 
 def lay_out(root: Path) -> Layout:
     """Find the classes and splits of an image folder from its subfolder names."""
-    check_is_folder(root)
+    if not root.is_dir():
+        state = "is not a folder" if root.exists() else "does not exist"
+        raise InputError(f"Expected a folder of images; {root} {state}. Check the path.")
     names = list_images(root)
     if not names:
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; found none.")
     inner = {name.partition("/")[0] if "/" in name else "" for name in names}
     if inner == {"train", "val", "test"}:
-        raise InputError(
-            f"Expected train/ and either val/ or test/ in {root}; got all three. Make a folder with links to the two "
-            "that you want, or use train/ alone."
-        )
-    if inner in SPLIT_FOLDERS:
-        return _lay_out_split(root, names)
-    classes = _classes(root, names)
-    return Layout(names, classes, _sorted_classes(classes), None)
+        raise InputError(f"Expected train/ and either val/ or test/ in {root}; got all three. Use two of them.")
+    has_test = inner in SPLIT_FOLDERS
+    parts = [f"{part}/" for part in sorted(inner)] if has_test else [""]  # in the order of the names
+    below = {part: [name.removeprefix(part) for name in names if name.startswith(part)] for part in parts}
+    classes = {part: _classes(root / part, below[part]) for part in parts}
+    in_train = set(classes["train/" if has_test else ""])
+    if unknown := {kind for kinds in classes.values() for kind in kinds} - in_train:
+        what = f"the classes {_some(sorted(unknown))}" if "" not in unknown else "images without a class"
+        raise InputError(f"Expected the same class folders in all splits of {root}; got {what} missing from train/.")
+    is_test = [not name.startswith("train/") for name in names] if has_test else None
+    class_names = tuple(sorted(in_train - {""}, key=_in_natural_order))
+    return Layout(names, [kind for part in parts for kind in classes[part]], class_names, is_test)
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -123,14 +122,11 @@ def is_held_out(name: str, share: float) -> bool:
 def check_rejected(path: Path, found: Scan, allowed: float) -> None:
     """Raise if the share of unreadable images is larger than allowed."""
     count, total = len(found.rejected), len(found.rejected) + len(found.readable)
-    if count <= allowed * total:
-        return
-    first = [f"{printable(name)} ({reason})" for name, reason in list(found.rejected.items())[:3]]
-    raise InputError(
-        f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} "
-        f"({count / total:.3g}): {', '.join(first)}{', ...' if count > len(first) else ''}. "
-        f"List all of them with biflow data check {path}, or raise reading.rejected_share."
-    )
+    if count > allowed * total:
+        raise InputError(
+            f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} such: "
+            f"{in_words(found.rejected)}. List all with biflow data check {path}, or raise reading.rejected_share."
+        )
 
 
 def check_every_class(path: Path, train: FolderImages) -> None:
@@ -140,24 +136,8 @@ def check_every_class(path: Path, train: FolderImages) -> None:
     counts = train.labels.bincount(minlength=len(train.class_names)).tolist()
     if empty := [name for name, count in zip(train.class_names, counts, strict=False) if not count]:
         raise InputError(
-            f"Expected training images in every class folder of {path}; those in {_some(empty)} are all "
-            "unreadable or held out for testing. Add images, or move the folder away."
+            f"Expected images in every class of {path}; those in {_some(empty)} are all unreadable or held out."
         )
-
-
-def _lay_out_split(root: Path, names: list[str]) -> Layout:
-    """Layout of train/ and val/ or test/, which must have the same classes."""
-    tops = sorted({name.partition("/")[0] for name in names})  # the order of the names
-    below = {top: [name.removeprefix(f"{top}/") for name in names if name.startswith(f"{top}/")] for top in tops}
-    classes = {top: _classes(root / top, below[top]) for top in tops}
-    if unknown := {kind for kinds in classes.values() for kind in kinds} - set(classes["train"]):
-        what = f"the classes {_some(sorted(unknown))}" if "" not in unknown else "images without a class"
-        raise InputError(
-            f"Expected the same class folders in all splits of {root}; got {what} missing from train/. "
-            "Use the same class folders in each split."
-        )
-    joined = [kind for top in tops for kind in classes[top]]
-    return Layout(names, joined, _sorted_classes(classes["train"]), [not name.startswith("train/") for name in names])
 
 
 def _classes(folder: Path, names: Sequence[str]) -> list[str]:
@@ -172,17 +152,11 @@ def _classes(folder: Path, names: Sequence[str]) -> list[str]:
     return [name.partition("/")[0] if "/" in name else "" for name in names]
 
 
-def _sorted_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Class names in natural order: numbers in them sort by value."""
-    return tuple(sorted(set(classes) - {""}, key=_in_natural_order))
-
-
 def _in_natural_order(name: str) -> tuple[list[str | int], str]:
+    """A sort key by which numbers in names sort by value."""
     parts = re.split(r"([0-9]+)", name)  # alternating text and digits
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first three names and the number of others."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(printable(name) for name in names[:3]) + more
+    return some(list(map(printable, names)), most=3)

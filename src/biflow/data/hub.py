@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import ImageSet, RawExample, Source, Split
-from biflow.data.decode import as_seen, at_size
+from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split
+from biflow.data.decode import as_seen, at_size, reason_of
 from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
 from biflow.extras import require
@@ -31,13 +31,18 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
     splits = _load(name, streaming=reading.streaming)
     if "train" not in splits:
         raise InputError(
-            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save it under this name: "
-            "DatasetDict(train=...).save_to_disk(PATH)."
+            f"Expected a split named train in {name!r}; got {', '.join(splits)}. Save it as DatasetDict(train=...)."
         )
     columns = find_columns(splits["train"], reading, name)
     tests = [splits[split] for split in TEST_NAMES if split in splits and columns.are_in(splits[split])]
     if reading.streaming:
-        train = open_stream(splits["train"], columns, image_shape, reading)
+        class_names = columns.class_names_of(splits["train"])
+        if columns.label and not class_names:
+            raise InputError(
+                f"Expected labels of type ClassLabel in a stream, {name!r}; got integers in {columns.label!r}. "
+                "Set reading.streaming=false."
+            )
+        train = HubStream(columns.of(splits["train"]), columns, class_names, image_shape, reading)
         empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), train.class_names)
         return Split(train, replace(train, dataset=columns.of(tests[0])) if tests else empty)
     images = open_images(splits["train"], columns, image_shape, reading)
@@ -50,8 +55,8 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
 
 
 @dataclass(frozen=True)
-class HubImages:
-    """A stored data set; images are decoded when they are read."""
+class HubImages(ImageSource):
+    """A stored data set; an image that cannot be decoded is an error when it is read."""
 
     dataset: HubData
     columns: Columns
@@ -60,23 +65,11 @@ class HubImages:
     image_shape: Shape
     reading: ReadingConfig
 
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """None: an image that cannot be decoded is an error when it is read."""
-        return {}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def read(self, indices: Tensor) -> Tensor:
         """The images at these indices (n,): uint8 (n, P, H, W)."""
         rows = self.dataset[indices.tolist()][self.columns.image]
         numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
         return torch.stack([decode(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
-
-    def without_classes(self) -> "HubImages":
-        """The same images without classes: every label is 0."""
-        return replace(self, labels=torch.zeros_like(self.labels), class_names=())
 
     def take(self, mask: Tensor) -> "HubImages":
         """The images where `mask` (N,) is true."""
@@ -98,7 +91,7 @@ def open_images(
 
 
 @dataclass(frozen=True)
-class HubStream:
+class HubStream(ImageStream):
     """A data set that is streamed shard by shard."""
 
     dataset: HubData
@@ -106,11 +99,6 @@ class HubStream:
     class_names: tuple[str, ...]
     image_shape: Shape
     reading: ReadingConfig
-
-    @property
-    def rejected(self) -> Mapping[str, str]:
-        """None: an image that cannot be decoded is an error when it is read."""
-        return {}
 
     @property
     def num_shards(self) -> int:
@@ -143,17 +131,6 @@ class HubStream:
         return self.dataset.shard(num_shards=self.num_shards, index=shard)
 
 
-def open_stream(data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig) -> HubStream:
-    """Open a split as a stream; its class names must be known in advance."""
-    names = columns.class_names_of(data)
-    if columns.label and not names:
-        raise InputError(
-            f"Expected labels of type ClassLabel in {columns.origin!r}, since a stream's classes must be known in "
-            f"advance; got integers in {columns.label!r}. Set reading.streaming=false."
-        )
-    return HubStream(columns.of(data), columns, names, image_shape, reading)
-
-
 def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> Tensor:
     """An image as stored by `datasets` -> uint8 (P, H, W)."""
     from datasets import Image
@@ -163,19 +140,15 @@ def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> T
         image = as_seen(Image().decode_example(row), reading.background)
         return at_size(image, size, channels, crop=reading.crop)
     except Exception as error:  # Pillow's decoders raise a dozen types
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"Expected a readable image at {name}; got an error ({reason.rstrip('.')}). Remove it with select and "
-            "save_to_disk."
+            f"Expected a readable image at {name}; got: {reason_of(error)}. Remove it with select and save_to_disk."
         ) from None
 
 
 def _check_label(label: int, class_names: Sequence[str], name: str) -> int:
-    if not 0 <= label < max(1, len(class_names)):
-        raise InputError(
-            f"Expected a label from 0 to {max(1, len(class_names)) - 1} for {name}; got {label}. Remove unlabelled "
-            "examples with filter and save_to_disk."
-        )
+    last = max(1, len(class_names)) - 1
+    if not 0 <= label <= last:
+        raise InputError(f"Expected a label from 0 to {last} for {name}; got {label}. Remove it with filter.")
     return label
 
 
@@ -188,7 +161,10 @@ def _load(name: str, *, streaming: bool) -> Mapping[str, HubData]:
         if is_local and any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(folder))
             stored = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
-            return {split: _as_stream(data) for split, data in stored.items()} if streaming else stored
+            if not streaming:
+                return stored
+            shards = {split: max(1, min(len(data.cache_files), len(data))) for split, data in stored.items()}
+            return {split: data.to_iterable_dataset(num_shards=shards[split]) for split, data in stored.items()}
         path, _, config = (str(folder), "", "") if is_local else name.partition(",")
         splits: Mapping[str, HubData] = datasets.load_dataset(path, config or None, streaming=streaming)
     except Exception as error:  # hub, network and file errors of a dozen types
@@ -196,12 +172,8 @@ def _load(name: str, *, streaming: bool) -> Mapping[str, HubData]:
     return splits
 
 
-def _as_stream(data: HubData) -> HubData:
-    return data.to_iterable_dataset(num_shards=max(1, min(len(data.cache_files), len(data))))
-
-
 def _describe_failure(name: str, error: Exception, *, offline: bool) -> str:
-    reason = (str(error).partition("\n")[0] or type(error).__name__).rstrip(".")
+    reason = reason_of(error)
     if "gated" in reason:
         repair = "Accept the terms on its page, then log in with hf auth login."
     elif isinstance(error, ConnectionError):

@@ -53,10 +53,8 @@ def find_columns(data: HubData, reading: ReadingConfig, origin: str) -> Columns:
     for key in ("image_column", "label_column"):
         name = getattr(reading, key)
         if name is not None and name not in data.features:
-            raise InputError(
-                f"Expected reading.{key} to be one of {', '.join(data.features)}, the columns of {origin!r}; "
-                f"got {name!r}. Set it to one of them."
-            )
+            names = ", ".join(data.features)
+            raise InputError(f"Expected reading.{key} to be one of {names}, the columns of {origin!r}; got {name!r}.")
     image = reading.image_column or _find_images(data, origin)
     if not _has_images(data, image):
         raise InputError(f"Expected images in column {image!r} of {origin!r}; got none. Set reading.image_column=NAME.")
@@ -100,8 +98,7 @@ def _find_labels(data: HubData, column: str | None, origin: str) -> str | None:
     candidates = [column] if column else named[:1] or typed
     if len(candidates) > 1:
         raise InputError(
-            f"Expected one column of labels in {origin!r}; got {', '.join(candidates)}. "
-            f"Set reading.label_column={candidates[0]}."
+            f"Expected one column of labels in {origin!r}; got {', '.join(typed)}. Set reading.label_column={typed[0]}."
         )
     for name in candidates:
         kind = getattr(data.features[name], "dtype", type(data.features[name]).__name__)

@@ -44,11 +44,12 @@ def write_images(path: Path, pixels: Tensor, labels: Tensor) -> None:
                 to_pil(image).save(folder / f"{i:0{digits}d}_class{label}.png")
 
 
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write one image, uint8 (P, H, W), as PNG."""
+def write_picture(path: Path, picture: Tensor | Image.Image) -> None:
+    """Write one image, uint8 (P, H, W) or PIL, as PNG, atomically."""
+    image = to_pil(picture) if isinstance(picture, Tensor) else picture
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
-        to_pil(picture).save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
 
 
 def write_npz(path: Path, pixels: Tensor, labels: Tensor) -> None:
@@ -93,8 +94,7 @@ def to_pixels(images: Images) -> Tensor:
     if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:
         raise InputError(
             f"Expected images of one size, all grey or all RGB; got {len(images)} of {len(kinds)} kinds "
-            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])}). "
-            "Convert them to one mode and size."
+            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])})."
         )
     arrays = np.stack([np.array(image).reshape(image.height, image.width, -1) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
@@ -116,10 +116,8 @@ def read_samples(path: Path) -> Samples:
     except Exception:  # other files raise many types
         raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in {1, 3} or not len(pixels):
-        raise InputError(
-            f"Expected uint8 images of shape (N, H, W, 3), or (N, H, W, 1) for grey ones, in {path}; got "
-            f"{tuple(pixels.shape)} {pixels.dtype}."
-        )
+        found = f"{tuple(pixels.shape)} {pixels.dtype}"
+        raise InputError(f"Expected uint8 images (N, H, W, 3), or (N, H, W, 1) for grey, in {path}; got {found}.")
     if labels is not None and labels.shape != pixels.shape[:1]:
         raise InputError(f"Expected a label for each of {len(pixels)} images in {path}; got {tuple(labels.shape)}.")
     return Samples(pixels.permute(0, 3, 1, 2).contiguous(), labels)

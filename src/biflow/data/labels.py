@@ -27,9 +27,7 @@ def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ())
         if not num_classes:
             raise InputError(f"Expected no class, got {name!r}: this model has no classes. Leave it out.")
         if not names:
-            raise InputError(
-                f"Unknown class {name!r}: the classes of this model have no names. Give an index below {num_classes}."
-            )
+            raise InputError(f"Unknown class {name!r}: the classes have no names. Give an index below {num_classes}.")
         raise InputError(f"Unknown class {name!r}; {nearest(name, names)}")
     return int(name)
 
@@ -49,10 +47,8 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
         raise InputError(f"Expected a list of one or more labels, indices or names; got {labels!r}.")
     invalid = checked[(checked < 0) | (checked > num_classes)]
-    if not len(invalid):
-        return checked.long().cpu()
-    if not num_classes:
-        raise InputError(f"Expected label 0 only, for no class: this model is unconditional; got {invalid[0].item()}.")
-    raise InputError(
-        f"Expected labels from 0 to {num_classes - 1}, or {num_classes} for no class; got {invalid[0].item()}."
-    )
+    if len(invalid):
+        known = f"labels from 0 to {num_classes - 1}, or {num_classes} for no class"
+        only = "label 0 only: this model is unconditional"
+        raise InputError(f"Expected {known if num_classes else only}; got {invalid[0].item()}.")
+    return checked.long().cpu()

@@ -38,22 +38,18 @@ class MomentsCodec(Protocol):
         """A checksum of everything that determines the moments."""
 
 
-class LatentSet:
+class LatentSet(ImageSource):
     """Moments of a cache's images, read by index; mirrored copies follow the originals."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
         self.folder, self.manifest = folder, manifest
         self.shards = [shard for shard in manifest["shards"] if shard["split"] == split]
         self.ends = list(accumulate(shard["count"] for shard in self.shards))
-        self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
+        self.class_names = tuple(manifest["class_names"])
         channels, height, width = manifest["image_shape"]
-        self.image_shape: tuple[int, int, int] = (channels, height, width)
-        self.rejected: Mapping[str, str] = {}
+        self.image_shape = (channels, height, width)
         stored = [self._tensors(shard).get_tensor("labels") for shard in self.shards]
         self.labels = torch.cat([torch.empty(0).long(), *stored])
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
 
     def read(self, indices: Tensor) -> Tensor:
         """Means and log-variances of the images at these indices (n,): float32 (n, 2P, H, W)."""
@@ -63,12 +59,6 @@ class LatentSet:
             start = self.ends[number] - self.shards[number]["count"]
             moments.append(self._tensors(self.shards[number]).get_slice("moments")[index - start])
         return torch.stack(moments)
-
-    def without_classes(self) -> "LatentSet":
-        """The same images without classes: every label is 0."""
-        images = LatentSet(self.folder, self.manifest, self.shards[0]["split"] if self.shards else "train")
-        images.labels, images.class_names = torch.zeros_like(self.labels), ()
-        return images
 
     def _tensors(self, shard: Mapping[str, Any]) -> Any:
         return safe_open(self.folder / shard["file"], framework="pt")  # memory-maps the file
@@ -86,9 +76,7 @@ def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
-            raise InputError(
-                f"Expected {shard['bytes']} bytes in {path}; the file is missing or truncated. Encode again."
-            )
+            raise InputError(f"Expected {shard['bytes']} bytes in {path}; it is missing or truncated. Encode again.")
     return Split(LatentSet(folder, manifest, "train"), LatentSet(folder, manifest, "test"))
 
 
@@ -104,9 +92,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError:
         manifest = {}
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}; got another. Encode again."
-        )
+        raise InputError(f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}. Encode again.")
     return manifest
 
 

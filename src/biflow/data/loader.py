@@ -10,8 +10,8 @@ from biflow.config import FitConfig, ReadingConfig
 from biflow.data.datasets import ImageSet, ImageSource, ImageStream, Source, indices_at
 from biflow.data.latents import LatentSet
 from biflow.data.randomness import Key, permutation
-from biflow.data.reader import SMALL, Examples, Reader, size_in_memory
-from biflow.data.stream import Part, ShuffledStream, StreamReader
+from biflow.data.reader import SMALL, Examples, image_reader, size_in_memory
+from biflow.data.stream import ShuffledStream, stream_reader
 from biflow.distributed import World
 
 BATCH = 256
@@ -20,17 +20,14 @@ BATCH = 256
 def make_reader(
     data: Source, fit: FitConfig, reading: ReadingConfig, *keys: Key, world: World
 ) -> Callable[[int], Examples]:
-    """A function that maps a step to this process's images.
-
-    They depend only on (keys, step), for a stream also on the number of processes.
-    """
+    """A function step -> this process's images, which depend only on (keys, step), or of a stream also on the world."""
     if isinstance(data, ImageStream):
         batch_size = len(world.share(torch.arange(fit.batch_size)))
-        part = Part(world.rank, world.size)
-        stream = ShuffledStream(data, *keys, part=part, block_size=reading.shuffle_buffer)
-        return StreamReader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
-    indices = partial(indices_of_step, *keys, batch_size=fit.batch_size, num_images=len(data), world=world)
-    return Reader(data, indices, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
+        share = (world.rank, world.size)
+        stream = ShuffledStream(data, *keys, share=share, block_size=reading.shuffle_buffer)
+        return stream_reader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
+    indices = partial(indices_of_step, keys=keys, batch_size=fit.batch_size, num_images=len(data), world=world)
+    return image_reader(data, indices, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
 
 
 def is_kept(data: ImageSource, reading: ReadingConfig) -> bool:
@@ -40,18 +37,17 @@ def is_kept(data: ImageSource, reading: ReadingConfig) -> bool:
     return reading.cache == "memory" or (not reading.workers and size_in_memory(data) <= SMALL)
 
 
-def indices_of_step(*keys_and_step: Key, batch_size: int, num_images: int, world: World) -> Tensor:
-    """Indices of this process's images of a step, the last argument; at module level, so that workers can pickle it."""
-    *keys, step = keys_and_step
-    return world.share(indices_at(int(step), *keys, batch_size=batch_size, num_images=num_images))
+def indices_of_step(step: int, *, keys: tuple[Key, ...], batch_size: int, num_images: int, world: World) -> Tensor:
+    """Indices of this process's images of a step; at module level, so that workers can pickle it."""
+    return world.share(indices_at(step, *keys, batch_size=batch_size, num_images=num_images))
 
 
 def some_examples(data: Source, limit: int, *keys: Key) -> Iterator[Examples]:
     """Up to `limit` random images, or the first of a shuffled stream; the same in every process."""
     if isinstance(data, ImageStream):
-        stream = ShuffledStream(data, *keys, part=Part(0, 1), block_size=BATCH)
-        reader = StreamReader(stream, batch_size=BATCH, steps=limit // BATCH, workers=0)
-        yield from map(reader, range(reader.steps))
+        stream = ShuffledStream(data, *keys, share=(0, 1), block_size=BATCH)
+        steps = limit // BATCH
+        yield from map(stream_reader(stream, batch_size=BATCH, steps=steps, workers=0), range(steps))
         return
     for indices in permutation(len(data), *keys)[:limit].split(BATCH):
         yield Examples(data.read(indices), data.labels[indices], indices.tolist())

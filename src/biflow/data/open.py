@@ -35,9 +35,7 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
 def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[ImageSource]:
     """Open a map-style data set of images; raises for latents and streams."""
     if name.startswith("latents:"):
-        raise InputError(
-            f"Expected images to compare with; {name!r} holds latents. Use the images that they were encoded from."
-        )
+        raise InputError(f"Expected images; {name!r} holds latents. Use the images that they were encoded from.")
     if reading.streaming:
         raise InputError("Expected a data set with random access; got a stream. Set reading.streaming=false.")
     split = open_data(name, image_shape, reading)

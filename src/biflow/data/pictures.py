@@ -10,10 +10,9 @@ from torch import Tensor
 
 from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
 from biflow.data.images import read_samples
-from biflow.data.scan import list_images
+from biflow.data.scan import in_words, list_images
 from biflow.errors import InputError
 
-MAX_NAMED = 5  # files listed by name in one sentence
 MAX_NOTES = 3  # sentences about changes
 
 
@@ -44,8 +43,7 @@ class Pictures(NamedTuple):
 
     def notes(self) -> list[str]:
         """Sentences about skipped files and conversions."""
-        skipped = [f"Skipped {in_words(self.rejected)}."] if self.rejected else []
-        return skipped + notes_on(self.all)
+        return [f"Skipped {in_words(self.rejected)}."] * bool(self.rejected) + notes_on(self.all)
 
 
 def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
@@ -56,7 +54,10 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
     if isinstance(given, Path):
-        check_exists(given)
+        try:
+            given.stat()
+        except OSError as error:
+            raise InputError(f"Expected image files or a folder; cannot read {given} ({error.strerror}).") from None
         if given.suffix == ".npz" and given.is_file():
             return _read_npz(given, size, channels)
     files = named_files(given)
@@ -77,7 +78,11 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
 def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     """Files by unique name; those of a folder by relative path."""
     if not isinstance(given, Path):
-        return {f"{file.name} ({i})" if i else file.name: file for file, i in _numbered(given)}
+        files: dict[str, Path] = {}
+        for file in given:
+            earlier = sum(file.name == other.name for other in files.values())
+            files[f"{file.name} ({earlier})" if earlier else file.name] = file
+        return files
     if given.is_dir():
         return {name: given / name for name in list_images(given)}
     return {given.name: given}
@@ -139,32 +144,6 @@ def listed(words: Sequence[str]) -> str:
     'composited on white, converted to grey and resized to 8x8'
     """
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def in_words(wrong: Mapping[str, str]) -> str:
-    """List files with their faults, the first few by name.
-
-    >>> in_words({"a.txt": "not an image", "b.png": "an empty file"})
-    'a.txt (not an image), b.png (an empty file)'
-    """
-    named = [f"{name} ({reason})" for name, reason in list(wrong.items())[:MAX_NAMED]]
-    return ", ".join(named) + (f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else "")
-
-
-def check_exists(path: Path) -> None:
-    """Raise unless a file or folder exists and is accessible."""
-    try:
-        path.stat()
-    except OSError as error:
-        raise InputError(
-            f"Expected a folder of images or an image file; cannot read {path} ({error.strerror})."
-        ) from None
-
-
-def _numbered(files: Sequence[Path]) -> list[tuple[Path, int]]:
-    """Each file with the number of earlier files of the same name."""
-    names = [file.name for file in files]
-    return [(file, names[:i].count(file.name)) for i, file in enumerate(files)]
 
 
 def _read_npz(path: Path, size: int, channels: int) -> Pictures:

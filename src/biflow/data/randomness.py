@@ -1,11 +1,9 @@
 """Counter-based randomness: every draw is a pure function of its keys.
 
 A draw depends only on keys such as (seed, step, image index), not on the batch size, the number of processes or earlier
-draws, so that resuming is exact.
-
-Numbers for a batch come from SplitMix64 (Steele, Lea and Flood, 2014) used as a counter-based generator: an image's
-stream starts at the hash of the keys and its index, and word j depends only on that start and j, so that all images are
-computed by the same array operations. The playground's noise.js computes the same numbers.
+draws, so that resuming is exact. Numbers for a batch come from SplitMix64 (Steele, Lea and Flood, 2014): an image's
+stream starts at the hash of the keys and its index, and word j depends only on that start and j. The playground's
+noise.js computes the same numbers.
 """
 
 import math

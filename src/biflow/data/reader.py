@@ -4,6 +4,7 @@ import math
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,10 +33,8 @@ class CachedImages:
         try:
             self.images = torch.empty(len(source), *source.image_shape, dtype=torch.uint8)
         except RuntimeError:
-            raise InputError(
-                f"Expected {size_in_memory(source) / 2**30:,.1f} GiB of memory for {len(source):,} decoded images; got "
-                "less. Set reading.cache=none."
-            ) from None
+            size = f"{size_in_memory(source) / 2**30:,.1f} GiB of memory for {len(source):,} decoded images"
+            raise InputError(f"Expected {size}; got less. Set reading.cache=none.") from None
         self.cached = torch.zeros(len(source), dtype=torch.bool)
         self.threads = ThreadPoolExecutor(thread_name_prefix="decode")
 
@@ -53,68 +52,66 @@ def size_in_memory(source: ImageSource) -> int:
     return len(source) * math.prod(source.image_shape)
 
 
-IndicesAt = Callable[[int], Tensor]
-"""A pure function step -> indices (B,) of its images."""
-
-
-class Steps(Dataset[Examples | InputError]):
-    """The examples of each step.
+class Results(Dataset[Examples | InputError]):
+    """Reads the examples of each item of a sampler.
 
     Errors are returned: if a worker raised them, their text would contain its traceback.
     """
 
-    def __init__(self, source: ImageSource, indices_at: IndicesAt, steps: int, *, keep: bool) -> None:
-        self.indices_at, self.steps, self.labels = indices_at, steps, source.labels
-        self.images = CachedImages(source) if keep else source
+    def __init__(self, read: Callable[[Any], Examples]) -> None:
+        self.read = read
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> Examples | InputError:
-        indices = self.indices_at(step)
+    def __getitem__(self, item: Any) -> Examples | InputError:
         try:
-            return Examples(self.images.read(indices), self.labels[indices], indices.tolist())
+            return self.read(item)
         except InputError as error:
             return error
 
 
-def raise_if_error(result: Examples | InputError) -> Examples:
-    """Return the examples, or raise the error that a worker returned."""
-    if isinstance(result, InputError):
-        raise result
-    return result
-
-
-def loader(dataset: Dataset[Examples | InputError], sampler: Iterable[Any], workers: int) -> DataLoader[Any]:
-    """A DataLoader with forkserver workers, since forking a process with threads can deadlock."""
-    context = multiprocessing.get_context("forkserver")
+def read_ahead(read: Callable[[Any], Examples], items: Iterable[Any], workers: int) -> Iterator[Examples | InputError]:
+    """Read the examples of these items in order, prefetched by workers if there are any."""
+    results = Results(read)
+    if not workers:
+        return map(results.__getitem__, items)
+    context = multiprocessing.get_context("forkserver")  # forking a process with threads can deadlock
     context.set_forkserver_preload([__name__])
-    return DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=context,
-    )
+    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": context}
+    return iter(DataLoader(results, sampler=items, batch_size=None, **options))
 
 
 class Reader:
-    """A function step -> `Examples`; workers prefetch the next steps. keep: cache decoded images in memory."""
+    """A function step -> `Examples`, fast for consecutive steps; `start(step)` reads that step and all later ones.
 
-    def __init__(
-        self, source: ImageSource, indices_at: IndicesAt, *, steps: int, workers: int, keep: bool = False
-    ) -> None:
-        self.steps, self.workers = Steps(source, indices_at, steps, keep=keep), workers
+    `start` must not reference this reader, whose deletion stops its workers.
+    """
+
+    def __init__(self, start: Callable[[int], Iterator[Examples | InputError]]) -> None:
+        self.start, self.next_step = start, -1
         self.ahead: Iterator[Examples | InputError] = iter(())
-        self.next_step = -1
 
     def __call__(self, step: int) -> Examples:
-        """The examples of one step, fast for consecutive steps."""
-        if not self.workers:
-            return raise_if_error(self.steps[step])
+        """The examples of one step."""
         if step != self.next_step:
             self.ahead = iter(())  # stop the old workers first: new ones would inherit them
-            following = torch.arange(step, len(self.steps)).tolist()
-            self.ahead = iter(loader(self.steps, following, self.workers))
+            self.ahead = self.start(step)
         self.next_step = step + 1
-        return raise_if_error(next(self.ahead))
+        result = next(self.ahead)
+        if isinstance(result, InputError):
+            raise result
+        return result
+
+
+def image_reader(
+    source: ImageSource, indices_at: Callable[[int], Tensor], *, steps: int, workers: int, keep: bool = False
+) -> Reader:
+    """Read a map-style data set; `indices_at` maps a step to indices (B,). keep: cache decoded images in memory."""
+    read = partial(read_images, CachedImages(source) if keep else source, source.labels, indices_at)
+    return Reader(lambda step: read_ahead(read, range(step, steps), workers))
+
+
+def read_images(
+    images: ImageSource | CachedImages, labels: Tensor, indices_at: Callable[[int], Tensor], step: int
+) -> Examples:
+    """Read the images of one step."""
+    indices = indices_at(step)
+    return Examples(images.read(indices), labels[indices], indices.tolist())

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import PIL
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
 
+from biflow.console import counting
 from biflow.data.decode import IMAGE_SUFFIXES, decode, reason_of
 from biflow.errors import InputError
 from biflow.files import cache_folder, write_text
@@ -42,33 +42,31 @@ class Scan(NamedTuple):
     rejected: dict[str, str]  # name -> reason
 
 
-def check_is_folder(path: Path) -> None:
-    """Raise unless the path is a folder."""
-    if path.is_dir():
-        return
-    state = "is not a folder" if path.exists() else "does not exist"
-    raise InputError(f"Expected a folder of images; {path} {state}. Check the path.")
-
-
 def list_images(root: Path) -> list[str]:
     """Relative paths of all image files in a folder and its subfolders, sorted; hidden ones are skipped."""
     try:
         return list(_walk(root, "", ()))
     except OSError as error:
-        raise InputError(
-            f"Expected a readable folder of images; cannot read {error.filename} ({error.strerror}). "
-            "Change its permissions, or move it away."
-        ) from None
+        raise InputError(f"Expected a readable folder; cannot read {error.filename} ({error.strerror}).") from None
 
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:
-    """Decode every file once, in parallel.
-
-    Files that were readable in an earlier scan and have not changed are not decoded again unless `afresh`.
-    """
-    known = _read_record(root)
-    found = _decode_all(root, names, {} if afresh else known)
-    if found.readable != known:
+    """Decode files in parallel; those readable in an earlier scan and unchanged since are skipped unless `afresh`."""
+    recorded, found = _read_record(root), Scan({}, {})
+    decode_some = partial(_decode_some, root, {} if afresh else recorded)
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while decoding
+    console = Console(stderr=True)
+    shown = console.is_terminal and len(names) >= FILES_WITH_PROGRESS
+    try:
+        with counting(console, "checking images", len(names), shown=shown) as advance:
+            for chunk, part in zip(chunks, threads.map(decode_some, chunks), strict=True):
+                found.readable.update(part.readable)
+                found.rejected.update(part.rejected)
+                advance(len(chunk))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    if found.readable != recorded:
         _write_record(root, found.readable)
     return found
 
@@ -86,6 +84,24 @@ def printable(name: str) -> str:
     (True, 'a\\\\n\\\\udcff')
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
+def some(texts: Sequence[str], most: int = 5) -> str:
+    """The first texts, and the number of others.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def in_words(rejected: Mapping[str, str]) -> str:
+    """List files with their faults, the first few by name.
+
+    >>> in_words({"a.txt": "not an image", "b.png": "an empty file"})
+    'a.txt (not an image), b.png (an empty file)'
+    """
+    return some([f"{printable(name)} ({reason})" for name, reason in rejected.items()])
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -109,21 +125,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _decode_all(root: Path, names: Sequence[str], known: Mapping[str, Facts]) -> Scan:
-    found = Scan({}, {})
-    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    threads = ThreadPoolExecutor(os.cpu_count())  # Pillow releases the GIL while decoding
-    try:
-        with _progress(len(names)) as advance:
-            for part in threads.map(partial(_decode_some, root, known), chunks):
-                found.readable.update(part.readable)
-                found.rejected.update(part.rejected)
-                advance(len(part.readable) + len(part.rejected))
-    finally:
-        threads.shutdown(cancel_futures=True)
-    return found
-
-
 def _decode_some(root: Path, known: Mapping[str, Facts], names: Sequence[str]) -> Scan:
     found = Scan({}, {})
     for name in names:
@@ -137,16 +138,6 @@ def _decode_some(root: Path, known: Mapping[str, Facts], names: Sequence[str]) -
         except Exception as error:  # Pillow's decoders raise many types
             found.rejected[name] = reason_of(error)
     return found
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Yield advance(n); shows a bar in a terminal if there are many files."""
-    console = Console(stderr=True)
-    shown = console.is_terminal and total >= FILES_WITH_PROGRESS
-    with Progress(console=console, transient=True, disable=not shown) as bars:
-        task = bars.add_task("checking images", total=total)
-        yield lambda done: bars.advance(task, done)
 
 
 def _record_file(root: Path) -> Path:

@@ -8,8 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from biflow.data.images import enlarge, to_pil
-from biflow.files import replace_file
+from biflow.data.images import enlarge, to_pil, write_picture
 
 GAP, ROW_GAP, MARGIN = 4, 8, 10  # pixels between tiles, between rows, and around the sheet
 TILE_WIDTH = 104  # narrower tiles are enlarged
@@ -46,9 +45,7 @@ def make_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 
 def save_sheet(path: Path, rows: Sequence[Sequence[Tile]]) -> None:
     """Write a sheet as PNG, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as temporary:
-        make_sheet(rows).save(temporary, format="PNG")
+    write_picture(path, make_sheet(rows))
 
 
 def _write(sheet: Image.Image, text: str, position: tuple[int, int], width: int) -> None:

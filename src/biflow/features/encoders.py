@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from biflow.config import AlignConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.pretrained import CLIP_MEAN, CLIP_STD, ImageNetInput, load_from_hub, load_module
+from biflow.features.pretrained import (
+    CLIP_MEAN,
+    CLIP_STD,
+    DEFAULT_INPUT,
+    Frozen,
+    ImageNetInput,
+    load_from_hub,
+    load_module,
+)
 
 FAMILIES = {
     "dinov2": {"dinov2", "dinov2_with_registers"},
@@ -18,10 +26,9 @@ FAMILIES = {
     "clip": {"clip", "clip_vision_model"},
     "mae": {"vit_mae"},
 }
-DEFAULT_INPUT = 224
 
 
-class Encoder(nn.Module):
+class Encoder(Frozen):
     """A frozen network with features on a patch grid; resizes images to its input size."""
 
     def __init__(self, network: nn.Module, input_size: int | None = None) -> None:
@@ -36,10 +43,6 @@ class Encoder(nn.Module):
             images = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
         features = self.network(images)
         return on_grid(features) if isinstance(features, Tensor) and features.ndim == 3 else features
-
-    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
-        """Stays in eval mode."""
-        return super().train(mode=False)
 
 
 def on_grid(tokens: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -
     """Build the encoder of a config, with frozen pretrained weights."""
     if config.encoder == "classifier":
         assert classifier is not None
-        encoder = Encoder(LastMap(classifier))
+        encoder = Encoder(nn.Sequential(classifier.fine, classifier.coarse))
     elif config.encoder == "module":
         assert config.network is not None
         encoder = Encoder(load_module(config.network), config.input_size)
@@ -90,15 +93,3 @@ def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -
         default = min(int(sizes.image_size), DEFAULT_INPUT)
         encoder = Encoder(HubTokens(network, config.encoder), config.input_size or default)
     return encoder.eval().requires_grad_(False)
-
-
-class LastMap(nn.Module):
-    """The coarse feature map of the run's own classifier."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, P, H, W) -> (B, F, H / 2, W / 2)."""
-        return self.classifier.maps(images)[-1]

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biflow.errors import InputError
+from biflow.features.pretrained import freeze
 from biflow.files import cache_folder
-from biflow.tensors import describe_faults, read_state_dict, shapes
+from biflow.tensors import read_state_dict
 
 WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -42,7 +43,7 @@ class Convolution(nn.Module):
 
     def __init__(self, width_in: int, width: int, kernel: Kernel, *, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
-        padding = (kernel[0] // 2, kernel[1] // 2) if padded else (0, 0)
+        padding = (kernel[0] // 2, kernel[1] // 2) if padded else 0
         self.conv = nn.Conv2d(width_in, width, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(width, eps=0.001)
 
@@ -203,19 +204,11 @@ def resize_as_tensorflow1(images: Tensor, size: int) -> Tensor:
 def load_inception(path: Path) -> Inception:
     """Load the network from a file in torch-fidelity's layout, in float32, frozen and in eval mode."""
     loaded = read_state_dict(path, "torch-fidelity's Inception weights, weights-inception-2015-12-05-6726825d.pth")
-    loaded = {name: tensor for name, tensor in loaded.items() if not name.endswith("num_batches_tracked")}
     with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced
         network = Inception()
-    counts = {name for name in network.state_dict() if name.endswith("num_batches_tracked")}
-    expected = {name: shape for name, shape in shapes(network.state_dict()).items() if name not in counts}
-    if faults := describe_faults(expected, shapes(loaded)):
-        raise InputError(
-            f"Expected torch-fidelity's Inception weights in {path}; {faults}. "
-            f"Give the file published at {WEIGHTS_URL}."
-        )
-    state = {name: tensor.float() for name, tensor in loaded.items()}
-    network.load_state_dict({**state, **{name: torch.tensor(0) for name in counts}}, assign=True)
-    return network.eval().requires_grad_(False)
+    counts = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
+    origin, hint = f"torch-fidelity's Inception weights in {path}", f"Give the file published at {WEIGHTS_URL}."
+    return freeze(network, loaded | counts, origin=origin, hint=hint)
 
 
 def download_inception(url: str = WEIGHTS_URL, sha256: str = WEIGHTS_SHA256) -> Path:
@@ -228,8 +221,7 @@ def download_inception(url: str = WEIGHTS_URL, sha256: str = WEIGHTS_SHA256) -> 
         torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
     except RuntimeError:  # checksum mismatch
         raise InputError(
-            f"Expected a file whose SHA-256 begins with {sha256} at {url}; got another. Download it again, or give a "
-            "local copy: inception:PATH."
+            f"Expected a file whose SHA-256 begins with {sha256} at {url}; got another. Give a copy: inception:PATH."
         ) from None
     except OSError as error:  # network or disk
         raise InputError(

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.errors import InputError
+from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
-from biflow.tensors import describe_faults, read_safetensors, shapes
+from biflow.tensors import read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
 FORMAT_VERSION = 1
@@ -60,11 +62,9 @@ def load_judge(folder: Path) -> Judge:
     channels, num_classes = _read_sizes(folder / CONFIG_FILE)
     with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(channels, num_classes)
-    loaded = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
-    if faults := describe_faults(shapes(judge.state_dict()), shapes(loaded)):
-        raise InputError(f"Expected weights that belong to {folder / CONFIG_FILE}; {faults}. Copy the whole folder.")
-    judge.load_state_dict({name: tensor.float() for name, tensor in loaded.items()}, assign=True)
-    return judge.eval().requires_grad_(False)
+    weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    origin = f"weights that belong to {folder / CONFIG_FILE}"
+    return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
 
 def _read_sizes(path: Path) -> tuple[int, int]:
@@ -76,13 +76,11 @@ def _read_sizes(path: Path) -> tuple[int, int]:
         ) from None
     except ValueError:  # not UTF-8, or not JSON
         raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
-    sizes = content if isinstance(content, dict) else {}
-    if sizes.get("format_version") != FORMAT_VERSION:
-        raise InputError(
-            f"Expected format_version {FORMAT_VERSION} in {path}; got {sizes.get('format_version')}. "
-            "Save the judge again with this version of biflow."
-        )
-    numbers = (sizes.get("channels"), sizes.get("num_classes"))
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
-        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {numbers}. Copy it again.")
-    return int(sizes["channels"]), int(sizes["num_classes"])
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    version, channels, num_classes = (found.get(key) for key in ("format_version", "channels", "num_classes"))
+    if version != FORMAT_VERSION:
+        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {version}. Save the judge again.")
+    if not all(isinstance(number, int) and number > 0 for number in (channels, num_classes)):
+        sizes = f"({channels}, {num_classes})"
+        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {sizes}. Copy it again.")
+    return int(found["channels"]), int(found["num_classes"])

@@ -1,7 +1,6 @@
 """Feature networks for metrics: Inception (FID), DINOv2 (FD-DINOv2) or a reference classifier."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from biflow.errors import InputError, choose
 from biflow.features.inception import download_inception, inception_input, load_inception
 from biflow.features.judge import Judge, load_judge
-from biflow.features.pretrained import ImageNetInput, load_from_hub
+from biflow.features.pretrained import DEFAULT_INPUT, Frozen, ImageNetInput, load_from_hub
 from biflow.tensors import hash_tensors
 
 DINOV2 = "facebook/dinov2-large"
-DINOV2_INPUT = 224
 
 
 class Features(NamedTuple):
@@ -27,7 +25,7 @@ class Features(NamedTuple):
     logits: Tensor | None = None  # (B, K), for the Inception Score
 
 
-class FeatureNet(nn.Module):
+class FeatureNet(Frozen):
     """A frozen network with its preprocessing; always computes in float32."""
 
     name: str
@@ -58,19 +56,8 @@ class FeatureNet(nn.Module):
             )
         device = next(self.network.parameters()).device
         images = pixels.to(device).float().expand(-1, self.channels, -1, -1)
-        with _full_precision(device.type):
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.extract(images)
-
-    def train(self, mode: bool = True) -> "FeatureNet":  # noqa: ARG002
-        """Stays in eval mode."""
-        return super().train(mode=False)
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Disable autocast and TF32 convolutions."""
-    with torch.autocast(device, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        yield
 
 
 class InceptionFeatures(FeatureNet):
@@ -93,13 +80,13 @@ class DinoV2Features(FeatureNet):
     def __init__(self, network: Any) -> None:
         super().__init__(network)
         embeddings = network.embeddings
-        positions = fit_positions(embeddings.position_embeddings, DINOV2_INPUT // network.config.patch_size)
+        positions = fit_positions(embeddings.position_embeddings, DEFAULT_INPUT // network.config.patch_size)
         embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
         self.normalise = ImageNetInput().eval()
 
     def extract(self, pixels: Tensor) -> Features:
         """Pixels (B, 3, H, W) -> pooled (B, F); F = 1024 for ViT-L."""
-        images = resize_as_pillow(pixels, DINOV2_INPUT) / 127.5 - 1
+        images = resize_as_pillow(pixels, DEFAULT_INPUT) / 127.5 - 1
         output = self.network(pixel_values=self.normalise(images))
         return Features(output.last_hidden_state[:, 0])
 
@@ -151,18 +138,11 @@ def make_feature_net(name: str) -> FeatureNet:
     Without FILE, Inception's published weights are downloaded once to the cache folder.
     """
     kind, _, source = name.partition(":")
-    return choose({"inception": _inception, "dinov2": _dinov2, "judge": _judge}, kind, "feature network")(source)
-
-
-def _inception(source: str) -> FeatureNet:
-    return InceptionFeatures(load_inception(Path(source) if source else download_inception()))
-
-
-def _dinov2(source: str) -> FeatureNet:
-    return DinoV2Features(load_from_hub(source or DINOV2, {"dinov2"}))
-
-
-def _judge(source: str) -> FeatureNet:
-    if not source:
+    if name in {"judge", "judge:"}:
         raise InputError("Expected the folder of a judge, written by save_judge; got none. Write judge:FOLDER.")
-    return JudgeFeatures(load_judge(Path(source)))
+    networks: Mapping[str, Callable[[], FeatureNet]] = {
+        "inception": lambda: InceptionFeatures(load_inception(Path(source) if source else download_inception())),
+        "dinov2": lambda: DinoV2Features(load_from_hub(source or DINOV2, {"dinov2"})),
+        "judge": lambda: JudgeFeatures(load_judge(Path(source))),
+    }
+    return choose(networks, kind, "feature network")()

@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
-from biflow.features.pretrained import ImageNetInput, load_from_hub, load_module
+from biflow.features.pretrained import DEFAULT_INPUT, Frozen, ImageNetInput, freeze, load_from_hub, load_module
 from biflow.losses.perceptual import Window, absolute_distance, direction_distance, full, squared_distance
 from biflow.tensors import describe_faults, read_state_dict, shapes
-
-DEFAULT_INPUT = 224  # the usual input size of ImageNet networks
 
 Compare = Callable[[Tensor, Tensor], Tensor]
 """(images, target), each (B, P, H, W) in [-1, 1] -> (B,)."""
 
 
-class ImageDistance(nn.Module):
+class ImageDistance(Frozen):
     """A distance between images, on the same crop of both resized to `input_size`, or on whole images without one."""
 
     def __init__(self, compare: Compare, input_size: int | None = None) -> None:
@@ -33,10 +31,6 @@ class ImageDistance(nn.Module):
         if self.input_size:
             images, target = (crop_and_resize(each, window, self.input_size) for each in (images, target.detach()))
         return self.compare(images, target.detach())
-
-    def train(self, mode: bool = True) -> "ImageDistance":  # noqa: ARG002
-        """Stays in eval mode."""
-        return super().train(mode=False)
 
 
 def crop_and_resize(images: Tensor, window: Window, size: int) -> Tensor:
@@ -87,24 +81,17 @@ class MapDistance(nn.Module):
     """Squared distance between unit-normalised feature maps, optionally with LPIPS' calibration."""
 
     def __init__(
-        self,
-        maps: Callable[[Tensor], Sequence[Tensor]],
-        *,
-        network: nn.Module,
-        calibration: Sequence[Tensor] | None = None,
+        self, maps: Callable[[Tensor], Sequence[Tensor]], *, network: nn.Module, calibration: Sequence[Tensor] = ()
     ) -> None:
         super().__init__()
         self.maps, self.network = maps, network
-        self.layers = 0 if calibration is None else len(calibration)
-        for i, weights in enumerate(calibration or ()):
-            self.register_buffer(f"calibration{i}", weights)
+        self.calibration = nn.ParameterList(calibration)
 
     def forward(self, images: Tensor, target: Tensor) -> Tensor:
         """images and target (B, P, H, W) in [-1, 1] -> (B,)."""
         with torch.no_grad():
             expected = self.maps(target)
-        calibration = [self.get_buffer(f"calibration{i}") for i in range(self.layers)]
-        return direction_distance(self.maps(images), expected, calibration or None)
+        return direction_distance(self.maps(images), expected, list(self.calibration) or None)
 
 
 class VGG16(nn.Module):
@@ -139,17 +126,13 @@ class VGG16(nn.Module):
 def load_vgg_distance(config: DistanceConfig) -> MapDistance:
     """Build the VGG-16 distance from torchvision's weights, or LPIPS with its calibration file."""
     assert config.network is not None
-    trunk = VGG16()
+    with torch.device("meta"):
+        trunk = VGG16()
     loaded = read_state_dict(Path(config.network), "torchvision's VGG-16 weights, such as vgg16-397923af.pth")
     loaded = {name: tensor for name, tensor in loaded.items() if name.startswith("features.")}
-    if faults := describe_faults(shapes(trunk.state_dict()), shapes(loaded)):
-        raise InputError(f"Expected torchvision's VGG-16 weights in {config.network}; {faults}.")
-    trunk.load_state_dict(loaded)
-    calibration = None
-    if config.kind == "lpips":
-        assert config.calibration is not None
-        calibration = read_calibration(Path(config.calibration))
+    freeze(trunk, loaded, origin=f"torchvision's VGG-16 weights in {config.network}")
     network = nn.Sequential(ImageNetInput(), trunk)
+    calibration = read_calibration(Path(config.calibration)) if config.calibration else ()
     return MapDistance(network, network=network, calibration=calibration)
 
 

@@ -1,16 +1,19 @@
 """Third-party networks: pretrained vision models from transformers, modules by import path, and their input."""
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from biflow.errors import InputError
 from biflow.extras import require
+from biflow.tensors import describe_faults, shapes
 
+M = TypeVar("M", bound=nn.Module)
+DEFAULT_INPUT = 224  # the usual input size of ImageNet networks
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -24,18 +27,22 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
     from transformers import AutoConfig, AutoModel
 
     local = Path(name).is_dir()
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     try:
-        family = AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False).model_type
+        family = AutoConfig.from_pretrained(name, **options).model_type
+        if family in families:
+            options |= {"dtype": torch.float32, "output_loading_info": True}
+            network, report = AutoModel.from_pretrained(name, **options)
     except Exception as error:  # hub, disk and file errors of a dozen types
-        raise _not_found(name, error) from None
+        if local:
+            what = f"config.json and weights in {name}, written by save_pretrained"
+            raise InputError(f"Expected {what}; got {type(error).__name__}. Copy the whole folder.") from None
+        raise InputError(
+            f"Expected {name!r} to be a local folder or a reachable name on the Hugging Face hub "
+            "(HF_HUB_OFFLINE=1 allows only downloaded ones). Download it, or give its folder."
+        ) from None
     if family not in families:
         raise InputError(f"Expected a network of type {' or '.join(sorted(families))}; {name!r} is of type {family!r}.")
-    try:
-        network, report = AutoModel.from_pretrained(
-            name, local_files_only=local, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
-    except Exception as error:  # the same
-        raise _not_found(name, error) from None
     if missing := sorted([*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])]):
         raise InputError(
             f"Expected complete weights in {name!r}; {len(missing)} are missing or of another shape, first "
@@ -44,16 +51,20 @@ def load_from_hub(name: str, families: Collection[str]) -> Any:
     return network
 
 
-def _not_found(name: str, error: Exception) -> InputError:
-    if Path(name).is_dir():
-        return InputError(
-            f"Expected config.json and weights in {name}, written by save_pretrained of transformers; "
-            f"cannot read them ({type(error).__name__}). Copy the whole folder."
-        )
-    return InputError(
-        f"Expected {name!r} to be a local folder or a reachable name on the Hugging Face hub "
-        "(HF_HUB_OFFLINE=1 allows only downloaded ones). Download it, or give its folder."
-    )
+def freeze(network: M, weights: Mapping[str, Tensor], *, origin: str, hint: str = "") -> M:
+    """Assign float32 weights to a network on the meta device, freeze it and set eval mode; raise if any do not fit."""
+    if faults := describe_faults(shapes(network.state_dict()), shapes(weights)):
+        raise InputError(f"Expected {origin}; {faults}. {hint}".rstrip())
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+class Frozen(nn.Module):
+    """A network that stays in eval mode."""
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stays in eval mode."""
+        return super().train(mode=False)
 
 
 def load_module(name: str) -> nn.Module:

@@ -15,13 +15,13 @@ WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 def squared_distance(images: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference per image: (B, ...) and (B, ...) -> (B,)."""
-    return (full(images) - full(target)).square().flatten(1).mean(dim=1)
+    """Mean squared difference per image: (B, ...) and (B, ...) -> (B,); no gradient through the target."""
+    return (full(images) - full(target.detach())).square().flatten(1).mean(dim=1)
 
 
 def absolute_distance(images: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference per image: (B, ...) and (B, ...) -> (B,)."""
-    return (full(images) - full(target)).abs().flatten(1).mean(dim=1)
+    """Mean absolute difference per image: (B, ...) and (B, ...) -> (B,); no gradient through the target."""
+    return (full(images) - full(target.detach())).abs().flatten(1).mean(dim=1)
 
 
 def direction_distance(

@@ -5,22 +5,12 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from biflow.losses.perceptual import full
+from biflow.losses.perceptual import absolute_distance, full, squared_distance
 
 
 def cosine_distance(projected: Tensor, target: Tensor) -> Tensor:
     """Mean over patches of 1 - cosine similarity: (B, T, F) twice -> (B,); no gradient through the target."""
     return 1 - F.cosine_similarity(full(projected), full(target.detach()), dim=-1).mean(dim=1)
-
-
-def squared_distance(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference: (B, T, F) twice -> (B,); no gradient through the target."""
-    return (full(projected) - full(target.detach())).square().mean(dim=(1, 2))
-
-
-def absolute_distance(projected: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference: (B, T, F) twice -> (B,); no gradient through the target."""
-    return (full(projected) - full(target.detach())).abs().mean(dim=(1, 2))
 
 
 FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -31,10 +21,7 @@ FEATURE_DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def resample(features: Tensor, side: int) -> Tensor:
-    """Resize a feature grid (B, F, h, w) to side x side and flatten it in raster order: (B, side * side, F).
-
-    Bilinear, antialiased when downsampling.
-    """
+    """Resize a grid (B, F, h, w) to side x side, bilinear and antialiased, then flatten in raster order: (B, T, F)."""
     if features.shape[-2:] != (side, side):
         features = F.interpolate(full(features), (side, side), mode="bilinear", antialias=True)
     return features.flatten(2).transpose(1, 2)

@@ -15,10 +15,7 @@ RMS_EPS = 1e-6
 
 @dataclass
 class KVCache:
-    """Preallocated keys and values of one attention layer for the patches decoded so far.
-
-    Lower `length` to drop the last patches and decode them again.
-    """
+    """Preallocated keys and values of one layer for the patches decoded so far; lower `length` to drop the last."""
 
     keys: Tensor  # (B, N, T_max, K)
     values: Tensor  # (B, N, T_max, K)
@@ -65,10 +62,7 @@ class StaticKVCache(KVCache):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a fixed head width.
-
-    The outputs of `qkv` are ordered [all query heads | all key heads | all value heads].
-    """
+    """Multi-head self-attention; the outputs of `qkv` are [all query heads | all key heads | all value heads]."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ time. Attention is assumed not to materialise its scores.
 """
 
 import math
-from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from biflow.features.classifier import Classifier
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.nn.transformer import layer_matrices
-from biflow.plan.operations import Step, bytes_per_value, feature_width, training_step
+from biflow.plan.operations import bytes_per_value, feature_width, stage_fits, training_step
 from biflow.plan.parts import FULL, backward_workspace, layer
 
 MOMENTS = 2  # AdamW's per parameter; Muon keeps one
@@ -45,7 +45,7 @@ class Memory(NamedTuple):
     @property
     def fixed(self) -> float:
         """Bytes independent of the batch size."""
-        return self.parameters + self.gradients + self.moments + self.average + self.copies
+        return sum(self[:5])
 
     def peak(self, batch: float) -> float:
         """Peak bytes of a step with this many images per device."""
@@ -59,8 +59,7 @@ class Memory(NamedTuple):
 
 def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, recompute: bool = False) -> Memory:
     """Memory per device of a stage's step under DDP, or FSDP2 if sharded."""
-    fit = config.fit_reverse if stage == "reverse" and config.fit_reverse else config.fit_flow
-    trained, frozen = trained_parameters(config, stage), frozen_parameters(config, stage)
+    fit, step, trained = stage_fits(config)[stage], training_step(config, stage), trained_parameters(config, stage)
     value, split = bytes_per_value(fit), devices if sharded else 1
     copies: float = value * trained.linear if value < FULL else 0  # cached by autocast
     if sharded:
@@ -68,18 +67,14 @@ def step_memory(config: RunConfig, stage: str, *, devices: int, sharded: bool, r
     elif devices > 1:
         copies += FULL * trained.all  # buckets
     return Memory(
-        parameters=FULL * (trained.all / split + frozen.all / split),
+        parameters=FULL * (trained.all + frozen_parameters(config, stage)) / split,
         gradients=FULL * trained.all / split,
         moments=FULL * (MOMENTS * trained.all - (trained.matrices if fit.optimizer == "muon" else 0)) / split,
         average=FULL * trained.all / split,
         copies=copies,
-        image=_image_bytes(training_step(config, stage), recompute=recompute),
+        image=step.buffers + step.trained.saved - recompute * step.trained.recomputed,
         work=_work_bytes(config, stage, fit, recompute=recompute),
     )
-
-
-def _image_bytes(step: Step, *, recompute: bool) -> float:
-    return step.buffers + step.trained.saved - (step.trained.recomputed if recompute else 0)
 
 
 def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: bool) -> float:
@@ -97,53 +92,38 @@ def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: boo
 
 
 def trained_parameters(config: RunConfig, stage: str) -> Parameters:
-    """Parameters that a stage trains."""
-    return _add(_count(network) for network in _networks(config, stage) if network)
+    """Parameters that a stage trains: of the flow and its projector, or of the reverse model, or of all three."""
+    align, model = config.fit_flow.align, config.model
+    networks: list[nn.Module] = []
+    with torch.device("meta"):
+        if stage != "reverse":
+            networks.append(ForwardFlow(model))
+        if stage != "reverse" and align:
+            widths = [model.flow.width, *[align.hidden_width or model.flow.width] * 2, feature_width(align)]
+            networks.append(nn.Sequential(*(nn.Linear(*sizes) for sizes in pairwise(widths))))
+        if stage != "flow":
+            networks.append(ReverseModel(model))
+    return _count(networks)
 
 
-def frozen_parameters(config: RunConfig, stage: str) -> Parameters:
+def frozen_parameters(config: RunConfig, stage: str) -> int:
     """Frozen parameters of a stage: the flow for the reverse model, the small classifier for an alignment."""
     align, model = config.fit_flow.align, config.model
-    if stage == "reverse":
-        return _add(_count(network) for network in _networks(config, "flow")[:1] if network)
-    if align and align.encoder == "classifier":
-        with torch.device("meta"):
-            return _count(Classifier(model.channels, max(1, model.num_classes)))
-    return Parameters()
-
-
-def _networks(config: RunConfig, stage: str) -> list[nn.Module | None]:
-    """The flow, its projector and the reverse model, if the stage trains them, on the meta device."""
-    align, width = config.fit_flow.align, config.model.flow.width
     with torch.device("meta"):
-        flow, projector = None, None
-        if stage != "reverse":
-            flow = ForwardFlow(config.model)
-        if align and flow:
-            hidden = align.hidden_width or width
-            sizes = [(width, hidden), (hidden, hidden), (hidden, feature_width(align))]
-            projector = nn.Sequential(*(nn.Linear(*size) for size in sizes))
-        reverse = ReverseModel(config.model) if stage != "flow" else None
-    return [flow, projector, reverse]
+        if stage == "reverse":
+            return _size(ForwardFlow(model))
+        if align and align.encoder == "classifier":
+            return _size(Classifier(model.channels, max(1, model.num_classes)))
+    return 0
 
 
-def _count(network: nn.Module) -> Parameters:
-    linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
-    blocks = [*getattr(network, "blocks", ()), network]
-    sizes = [sum(p.numel() for p in part.parameters()) for part in blocks]
-    return Parameters(
-        sizes[-1],
-        sum(p.numel() for part in linear for p in part.parameters()),
-        max(sizes[:-1] or sizes),
-        sum(p.numel() for p in layer_matrices(network)),
-    )
+def _count(networks: list[nn.Module]) -> Parameters:
+    joined = nn.ModuleList(networks)
+    linear = [part for part in joined.modules() if isinstance(part, nn.Linear)]
+    blocks = [block for network in networks for block in getattr(network, "blocks", [network])]
+    matrices = sum(p.numel() for p in layer_matrices(joined))
+    return Parameters(_size(joined), sum(map(_size, linear)), max(map(_size, blocks)), matrices)
 
 
-def _add(counts: Iterable[Parameters]) -> Parameters:
-    counts = list(counts)
-    return Parameters(
-        sum(each.all for each in counts),
-        sum(each.linear for each in counts),
-        max(each.block for each in counts),
-        sum(each.matrices for each in counts),
-    )
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -6,23 +6,8 @@ from biflow.config import AlignConfig, FitConfig, ModelConfig, RunConfig
 from biflow.data.augment import GUIDED_SHARE
 from biflow.features.classifier import Classifier
 from biflow.models.alignment_paths import by_block
-from biflow.plan.parts import (
-    FULL,
-    NOTHING,
-    Cost,
-    affine,
-    flow,
-    flow_block,
-    flow_layers,
-    head,
-    layer,
-    linear,
-    reverse_block,
-    reverse_blocks,
-    reverse_config,
-    reverse_levels,
-    reverse_pass,
-)
+from biflow.plan import parts
+from biflow.plan.parts import FULL, NOTHING, Cost
 
 DEFAULT_FEATURES = 768  # width of a base-size vision transformer, assumed before an encoder is loaded
 
@@ -55,41 +40,32 @@ def stage_fits(config: RunConfig) -> dict[str, FitConfig]:
 
 def training_step(config: RunConfig, stage: str) -> Step:
     """Cost of a training step of the stage "flow", "reverse" or "joint"."""
-    model = config.model
-    value = bytes_per_value(stage_fits(config)[stage])
-    values = model.num_patches * model.patch_dim
-    buffers = 2 * FULL * values  # clean and noisy images
-    codec = () if model.codec == "pixels" else ("codec",)
-    if stage == "reverse":
-        states = FULL * (model.flow.blocks + 1) * values
-        inverse = _reverse_step(config, value, label_drop=stage_fits(config)[stage].label_drop)
-        return Step(
-            inverse.trained, inverse.forward + flow(model), buffers + states + inverse.buffers, codec + inverse.left_out
-        )
-    likelihood = _flow_step(config, value)
-    step = Step(likelihood.trained, likelihood.forward, buffers + FULL * values, codec + likelihood.left_out)
-    if stage == "flow":
-        return step
-    inverse = _reverse_step(config, value, label_drop=config.fit_flow.label_drop)
+    model, fit = config.model, stage_fits(config)[stage]
+    value, values = bytes_per_value(fit), model.num_patches * model.patch_dim
+    first = Step(NOTHING, parts.flow(model), FULL * (model.flow.blocks + 1) * values, ())  # the frozen flow's states
+    if stage != "reverse":
+        first = _flow_step(config, value)
+    second = _reverse_step(config, value, fit.label_drop) if stage != "flow" else Step(NOTHING, NOTHING, 0.0, ())
     return Step(
-        step.trained + inverse.trained,
-        step.forward + inverse.forward,
-        step.buffers + inverse.buffers,
-        step.left_out + inverse.left_out,
+        first.trained + second.trained,
+        first.forward + second.forward,
+        2 * FULL * values + first.buffers + second.buffers,  # clean and noisy images
+        ("codec",) * (model.codec != "pixels") + first.left_out + second.left_out,
     )
 
 
 def _flow_step(config: RunConfig, value: int) -> Step:
     """Maximum likelihood, with alignment if the config asks for it."""
     model, align = config.model, config.fit_flow.align
-    trained = flow(model, value=value, no_grad_input=True)
-    if align is None:
-        return Step(trained, NOTHING, 0.0, ())
-    features, without_grad = _features(model, align, value)
-    counted = align.encoder == "classifier"
-    encoder = _classifier_maps(model) if counted else NOTHING
-    left_out = () if counted else ("encoder",)
-    return Step(trained + features + _projections(model, align, value), without_grad + encoder, 0.0, left_out)
+    trained, forward, left_out = parts.flow(model, value=value, no_grad_input=True), NOTHING, tuple[str, ...]()
+    if align is not None:
+        features, forward = _features(model, align, value)
+        trained += features + _projections(model, align, value)
+        if align.encoder == "classifier":
+            forward += _classifier_maps(model)
+        else:
+            left_out = ("encoder",)
+    return Step(trained, forward, FULL * model.num_patches * model.patch_dim, left_out)
 
 
 def _features(model: ModelConfig, align: AlignConfig, value: int) -> tuple[Cost, Cost]:
@@ -98,21 +74,21 @@ def _features(model: ModelConfig, align: AlignConfig, value: int) -> tuple[Cost,
     trained, without_grad, length = NOTHING, NOTHING, model.num_patches
     if align.strategy == "forward":
         return trained, without_grad
-    embedding = length * linear(model.patch_dim, model.flow.width)
+    embedding = length * parts.linear(model.patch_dim, model.flow.width)
     for block in range(model.flow.blocks, min(depths) - 1, -1):
         depth = depths.get(block, 0)
         if align.strategy == "reverse":
-            trained += flow_block(model, block - 1, value=value, no_grad_input=True)
-            trained += (align.sweeps - 1) * flow_block(model, block - 1, value=value)
+            trained += parts.flow_block(model, block - 1, value=value, no_grad_input=True)
+            trained += (align.sweeps - 1) * parts.flow_block(model, block - 1, value=value)
         elif align.strategy == "reverse_sequential":
             for prefix in range(1, length):
-                trained += flow_block(model, block - 1, value=value, tokens=prefix)
+                trained += parts.flow_block(model, block - 1, value=value, tokens=prefix)
         elif align.strategy == "reverse_literal":
             later = model.flow.block_layers[block - 1] - depth
-            without_grad += later * layer(model.flow, length) + affine(model)
-        no_grad_input = align.strategy in {"detach", "reverse_literal"}
+            without_grad += later * parts.layer(model.flow, length) + parts.affine(model)
         if depth:
-            trained += flow_layers(model, depth, value=value, no_grad_input=no_grad_input)
+            detached = align.strategy in {"detach", "reverse_literal"}
+            trained += parts.flow_layers(model, depth, value=value, no_grad_input=detached)
         elif align.strategy != "detach":  # the input is embedded but not used
             without_grad += embedding
     return trained, without_grad
@@ -122,8 +98,8 @@ def _projections(model: ModelConfig, align: AlignConfig, value: int) -> Cost:
     """The projector on the features of every aligned layer, and the distance from the encoder's features."""
     width, hidden = model.flow.width, align.hidden_width or model.flow.width
     features = feature_width(align)
-    one = linear(width, hidden, saved=value * width) + linear(hidden, hidden, saved=2 * value * hidden)
-    one += linear(hidden, features, saved=2 * value * hidden + 2 * FULL * features)
+    one = parts.linear(width, hidden, saved=value * width) + parts.linear(hidden, hidden, saved=2 * value * hidden)
+    one += parts.linear(hidden, features, saved=2 * value * hidden + 2 * FULL * features)
     return len(align.layers) * model.num_patches * one
 
 
@@ -139,19 +115,18 @@ def _classifier_maps(model: ModelConfig) -> Cost:
     return Cost(linear=2 * 9 * weights)
 
 
-def _reverse_step(config: RunConfig, value: int, *, label_drop: float) -> Step:
+def _reverse_step(config: RunConfig, value: int, label_drop: float) -> Step:
     """The reverse model's part of a step."""
-    model, reverse = config.model, reverse_config(config.model)
+    model, reverse = config.model, parts.reverse_config(config.model)
     length, hidden = model.num_patches, FULL * reverse.width
-    trained = reverse_pass(model, value) + reverse_levels(model) * head(model, value)
-    forward, trained_in = NOTHING, reverse.guidance == "trained"
-    guided = reverse_blocks(model) if trained_in else 0
-    if trained_in:
+    trained = parts.reverse_pass(model, value) + parts.reverse_levels(model) * parts.head(model, value)
+    forward, guided = NOTHING, 0
+    if reverse.guidance == "trained":
+        guided = parts.reverse_blocks(model)
         share = GUIDED_SHARE * (1 - label_drop) if model.num_classes else 0.0
-        forward += (share * guided) * reverse_block(model)
-        embedding = linear(32, reverse.width, no_grad_input=True) + linear(reverse.width, reverse.width)
-        trained += embedding
-    unguided = reverse_blocks(model) - guided
+        forward += (share * guided) * parts.reverse_block(model)
+        trained += parts.linear(32, reverse.width, no_grad_input=True) + parts.linear(reverse.width, reverse.width)
+    unguided = parts.reverse_blocks(model) - guided
     buffers = hidden * (guided * length + unguided * (length + reverse.class_tokens))  # block outputs
     kinds = {each.kind for each in config.fit_reverse.distances} if config.fit_reverse else set()
     return Step(trained, forward, buffers, tuple(sorted(f"network of {kind}" for kind in kinds - {"mse", "l1"})))
@@ -160,13 +135,14 @@ def _reverse_step(config: RunConfig, value: int, *, label_drop: float) -> Step:
 def sampling(model: ModelConfig) -> dict[str, float]:
     """FLOPs per image of each sampling method; for iterative methods, those of one sweep through all blocks."""
     flops: dict[str, float] = {}
-    score = flow(model).differentiated
+    score = parts.flow(model).differentiated
     if model.reverse is not None:
         after = score if model.reverse.denoising == "score" else 0.0
-        one_pass = reverse_pass(model).forward + after
-        guidance = 0.0 if model.reverse.guidance == "trained" else reverse_blocks(model) * reverse_block(model).forward
+        one_pass = parts.reverse_pass(model).forward + after
+        again = 0 if model.reverse.guidance == "trained" else parts.reverse_blocks(model)
+        guidance = again * parts.reverse_block(model).forward
         flops |= {"one pass": one_pass, "one pass, guided": one_pass + guidance}
-    inverse, sweep = _patch_by_patch(model).forward, flow(model, tokens=model.num_patches - 1).forward
+    inverse, sweep = _patch_by_patch(model).forward, parts.flow(model, tokens=model.num_patches - 1).forward
     return flops | {
         "exact inverse": inverse,
         "exact inverse, guided": 2 * inverse,
@@ -181,6 +157,6 @@ def _patch_by_patch(model: ModelConfig) -> Cost:
     calls = model.num_patches - 1
     cost = NOTHING
     for depth in model.flow.block_layers:
-        ends = flow_layers(model, 0, tokens=calls) + affine(model, tokens=calls)
-        cost += ends + depth * layer(model.flow, calls, attended=(calls + 1) / 2)
+        ends = parts.flow_layers(model, 0, tokens=calls) + parts.affine(model, tokens=calls)
+        cost += ends + depth * parts.layer(model.flow, calls, attended=(calls + 1) / 2)
     return cost

@@ -58,7 +58,8 @@ def layer(config: TransformerConfig, tokens: float, *, attended: float | None = 
     """One transformer layer; each token attends to all tokens or to `attended` of them. value: bytes per value."""
     width, hidden = config.width, _hidden(config)
     weights = 4 * width**2 + (3 if config.mlp == "swiglu" else 2) * width * hidden
-    saved = tokens * (_saved_by_attention(config, value) + _saved_by_mlp(config, value))
+    activations = (4 if config.mlp == "swiglu" else 2) * value * hidden  # before and after the activation
+    saved = tokens * (_saved_by_attention(config, value) + _saved_by_norm(config, value) + activations)
     attention = 4 * tokens * (tokens if attended is None else attended) * width
     return Cost(2 * tokens * weights, 0.0, attention, saved, saved - tokens * FULL * width)
 
@@ -91,19 +92,13 @@ def _saved_by_attention(config: TransformerConfig, value: int) -> float:
     return saved
 
 
-def _saved_by_mlp(config: TransformerConfig, value: int) -> float:
-    """The norm, and the hidden values before and after the activation."""
-    return _saved_by_norm(config, value) + (4 if config.mlp == "swiglu" else 2) * value * _hidden(config)
-
-
 def flow_block(
     model: ModelConfig, level: int, *, value: int = FULL, tokens: float | None = None, no_grad_input: bool = False
 ) -> Cost:
     """One block of the flow; level 0 is next to the data."""
     depth = model.flow.block_layers[level]
-    return flow_layers(model, depth, value=value, tokens=tokens, no_grad_input=no_grad_input) + affine(
-        model, value, tokens
-    )
+    layers = flow_layers(model, depth, value=value, tokens=tokens, no_grad_input=no_grad_input)
+    return layers + affine(model, value, tokens)
 
 
 def flow_layers(

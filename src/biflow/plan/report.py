@@ -1,16 +1,14 @@
 """The plan of a run as table rows."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from biflow.config import FitConfig, RunConfig
-from biflow.errors import InputError
-from biflow.plan.memory import Memory, frozen_parameters, step_memory, trained_parameters
+from biflow.config import RunConfig
+from biflow.errors import InputError, check_number
+from biflow.plan.memory import frozen_parameters, step_memory, trained_parameters
 from biflow.plan.operations import sampling, stage_fits, training_step
 
 GIGA, GIB = 1e9, 2.0**30
-STRATEGIES = {"DDP": {"sharded": False}, "FSDP2": {"sharded": True}}
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,11 @@ class Machine:
     utilisation: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.devices < 1:
-            raise InputError(f"Expected 1 device or more; got {self.devices}. Set --devices.")
-        for value, unit, option in (
-            (self.device_memory, "GiB of memory", "device-memory"),
-            (self.tflops, "TFLOP/s", "tflops"),
-        ):
+        check_number(self.devices, "--devices", least=1, whole=True)
+        for value, unit in ((self.device_memory, "GiB of memory"), (self.tflops, "TFLOP/s")):
             if not 0 < value < math.inf:
-                raise InputError(f"Expected {unit} of a device above 0; got {value:g}. Set --{option}.")
-        if not 0 < self.utilisation <= 1:
-            raise InputError(f"Expected a utilisation above 0, up to 1; got {self.utilisation:g}. Set --utilisation.")
+                raise InputError(f"Expected {unit} of a device above 0; got {value:g}.")
+        check_number(self.utilisation, "--utilisation", most=1, above=True)
 
     def share(self, batch_size: int) -> int:
         """Images per device, of a batch divided evenly among the devices."""
@@ -50,11 +43,11 @@ class Machine:
 
 def parameter_rows(config: RunConfig) -> list[list[str]]:
     """Trained and frozen parameters of each stage."""
-    counts = [
-        (stage, trained_parameters(config, stage).all, frozen_parameters(config, stage).all)
-        for stage in stage_fits(config)
-    ]
-    return [["", "trained", "frozen"], *([stage, f"{trained:,}", f"{frozen:,}"] for stage, trained, frozen in counts)]
+    rows = [["", "trained", "frozen"]]
+    for stage in stage_fits(config):
+        trained, frozen = trained_parameters(config, stage).all, frozen_parameters(config, stage)
+        rows.append([stage, f"{trained:,}", f"{frozen:,}"])
+    return rows
 
 
 def operation_rows(config: RunConfig) -> list[list[str]]:
@@ -69,29 +62,19 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
     batch = machine.share(stage_fits(config)[stage].batch_size)
     columns = {
         f"{name}{', recompute' if recompute else ''}": step_memory(
-            config, stage, devices=machine.devices, recompute=recompute, **options
+            config, stage, devices=machine.devices, sharded=name == "FSDP2", recompute=recompute
         )
         for recompute in (False, True)
-        for name, options in STRATEGIES.items()
+        for name in ("DDP", "FSDP2")
     }
-    lines: dict[str, Callable[[Memory], float]] = {
-        "parameters": lambda memory: memory.parameters,
-        "gradients": lambda memory: memory.gradients,
-        "optimizer moments": lambda memory: memory.moments,
-        "moving average": lambda memory: memory.average,
-        "copies": lambda memory: memory.copies,
-        "activations": lambda memory: memory.peak(batch) - memory.fixed,
-        "total": lambda memory: memory.peak(batch),
-    }
-    rows = [[name, *(_gib(bytes_of(each)) for each in columns.values())] for name, bytes_of in lines.items()]
-    room = machine.device_memory * GIB
-    fits = ["yes" if each.peak(batch) <= room else "no" for each in columns.values()]
-    largest = [str(each.largest_batch(room)) for each in columns.values()]
+    room, found = machine.device_memory * GIB, columns.values()
+    names = ("parameters", "gradients", "optimizer moments", "moving average", "copies", "activations", "total")
+    sizes = [(*each[:5], each.peak(batch) - each.fixed, each.peak(batch)) for each in found]
     return [
         ["", *columns],
-        *rows,
-        [f"fits in {machine.device_memory:g} GiB", *fits],
-        ["largest batch per device", *largest],
+        *([name, *map(_gib, values)] for name, *values in zip(names, *sizes, strict=True)),
+        [f"fits in {machine.device_memory:g} GiB", *("yes" if each.peak(batch) <= room else "no" for each in found)],
+        ["largest batch per device", *(str(each.largest_batch(room)) for each in found)],
     ]
 
 
@@ -110,19 +93,11 @@ def _gib(size: float) -> str:
 
 def hour_rows(config: RunConfig, machine: Machine) -> list[list[str]]:
     """Training hours of each stage."""
-    fits = stage_fits(config)
-    hours = {name: machine.hours(_operations(config, name, fit)) for name, fit in fits.items()}
-    return [
-        ["", "steps", "images per step", "hours"],
-        *(
-            [name, f"{fit.steps:,}", f"{fit.batch_size:,}", f"{_format_hours(hours[name])}"]
-            for name, fit in fits.items()
-        ),
-    ]
-
-
-def _operations(config: RunConfig, stage: str, fit: FitConfig) -> float:
-    return fit.steps * fit.batch_size * training_step(config, stage).operations
+    rows = [["", "steps", "images per step", "hours"]]
+    for name, fit in stage_fits(config).items():
+        hours = machine.hours(fit.steps * fit.batch_size * training_step(config, name).operations)
+        rows.append([name, f"{fit.steps:,}", f"{fit.batch_size:,}", _format_hours(hours)])
+    return rows
 
 
 def left_out(config: RunConfig) -> list[str]:
