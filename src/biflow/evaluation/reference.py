@@ -113,9 +113,7 @@ def load_reference(path: Path) -> Reference:
     except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
-        raise InputError(
-            f"Expected statistics in {path}; another format, or damaged. Delete it to compute them."
-        )
+        raise InputError(f"Expected statistics in {path}; another format, or damaged. Delete it to compute them.")
     count, spatial = facts["images"], None
     if "spatial_mean" in tensors:
         spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
