@@ -93,7 +93,7 @@ def load_training(folder: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load without.") from None
+        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load the model.") from None
 
 
 def _read_description(path: Path) -> dict[str, Any]:

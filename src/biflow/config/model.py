@@ -35,7 +35,10 @@ class TransformerConfig(Config):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.positions == "rotary" and self.head_width % 4:
-            raise ValueError(f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}.")
+            raise ValueError(
+                f"Expected head_width to be a multiple of 4 with rotary positions; got {self.head_width}. "
+                "Set positions=learned, or another head_width."
+            )
         check_multiple("width", self.width, "head_width", self.head_width)
         return self
 
@@ -57,7 +60,10 @@ class FlowConfig(TransformerConfig):
     @model_validator(mode="after")
     def _every_block_has_layers(self) -> Self:
         if isinstance(self.layers, tuple) and len(self.layers) != self.blocks:
-            raise ValueError(f"Expected one number of layers for each of {self.blocks} blocks; got {len(self.layers)}.")
+            raise ValueError(
+                f"Expected one number of layers for each of {self.blocks} blocks; got {len(self.layers)}. "
+                "Set layers or blocks."
+            )
         return self
 
     @property

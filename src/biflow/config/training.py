@@ -91,7 +91,9 @@ class AlignConfig(Config):
     @model_validator(mode="after")
     def _something_is_aligned_with_an_encoder(self) -> Self:
         if not self.layers or len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"Expected different layers, each [block, layer]; got {[list(p) for p in self.layers]}.")
+            raise ValueError(
+                f"Expected one or more different layers, each [block, layer]; got {[list(p) for p in self.layers]}."
+            )
         if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
                 f"Expected no network or input_size for the encoder 'classifier', trained on the run's images; got "
@@ -101,7 +103,9 @@ class AlignConfig(Config):
             kind = "package.module:name" if self.encoder == "module" else "a hub name or a folder"
             raise ValueError(f"Expected network for the encoder {self.encoder!r}; got none. Set it to {kind}.")
         if self.sweeps > 1 and self.strategy != "reverse":
-            raise ValueError(f"Expected sweeps 1 with strategy {self.strategy!r}; got {self.sweeps}. Set reverse.")
+            raise ValueError(
+                f"Expected sweeps 1 with strategy {self.strategy!r}; got {self.sweeps}. Set strategy=reverse for more."
+            )
         return self
 
 
@@ -157,7 +161,9 @@ class DistanceConfig(Config):
             what = " or ".join(ignored)
             raise ValueError(f"Expected no {what} for the distance {self.kind!r}, which does not use it. Leave it out.")
         if self.kind == "classifier" and self.space == "images":
-            raise ValueError("Expected space=latents for the distance 'classifier', which is trained on latents.")
+            raise ValueError(
+                "Expected space=latents for the distance 'classifier', which is trained on what the flow models."
+            )
         return self
 
 

@@ -99,7 +99,10 @@ def lay_out(root: Path) -> Layout:
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; found none.")
     inner = {name.partition("/")[0] if "/" in name else "" for name in names}
     if inner == {"train", "val", "test"}:
-        raise InputError(f"Expected train/ and either val/ or test/ in {root}; got all three. Use two of them.")
+        raise InputError(
+            f"Expected train/ and either val/ or test/ in {root}; got all three. Make a folder with links to the two "
+            "that you want."
+        )
     has_test = inner in SPLIT_FOLDERS
     parts = [f"{part}/" for part in sorted(inner)] if has_test else [""]  # in the order of the names
     below = {part: [name.removeprefix(part) for name in names if name.startswith(part)] for part in parts}
@@ -107,7 +110,10 @@ def lay_out(root: Path) -> Layout:
     in_train = set(classes["train/" if has_test else ""])
     if unknown := {kind for kinds in classes.values() for kind in kinds} - in_train:
         what = f"the classes {_some(sorted(unknown))}" if "" not in unknown else "images without a class"
-        raise InputError(f"Expected the same class folders in all splits of {root}; got {what} missing from train/.")
+        raise InputError(
+            f"Expected the same class folders in all splits of {root}; got {what} missing from train/. "
+            "Add them, or move them out of the other split."
+        )
     is_test = [not name.startswith("train/") for name in names] if has_test else None
     class_names = tuple(sorted(in_train - {""}, key=_in_natural_order))
     return Layout(names, [kind for part in parts for kind in classes[part]], class_names, is_test)
@@ -136,7 +142,8 @@ def check_every_class(path: Path, train: FolderImages) -> None:
     counts = train.labels.bincount(minlength=len(train.class_names)).tolist()
     if empty := [name for name, count in zip(train.class_names, counts, strict=False) if not count]:
         raise InputError(
-            f"Expected images in every class of {path}; those in {_some(empty)} are all unreadable or held out."
+            f"Expected images in every class of {path}; those in {_some(empty)} are all unreadable or held "
+            "out for testing. Add images, or move the folder away."
         )
 
 

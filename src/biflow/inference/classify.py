@@ -96,7 +96,7 @@ def classify_images(
     over this many draws. Noise depends on the seed and the image's own values, not on the batch.
     """
     if not model.config.num_classes:
-        raise InputError("Expected a model with classes to classify with; this one is unconditional.")
+        raise InputError("Expected a model with classes to classify with; this one is unconditional. Train one.")
     check_number(draws, "draws", least=1, whole=True)
     check_number(seed, "seed", whole=True)
     if not len(pixels):

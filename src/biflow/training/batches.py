@@ -33,7 +33,10 @@ class Batch(NamedTuple):
 def check_splits(batch_size: int, parts: int) -> None:
     """Raise unless a process's batch of this size splits evenly into `parts` for gradient accumulation."""
     if batch_size % parts:
-        raise InputError(f"Expected a process's batch divisible by accumulate={parts}; got {batch_size} images.")
+        raise InputError(
+            f"Expected the batch of each process to be divisible by accumulate={parts}; got {batch_size} images. "
+            "Set batch_size or accumulate."
+        )
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

@@ -74,7 +74,10 @@ class FitReverse(Objective):
     def check_resumed(self) -> None:
         """Raise unless the reverse model was being fitted to this flow."""
         if not self.reverse.matches_flow(self.flow):
-            raise InputError("Expected this run's first flow; the current flow has other weights. Use a new folder.")
+            raise InputError(
+                "Expected the flow that this run started to fit its reverse model to; the current flow has other "
+                "weights. Restore that flow, or start in a new folder."
+            )
 
     def forward(self, batch: Batch) -> LossParts:
         """Alignment of all levels plus the distances of the image."""

@@ -93,7 +93,8 @@ def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[i
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
             f"Expected the network of the distance {config.kind!r} to accept {shape[0]}x{size}x{size} images; it "
-            f"fails: {reason.removesuffix('.')}. Set input_size; it must return floating-point tensors, batch first."
+            f"fails: {reason.removesuffix('.')}. Set input_size to a size that it accepts; it must return "
+            "one or more floating-point tensors, batch first."
         ) from None
     if tuple(found.shape) != (2,) or not found.isfinite().all():
         raise InputError(
@@ -102,5 +103,6 @@ def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[i
         )
     if not found.requires_grad:
         raise InputError(
-            f"Expected the distance {config.kind!r} to have a gradient; its network blocks it by no_grad or detach."
+            f"Expected the distance {config.kind!r} to have a gradient; its network blocks it. Remove torch.no_grad "
+            "and detach from the network."
         )

@@ -117,7 +117,9 @@ def check_latents(config: RunConfig, data: LatentSet, codec: Codec) -> None:
     """Raise unless a latent cache was made with the model's codec and no encoder needs the images."""
     made_with = data.manifest["codec"]
     if not isinstance(codec, VaeCodec):
-        raise InputError(f"Expected a VAE for {config.data!r}; got pixels. Set model.codec=vae:{made_with['name']}.")
+        raise InputError(
+            f"Expected a latent model for {config.data!r}; got a pixel model. Set model.codec=vae:{made_with['name']}."
+        )
     if codec.identity() != made_with["sha256"]:
         raise InputError(
             f"Expected the codec of the latents in {data.folder}, {made_with['name']}; the weights of model.codec are "
