@@ -214,7 +214,7 @@ def test_which_images_are_cached_in_memory(images):
     assert not is_kept(source, ReadingConfig(workers=2))
     assert not is_kept(replace(source, image_shape=(3, 10_000, 10_000)), ReadingConfig())
     assert not is_kept(load_data("digits").train, ReadingConfig(cache="memory"))
-    with pytest.raises(ValueError, match="Expected a data set that one process reads, for cache 'memory'; got 2 worke"):
+    with pytest.raises(ValueError, match="Expected one process to read, for cache 'memory'; got 2 worke"):
         ReadingConfig(cache="memory", workers=2)
 
 
