@@ -74,9 +74,11 @@ def check_number(
     kind = Integral if whole else Real
     if isinstance(value, kind) and not isinstance(value, bool) and isfinite(value):
         found = float(value)
-        if least < found <= (most or inf) or (found == least and not above):
+        if least < found <= (inf if most is None else most) or (found == least and not above):
             return
-    rest = f", {least:g} or more" if most is None else f" from {least:g} to {most:g}"
-    span = f" above {least:g}" if above else rest
+    if above:
+        span = f" above {least:g}" if most is None else f" above {least:g}, up to {most:g}"
+    else:
+        span = f", {least:g} or more" if most is None else f" from {least:g} to {most:g}"
     what = "a whole number" if whole else "a number"
     raise InputError(f"Expected {name} to be {what}{span}; got {value!r}." + f" {hint}" * bool(hint))

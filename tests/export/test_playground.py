@@ -117,7 +117,7 @@ def test_without_npm_the_error_suggests_a_folder(cache, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("script", "message"),
-    [("echo 'npm error code ENOTFOUND' >&2; exit 1", "ENOTFOUND"), ("echo no package > x.tgz", "another file")],
+    [("echo 'npm error code ENOTFOUND' >&2; exit 1", "ENOTFOUND"), ("echo no package > x.tgz", "got another")],
 )
 def test_an_unavailable_or_wrong_package_is_rejected(cache, tmp_path, monkeypatch, script, message):
     (tmp_path / "npm").write_text(f"#!/bin/sh\n{script}\n")

@@ -272,8 +272,8 @@ def test_sharding_and_recomputing_save_memory():
     ("changes", "message"),
     [
         ({"devices": 0}, "--devices to be a whole number, 1 or more; got 0"),
-        ({"device_memory": 0.0}, "GiB of memory of a device above 0; got 0"),
-        ({"tflops": inf}, "TFLOP/s of a device above 0; got inf"),
+        ({"device_memory": 0.0}, "--device-memory to be a number above 0; got 0.0"),
+        ({"tflops": inf}, "--tflops to be a number above 0; got inf"),
         ({"utilisation": 40.0}, "--utilisation to be a number above 0, up to 1"),
     ],
 )

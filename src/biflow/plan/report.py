@@ -1,6 +1,5 @@
 """The plan of a run as table rows."""
 
-import math
 from dataclasses import dataclass
 
 from biflow.config import RunConfig
@@ -22,9 +21,8 @@ class Machine:
 
     def __post_init__(self) -> None:
         check_number(self.devices, "--devices", least=1, whole=True)
-        for value, unit in ((self.device_memory, "GiB of memory"), (self.tflops, "TFLOP/s")):
-            if not 0 < value < math.inf:
-                raise InputError(f"Expected {unit} of a device above 0; got {value:g}.")
+        check_number(self.device_memory, "--device-memory", above=True)
+        check_number(self.tflops, "--tflops", above=True)
         check_number(self.utilisation, "--utilisation", most=1, above=True)
 
     def share(self, batch_size: int) -> int:
