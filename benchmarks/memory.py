@@ -31,7 +31,8 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.plan.memory import step_memory
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.loop import Objective, Trainer
+from biflow.training.loop import Trainer
+from biflow.training.objective import Objective
 from biflow.training.objectives import FitFlow, FitJoint, FitReverse
 from biflow.training.provenance import describe_machine
 from biflow.training.reverse_loss import ReverseLoss

@@ -138,6 +138,13 @@ def test_images_that_are_no_samples_of_the_model_are_refused(pipe, images, messa
         pipe.certify(images, [0, 1])
 
 
+def test_integers_of_numpy_count_by_their_value(pipe):
+    expected = pipe.sample_pixels([0, 1, 2], seed=5)
+    found = pipe.sample_pixels(np.array([0, 1, 2]), seed=np.int64(5), batch_size=np.int32(2))
+    assert torch.equal(found, expected)
+    assert torch.equal(pipe.noise([0], seed=np.uint8(5)), pipe.noise([0], seed=5))
+
+
 @pytest.mark.parametrize("seed", [0.0, "x", None])
 def test_certify_checks_its_seed_as_sample_does(pipe, seed):
     with pytest.raises(InputError, match="seed to be a whole number"):

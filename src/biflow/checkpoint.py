@@ -19,7 +19,7 @@ from biflow.files import check_writable, replace_folder
 from biflow.models.model import Model, new_model
 from biflow.tensors import describe_faults, read_safetensors, shapes
 
-FORMAT_VERSION = 3  # 1 lacked the prior variance, 2 the digest of the reverse model's flow
+FORMAT_VERSION = 4  # 1 lacked the prior variance, 2 the digest of the reverse model's flow, 3 had other settings
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"  # optional record of the training
@@ -112,5 +112,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         or not isinstance(description.get("class_names"), list)
         or "model" not in description
     ):
-        raise InputError(f"Expected format_version, class_names, model in {path}; this is not a biflow model folder.")
+        raise InputError(
+            f"Expected format_version, class_names, model in {path}; this is not a biflow model folder. "
+            "Give the folder that training wrote."
+        )
     return dict(description)

@@ -1,4 +1,4 @@
-"""The processes of a launcher, torchrun or accelerate launch, or one; only this file reads a launcher's variables."""
+"""The processes of a launcher, torchrun or accelerate launch, or one."""
 
 import os
 import time

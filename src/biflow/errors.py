@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from math import inf, isfinite
+from math import inf
 from numbers import Integral, Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 FEW = 4  # names: a hint lists all of them
 
@@ -43,19 +43,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" + f" {every[0].upper()}{every[1:]}" * (len(known) <= FEW)
 
 
+def check_choice(name: str, options: Iterable[str], what: str) -> None:
+    """Raise unless the name is one of the options.
+
+    >>> check_choice("grey", ["draw", "grey"], "start")
+    """
+    if name not in (known := list(options)):
+        raise InputError(f"Unknown {what} {name!r}; {nearest(name, known)}")
+
+
 def choose(options: Mapping[K, V], name: K, what: str) -> V:
     """The option of this name, or an error that names the nearest.
 
     >>> choose({"mean": 1, "importance": 2}, "mean", "average")
     1
     """
-    if name not in options:
-        raise InputError(f"Unknown {what} {name!r}; {nearest(name, options)}")
+    check_choice(name, options, what)
     return options[name]
 
 
 def check_number(
-    value: object,
+    value: Any,
     name: str,
     *,
     least: float = 0,
@@ -71,10 +79,9 @@ def check_number(
     Traceback (most recent call last):
     biflow.errors.InputError: Expected seed to be a whole number, 0 or more; got -1.
     """
-    kind = Integral if whole else Real
-    if isinstance(value, kind) and not isinstance(value, bool) and isfinite(value):
-        found = float(value)
-        if least < found <= (inf if most is None else most) or (found == least and not above):
+    if isinstance(value, Integral if whole else Real) and not isinstance(value, bool):
+        found: Any = value  # comparable, which the type of numbers does not say
+        if found < inf and (least < found <= (inf if most is None else most) or (found == least and not above)):
             return
     if above:
         span = f" above {least:g}" if most is None else f" above {least:g}, up to {most:g}"

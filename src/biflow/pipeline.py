@@ -13,11 +13,12 @@ from biflow.checkpoint import load_model, load_training, save_model
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ModelConfig, ScoreNoise, load_recipe
 from biflow.data.images import Images, to_pil
 from biflow.data.labels import Labels
+from biflow.data.mask import to_mask
 from biflow.errors import InputError, check_number
 from biflow.hub.repository import find_model, upload_folder, write_upload
 from biflow.hub.tarflow import load_tarflow
 from biflow.inference.classify import Classification, classify_images
-from biflow.inference.edit import Edited, Editor, Start, to_mask
+from biflow.inference.edit import Edited, Editor, Start
 from biflow.inference.likelihood import Scores, cycle_error, score_images
 from biflow.models.model import Model, new_model
 from biflow.sampling.diffusers import ImagePipelineOutput, OutputType, as_output, given_noise
@@ -130,6 +131,7 @@ class Pipeline:
         self.model.to(check_device(device or self.device))
         old, dtype = self.engine, dtype or self.dtype
         self.engine = Engine(self.model, dtype=dtype, compiled=old.compiled, layers=old.layers)
+        self.engine.prepared = old.prepared
         return self
 
     def compile(self, dtype: torch.dtype | None = None, *, layers: bool = True) -> Self:

@@ -187,7 +187,7 @@ def reader_of(train, *keys, part=(0, 1), block_size=7, batch_size=5, steps=60, w
 
 
 def stream_of(train, *keys, part=(0, 1), block_size=7) -> ShuffledStream:
-    return ShuffledStream(train, *(keys or (0, "flow")), share=part, block_size=block_size)
+    return ShuffledStream(train, *(keys or (0, "flow")), rank=part[0], size=part[1], block_size=block_size)
 
 
 def shown(read: Reader, images: int) -> list[int]:

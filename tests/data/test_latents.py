@@ -32,7 +32,7 @@ def write(folder, codec, data, *, flip=False, processes=1):
     """A cache written by this many processes."""
     folder.mkdir()
     for rank in range(processes):
-        encoder = LatentWriter(folder, codec, flip=flip, batch_size=4, share=(rank, processes))
+        encoder = LatentWriter(folder, codec, flip=flip, batch_size=4, rank=rank, size=processes)
         names = encoder.write(data, "train", lambda _: None)
     facts = {"codec": {"name": "x", "sha256": encoder.identity}, "image_shape": (3, 8, 8), "class_names": ["a", "b"]}
     write_manifest(folder, names, facts)
@@ -88,7 +88,7 @@ def test_encoding_resumes(codec, tmp_path, monkeypatch):
     folder.mkdir()
 
     def encoder():
-        return LatentWriter(folder, codec, flip=False, batch_size=4, share=(0, 1))
+        return LatentWriter(folder, codec, flip=False, batch_size=4, rank=0, size=1)
 
     done = []
 

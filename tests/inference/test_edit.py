@@ -5,10 +5,11 @@ import torch
 from PIL import Image
 
 from biflow.data.images import to_pixels
+from biflow.data.mask import to_mask
 from biflow.data.randomness import content_keys, normal_for
 from biflow.errors import InputError
 from biflow.inference import edit as editing
-from biflow.inference.edit import mask_patches, mix_noise, slerp, swap_noise, to_mask
+from biflow.inference.edit import mask_patches, mix_noise, slerp, swap_noise
 from biflow.models.model import new_model
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline

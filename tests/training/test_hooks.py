@@ -57,6 +57,11 @@ def test_the_validation_loss_is_logged_with_its_terms(watched):
     assert {"test_alignment", "test_mse"} <= lines[-1].keys()
 
 
+def test_validation_may_read_more_batches_than_training_has_steps(tmp_path):
+    train_watched(tmp_path / "run", tiny_images(8, seed=3), validate_every=6, validate_batches=9)
+    assert sum("test_loss" in line for line in read_history(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
 def test_tensorboard_gets_the_metrics_and_the_previews(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

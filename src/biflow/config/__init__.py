@@ -1,18 +1,9 @@
 """Every setting of the project, as frozen models with their defaults, which live here and nowhere else."""
 
+from biflow.config.choices import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, SplitName
 from biflow.config.model import FlowConfig, ModelConfig, ReverseConfig, TransformerConfig
 from biflow.config.recipes import load_recipe, recipe_head, recipe_names, smoke, smoke_fit
-from biflow.config.run import (
-    Average,
-    ClassifyMethod,
-    ClassifyNoise,
-    ReadingConfig,
-    RunConfig,
-    ScoreNoise,
-    SplitName,
-    TrackerName,
-    WatchConfig,
-)
+from biflow.config.run import ReadingConfig, RunConfig, TrackerName, WatchConfig
 from biflow.config.training import AlignConfig, DistanceConfig, FitConfig, FlowFitConfig, ReverseFitConfig
 
 __all__ = [

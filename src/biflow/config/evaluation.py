@@ -5,7 +5,8 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from biflow.config.base import Config
-from biflow.config.run import LabelSchedule, ReadingConfig, SplitName
+from biflow.config.choices import LabelSchedule, SplitName
+from biflow.config.run import ReadingConfig
 
 Count = Annotated[int, Field(ge=4, le=10_000_000)]
 

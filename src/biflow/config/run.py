@@ -8,12 +8,6 @@ from biflow.config.base import Config
 from biflow.config.model import ModelConfig
 from biflow.config.training import FlowFitConfig, ReverseFitConfig, Share
 
-ScoreNoise = Literal["uniform", "training"]
-Average = Literal["mean", "importance"]
-ClassifyMethod = Literal["gradient", "steps", "bayes"]
-ClassifyNoise = Literal["training", "uniform", "none"]
-SplitName = Literal["train", "test"]
-LabelSchedule = Literal["balanced", "random"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 

@@ -31,7 +31,7 @@ class FolderImages(ImageSource):
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     reading: ReadingConfig
-    rejected: Mapping[str, str] = field()  # of the whole folder, not only of this split
+    rejected: Mapping[str, str] = field()  # of the whole folder, not only of this split; has no default here
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
@@ -65,7 +65,9 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     `reading.rejected_share` of the files is unreadable.
     """
     if image_shape[0] not in {1, 3}:
-        raise InputError(f"Expected a model of grey or RGB images, 1 or 3 channels; got {image_shape[0]}.")
+        raise InputError(
+            f"Expected a model of grey or RGB images, 1 or 3 channels; got {image_shape[0]}. Set model.channels."
+        )
     layout = lay_out(path)
     found = scan(path, layout.names)
     check_rejected(path, found, reading.rejected_share)

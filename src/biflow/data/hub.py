@@ -45,10 +45,10 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
         train = HubStream(columns.of(splits["train"]), columns, class_names, image_shape, reading)
         empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), train.class_names)
         return Split(train, replace(train, dataset=columns.of(tests[0])) if tests else empty)
-    images = open_images(splits["train"], columns, image_shape, reading)
+    images = open_stored(splits["train"], columns, image_shape, reading)
     for test in tests:
         if columns.labels_of(test).ge(0).all():
-            held_out = open_images(test, columns, image_shape, reading, class_names=images.class_names)
+            held_out = open_stored(test, columns, image_shape, reading, class_names=images.class_names)
             return Split(images, held_out)
     is_test = torch.arange(len(images)).double().mul(GOLDEN).frac() < reading.test_share
     return Split(images.take(~is_test), images.take(is_test))
@@ -69,7 +69,7 @@ class HubImages(ImageSource):
         """The images at these indices (n,): uint8 (n, P, H, W)."""
         rows = self.dataset[indices.tolist()][self.columns.image]
         numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
-        return torch.stack([decode(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
+        return torch.stack([decode_row(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
 
     def take(self, mask: Tensor) -> "HubImages":
         """The images where `mask` (N,) is true."""
@@ -77,7 +77,7 @@ class HubImages(ImageSource):
         return replace(self, dataset=self.dataset.select(indices), labels=self.labels[mask])
 
 
-def open_images(
+def open_stored(
     data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig, *, class_names: tuple[str, ...] = ()
 ) -> HubImages:
     """Open a split of a stored data set, by default with its own class names."""
@@ -120,7 +120,7 @@ class HubStream(ImageStream):
     def decode(self, examples: Sequence[RawExample]) -> tuple[Tensor, Tensor]:
         """n examples -> images, uint8 (n, P, H, W), and labels (n,)."""
         labels = [_check_label(label, self.class_names, name) for name, _, label in examples]
-        images = [decode(row, name, self.image_shape, self.reading) for name, row, _ in examples]
+        images = [decode_row(row, name, self.image_shape, self.reading) for name, row, _ in examples]
         return torch.stack(images), torch.tensor(labels)
 
     def without_classes(self) -> "HubStream":
@@ -131,7 +131,7 @@ class HubStream(ImageStream):
         return self.dataset.shard(num_shards=self.num_shards, index=shard)
 
 
-def decode(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> Tensor:
+def decode_row(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) -> Tensor:
     """An image as stored by `datasets` -> uint8 (P, H, W)."""
     from datasets import Image
 

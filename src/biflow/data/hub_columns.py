@@ -54,7 +54,9 @@ def find_columns(data: HubData, reading: ReadingConfig, origin: str) -> Columns:
         name = getattr(reading, key)
         if name is not None and name not in data.features:
             names = ", ".join(data.features)
-            raise InputError(f"Expected reading.{key} to be one of {names}, the columns of {origin!r}; got {name!r}.")
+            raise InputError(
+                f"Expected reading.{key} to be one of {names}, the columns of {origin!r}; got {name!r}. Set it to one."
+            )
     image = reading.image_column or _find_images(data, origin)
     if not _has_images(data, image):
         raise InputError(f"Expected images in column {image!r} of {origin!r}; got none. Set reading.image_column=NAME.")

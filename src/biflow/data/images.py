@@ -94,7 +94,7 @@ def to_pixels(images: Images) -> Tensor:
     if len(kinds) != 1 or not kinds <= {(mode, size) for _, size in kinds for mode in ("L", "RGB")}:
         raise InputError(
             f"Expected images of one size, all grey or all RGB; got {len(images)} of {len(kinds)} kinds "
-            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])})."
+            f"({', '.join(f'{mode} {size[0]}x{size[1]}' for mode, size in sorted(kinds)[:3])}). Convert them alike."
         )
     arrays = np.stack([np.array(image).reshape(image.height, image.width, -1) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)

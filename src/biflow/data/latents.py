@@ -25,7 +25,6 @@ from biflow.files import replace_file, write_text
 MANIFEST_FILE = "latents.json"
 FORMAT_VERSION = 1
 SHARD_SIZE = 512  # images; the most that interrupted encoding loses
-Share = tuple[int, int]  # rank and number of processes
 
 
 class MomentsCodec(Protocol):
@@ -113,9 +112,9 @@ class LatentShard(NamedTuple):
 class LatentWriter:
     """Writes a cache shard by shard, skipping those of other processes and those already written."""
 
-    def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, share: Share) -> None:
+    def __init__(self, folder: Path, codec: MomentsCodec, *, flip: bool, batch_size: int, rank: int, size: int) -> None:
         self.folder, self.codec, self.flip = folder, codec, flip
-        self.batch_size, (self.rank, self.size) = batch_size, share
+        self.batch_size, self.rank, self.size = batch_size, rank, size
         self.identity = codec.identity()
 
     def write(self, data: ImageSource, split: str, progress: Callable[[int], None]) -> list[str]:

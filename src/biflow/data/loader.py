@@ -23,8 +23,7 @@ def make_reader(
     """A function step -> this process's images, which depend only on (keys, step), or of a stream also on the world."""
     if isinstance(data, ImageStream):
         batch_size = len(world.share(torch.arange(fit.batch_size)))
-        share = (world.rank, world.size)
-        stream = ShuffledStream(data, *keys, share=share, block_size=reading.shuffle_buffer)
+        stream = ShuffledStream(data, *keys, rank=world.rank, size=world.size, block_size=reading.shuffle_buffer)
         return stream_reader(stream, batch_size=batch_size, steps=fit.steps, workers=reading.workers)
     indices = partial(indices_of_step, keys=keys, batch_size=fit.batch_size, num_images=len(data), world=world)
     return image_reader(data, indices, steps=fit.steps, workers=reading.workers, keep=is_kept(data, reading))
@@ -45,7 +44,7 @@ def indices_of_step(step: int, *, keys: tuple[Key, ...], batch_size: int, num_im
 def some_examples(data: Source, limit: int, *keys: Key) -> Iterator[Examples]:
     """Up to `limit` random images, or the first of a shuffled stream; the same in every process."""
     if isinstance(data, ImageStream):
-        stream = ShuffledStream(data, *keys, share=(0, 1), block_size=BATCH)
+        stream = ShuffledStream(data, *keys, rank=0, size=1, block_size=BATCH)
         steps = limit // BATCH
         yield from map(stream_reader(stream, batch_size=BATCH, steps=steps, workers=0), range(steps))
         return

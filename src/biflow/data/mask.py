@@ -1,4 +1,4 @@
-"""The part of images to resample, from a mask file or as a box in pixels."""
+"""The part of images to resample: a PIL image or tensor, a mask file, or a box in pixels."""
 
 import re
 from collections.abc import Sequence
@@ -30,7 +30,10 @@ def read_mask(given: str) -> Image.Image | Box:
     try:
         return decode(Path(given), background="black").image.convert("L")
     except Exception as error:  # Pillow's decoders raise a dozen types
-        raise InputError(f"Expected a mask as an image file; cannot read {given} ({reason_of(error)}).") from None
+        raise InputError(
+            f"Expected a mask as an image file; cannot read {given} ({reason_of(error)}). "
+            "Give a PNG, or a box LEFT,TOP,RIGHT,BOTTOM."
+        ) from None
 
 
 def fit_mask(mask: Image.Image | Box, pictures: Sequence[Picture]) -> Tensor:
@@ -61,8 +64,33 @@ def mask_of_size(mask: Image.Image | Box, picture: Picture) -> Image.Image:
     left, top, right, bottom = mask
     if right > width or bottom > height:
         raise InputError(
-            f"Expected a box within {picture.name}, {width}x{height} pixels; got {left},{top},{right},{bottom}."
+            f"Expected a box within {picture.name}, {width}x{height} pixels; got {left},{top},{right},{bottom}. "
+            "Move it inside."
         )
     drawn = Image.new("L", picture.size)
     ImageDraw.Draw(drawn).rectangle((left, top, right - 1, bottom - 1), fill=255)
     return drawn
+
+
+def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
+    """Convert one mask for all images (N, P, H, W), or one per image, to bool (N, 1, H, W).
+
+    mask: a PIL image, white (128 or more of 255) where to resample, or a bool tensor (H, W) or (N, H, W).
+    """
+    if isinstance(mask, Image.Image):
+        grey = mask.convert("L")
+        mask = torch.tensor(list(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) >= 128
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")
+    height, width = pixels.shape[-2:]
+    size = f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"
+    if tuple(mask.shape) not in {(height, width), (1, height, width), (len(pixels), height, width)}:
+        raise InputError(
+            f"Expected a mask of the images' size, {width}x{height} pixels, one for all {len(pixels)} or one for each; "
+            f"got {size}. Resize it to the image."
+        )
+    mask = mask.view(-1, 1, height, width).expand(len(pixels), -1, -1, -1)
+    if not mask.flatten(1).any(dim=1).all():
+        raise InputError("Expected a mask with a white part to resample; it is black all over. Paint that part white.")
+    return mask

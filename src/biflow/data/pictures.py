@@ -71,7 +71,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
     if not found:
         where = f" in {given}" if isinstance(given, Path) else ""
         why = f"cannot read {in_words(rejected)}" if files else "found none"
-        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}){where}; {why}.")
+        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}){where}; {why}. Choose others.")
     return Pictures(found, rejected)
 
 

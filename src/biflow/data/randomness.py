@@ -34,8 +34,7 @@ def stream(*keys: Key) -> np.random.Generator:
     >>> stream("demo", 3).random() == stream("demo", 3).random()
     True
     """
-    digest = blake2b(repr(keys).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_hash(keys, 16), "big")))
 
 
 @contextmanager
@@ -75,9 +74,15 @@ def permutation(count: int, *keys: Key) -> Tensor:
     return torch.from_numpy(stream(*keys).permutation(count))
 
 
+def _hash(keys: tuple[Key, ...], size: int) -> bytes:
+    """A hash of the keys; of integers, including NumPy's, only the value counts."""
+    plain = tuple(key if isinstance(key, str) else int(key) for key in keys)
+    return blake2b(repr(plain).encode(), digest_size=size).digest()
+
+
 def _starts(indices: Iterable[int], keys: tuple[Key, ...]) -> Words:
     """The start of each index's stream, (N,)."""
-    base = np.frombuffer(blake2b(repr(keys).encode(), digest_size=8).digest(), ">u8").astype(np.uint64)
+    base = np.frombuffer(_hash(keys, 8), ">u8").astype(np.uint64)
     return _mix(base + _mix(np.fromiter(indices, np.uint64)))
 
 

@@ -47,7 +47,10 @@ def list_images(root: Path) -> list[str]:
     try:
         return list(_walk(root, "", ()))
     except OSError as error:
-        raise InputError(f"Expected a readable folder; cannot read {error.filename} ({error.strerror}).") from None
+        raise InputError(
+            f"Expected a readable folder; cannot read {error.filename} ({error.strerror}). "
+            "Change its permissions, or move it away."
+        ) from None
 
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:

@@ -12,7 +12,6 @@ from biflow.data.reader import Examples, Reader, read_ahead
 from biflow.errors import InputError
 
 T = TypeVar("T")
-Share = tuple[int, int]  # rank and number of processes
 
 
 class ShuffledStream:
@@ -22,11 +21,11 @@ class ShuffledStream:
     than processes. Each process shuffles its examples within blocks. `lengths` caches shard lengths, for seeking.
     """
 
-    def __init__(self, source: ImageStream, *keys: Key, share: Share, block_size: int) -> None:
+    def __init__(self, source: ImageStream, *keys: Key, rank: int, size: int, block_size: int) -> None:
         self.source, self.keys, self.block_size = source, keys, block_size
-        self.rank, self.size = share
+        self.rank, self.size = rank, size
         self.deals_shards = source.num_shards >= self.size
-        self.first, self.stride = (0, 1) if self.deals_shards else share
+        self.first, self.stride = (0, 1) if self.deals_shards else (rank, size)
         self.lengths: dict[int, int] = {}
 
     def blocks(self, position: int) -> Iterator[list[RawExample]]:
@@ -90,7 +89,7 @@ class ShuffledStream:
         return images
 
 
-Batch = tuple[list[RawExample], list[int]]
+RawBatch = tuple[list[RawExample], list[int]]
 """One process's examples of a step, and their indices as keys of random numbers."""
 
 
@@ -107,13 +106,13 @@ def stream_reader(stream: ShuffledStream, *, batch_size: int, steps: int, worker
     return Reader(start)
 
 
-def decode_batch(source: ImageStream, batch: Batch) -> Examples:
+def decode_batch(source: ImageStream, batch: RawBatch) -> Examples:
     """Decode the examples of one step."""
     examples, indices = batch
     return Examples(*source.decode(examples), indices)
 
 
-def encoded_batches(stream: ShuffledStream, steps: range, batch_size: int, *, ahead: bool) -> Iterator[Batch]:
+def encoded_batches(stream: ShuffledStream, steps: range, batch_size: int, *, ahead: bool) -> Iterator[RawBatch]:
     """The process's batches of these steps; `ahead` prefetches the next block in a thread."""
     blocks = stream.blocks(steps.start * batch_size)
     examples = chain.from_iterable(prefetched(blocks) if ahead else blocks)

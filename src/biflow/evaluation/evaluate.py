@@ -41,6 +41,7 @@ from biflow.hub.repository import find_model
 from biflow.pipeline import Pipeline
 from biflow.sampling.draw import Drawn
 from biflow.sampling.guidance import Guidance, parse_guidance
+from biflow.sampling.options import SamplingOptions
 from biflow.sampling.samplers import parse_sampler
 from biflow.training.provenance import describe_machine
 
@@ -180,12 +181,20 @@ class Sampling:
     def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
         """The first `num` images with this guidance; shards that are in the folder are kept."""
         config, _, world, console = self.context
-        how: Any = {"method": config.method, "seed": seed, "redraw": config.redraw}
-        settings = SampleSettings(weights=self.weights, guidance=str(guidance), labels=config.labels, **how)
+        sampler = parse_sampler(config.method)
+        settings = SampleSettings(
+            weights=self.weights,
+            method=config.method,
+            guidance=str(guidance),
+            labels=config.labels,
+            seed=seed,
+            redraw=config.redraw,
+        )
         world.on_main(lambda: resume_or_start(folder, settings))
 
-        def draw(start: int, labels: Tensor) -> Drawn:
-            drawn = self.pipe.draw(labels, guidance=guidance, batch_size=config.batch_size, start=start, **how)
+        def sample_shard(start: int, labels: Tensor) -> Drawn:
+            how = SamplingOptions(guidance=guidance, method=sampler, seed=seed, batch_size=config.batch_size)
+            drawn = self.pipe.draw(labels, start=start, redraw=config.redraw, **how)
             if drawn.left:
                 redraw = "set redraw=true, or " * (not config.redraw)
                 raise InputError(
@@ -199,7 +208,7 @@ class Sampling:
         shown, own = world.is_main, sum(len(labels) for _, labels in shards.own)
         share = f" (a share of {world.size})" * (world.size > 1)
         with counting(console, f"sampling at guidance {guidance}{share}", own, shown=shown) as progress:
-            shards.draw(draw, progress)
+            shards.draw(sample_shard, progress)
         folders = {}
         for name, (net, _) in self.networks.items():
             folders[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
@@ -217,7 +226,10 @@ def open_reals(config: EvaluationConfig, image_shape: tuple[int, int, int]) -> R
     data = open_images(config.data, image_shape, config.reading)
     if data.train.image_shape != image_shape:
         shape = f"shape {image_shape}, like the samples"
-        raise InputError(f"Expected real images of {shape}; those of {config.data!r} have {data.train.image_shape}.")
+        raise InputError(
+            f"Expected real images of {shape}; those of {config.data!r} have {data.train.image_shape}. "
+            "Give data of the same kind."
+        )
     return RealImages(config, data)
 
 

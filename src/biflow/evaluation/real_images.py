@@ -83,7 +83,9 @@ def open_references(reals: RealImages, context: EvaluationContext) -> dict[str, 
     config = context.config
     names, files = config.features, [Path(file) for file in config.references]
     if files and len(files) != len(names):
-        raise InputError(f"Expected one of references for each of {len(names)} --features; got {len(files)}.")
+        raise InputError(
+            f"Expected one of references for each of {len(names)} --features; got {len(files)}. Set as many."
+        )
     if len(reals.images) < LEAST_IMAGES:
         split = f"{config.split} split of {config.data!r}"
         raise InputError(f"Expected {LEAST_IMAGES} or more images in the {split}; got {len(reals.images)}. Set split.")

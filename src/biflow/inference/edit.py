@@ -6,7 +6,7 @@ after an exact inverse, removes it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from biflow.data.images import to_pil
 from biflow.data.randomness import content_keys, normal_for
-from biflow.errors import InputError, check_number, choose
+from biflow.errors import InputError, check_choice, check_number
 from biflow.models.model import Model
 
 BATCH_SIZE = 128
@@ -119,7 +119,9 @@ class Editor:
         The label is that of the nearer end, at the midpoint that of the last.
         """
         if len(ends[0]) != len(ends[1]):
-            raise InputError(f"Expected as many last images as first images; got {len(ends[1])} for {len(ends[0])}.")
+            raise InputError(
+                f"Expected as many last images as first images; got {len(ends[1])} for {len(ends[0])}. Give pairs."
+            )
         weights, std = steps_between(steps), self.model.flow.prior_variance.sqrt()
         first, last = (self.encode(each, label) / std for each, label in zip(ends, labels, strict=True))
         images = [self.decode(slerp(first, last, weight) * std, labels[weight >= 0.5]) for weight in weights]
@@ -144,7 +146,7 @@ class Editor:
         """
         check_number(proposals, "proposals", least=1, whole=True)
         check_number(rounds, "rounds", least=1, whole=True)
-        choose({"draw": None, "grey": None}, start, "start")
+        check_choice(start, get_args(Start), "start")
         pixels, side = torch.where(mask, GREY, pixels), self.model.config.image_size // self.model.config.patch_size
         keys, masked = content_keys(pixels), mask_patches(mask, side).to(self.model.device)
 
@@ -174,27 +176,3 @@ def ranked(pixels: Tensor, nats: Tensor) -> Edited:
     order = nats.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
     rows = torch.arange(len(pixels))[:, None]
     return Edited(pixels[rows, order], nats[rows, order])
-
-
-def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
-    """Convert one mask for all images (N, P, H, W), or one per image, to bool (N, 1, H, W).
-
-    mask: a PIL image, white (128 or more of 255) where to resample, or a bool tensor (H, W) or (N, H, W).
-    """
-    if isinstance(mask, Image.Image):
-        grey = mask.convert("L")
-        mask = torch.tensor(list(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) >= 128
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-        raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")
-    height, width = pixels.shape[-2:]
-    size = f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"shape {tuple(mask.shape)}"
-    if tuple(mask.shape) not in {(height, width), (1, height, width), (len(pixels), height, width)}:
-        raise InputError(
-            f"Expected a mask of the images' size, {width}x{height} pixels, one for all {len(pixels)} or one for each; "
-            f"got {size}. Resize it to the image."
-        )
-    mask = mask.view(-1, 1, height, width).expand(len(pixels), -1, -1, -1)
-    if not mask.flatten(1).any(dim=1).all():
-        raise InputError("Expected a mask with a white part to resample; it is black all over. Paint that part white.")
-    return mask

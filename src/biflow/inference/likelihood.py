@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import Average, ScoreNoise
-from biflow.errors import InputError, check_number, choose
+from biflow.errors import InputError, check_choice, check_number, choose
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import PixelCodec
 from biflow.models.model import Model
@@ -71,7 +71,7 @@ def score_images(
     if model.config.codec != "pixels":
         what = f"{model.config.codec!r} latents"
         raise InputError(f"Expected a pixel model; got {what}, whose density is not that of images. Use a pixel model.")
-    choose(dict.fromkeys(get_args(ScoreNoise)), noise, "noise")
+    check_choice(noise, get_args(ScoreNoise), "noise")
     combine = choose(AVERAGES, average, "average")
     chunks = []
     for rows in torch.arange(len(pixels)).split(BATCH_SIZE):

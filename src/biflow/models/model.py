@@ -97,6 +97,8 @@ class Model:
             raise InputError(
                 f"Expected images of shape (N, {', '.join(map(str, wanted))}); got {tuple(pixels.shape)}. Convert them."
             )
+        if not len(pixels):
+            raise InputError("Expected one or more images; got none.")
         given = [self.config.null_label] * len(pixels) if labels is None else labels
         return pixels.cpu(), self.check_labels(given, count=len(pixels))
 

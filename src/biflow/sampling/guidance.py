@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from biflow.errors import InputError, check_number
+from biflow.errors import InputError, check_choice, check_number
 from biflow.models.flow_block import Affine, at_least_float32, restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
@@ -32,8 +32,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         check_number(self.strength, "guidance", hint="0 turns guidance off.")
-        if self.on not in {"both", "shift", "log_scale"}:
-            raise InputError(f"Expected guidance on 'both', 'shift' or 'log_scale'; got {self.on!r}.")
+        check_choice(self.on, ("both", "shift", "log_scale"), "guidance on")
         check_number(self.temperature, "temperature", above=True, hint="1 leaves attention unchanged.")
 
     def __str__(self) -> str:
@@ -134,6 +133,7 @@ class GuidedFlow:
 
 def guide(flow: ForwardFlow, labels: Tensor, guidance: Guidance) -> GuidedFlow:
     """Prepare a flow's blocks, or let it do so, for an inversion with labels (B,); raise if it cannot be guided."""
+    # CapturedFlow has a `guide` of its own; it imports this module
     make: Callable[[Tensor, Guidance], GuidedFlow] = getattr(flow, "guide", partial(GuidedFlow, flow))
     return make(labels, guidance)
 

@@ -104,7 +104,10 @@ def group_sizes(groups: Groups, num_blocks: int, num_patches: int) -> list[int]:
     same = max(1, num_patches - 1) if groups is None else groups
     sizes = list(same) if isinstance(same, Sequence) else [same] * num_blocks
     if len(sizes) != num_blocks:
-        raise InputError(f"Expected one group size for each of {num_blocks} blocks; got {len(sizes)}.")
+        raise InputError(
+            f"Expected one group size for each of {num_blocks} blocks; got {len(sizes)}. "
+            "Give one number to use it for all."
+        )
     for size in sizes:
         check_number(size, "the group size", least=1, most=num_patches, whole=True)
     return sizes

@@ -1,7 +1,7 @@
 """How images are sampled: the keyword arguments of every call that samples, checked once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypedDict
 
 from biflow.errors import InputError, check_number, nearest
@@ -53,4 +53,4 @@ class SamplingSettings:
         settings = cls(**given)
         check_number(settings.seed, "seed", whole=True)
         check_number(settings.batch_size, "batch_size", least=1, whole=True)
-        return settings
+        return replace(settings, seed=int(settings.seed), batch_size=int(settings.batch_size))

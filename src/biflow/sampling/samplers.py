@@ -116,7 +116,7 @@ class Jacobi(ExactInverse):
     title = "exact inverse, Jacobi iteration"
     tolerance: float = TOLERANCE
     groups: int | tuple[int, ...] | Literal["measured"] | None = None
-    call_cost: float = CALL_COST
+    call_cost: float = field(default=CALL_COST, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,7 +187,10 @@ def find_sampler(method: str | Sampler) -> Sampler:
     if isinstance(method, str):
         return choose(SAMPLERS, method, "method")
     if not isinstance(method, Sampler):
-        raise InputError(f"Expected the name of a method, or a sampler such as Jacobi(); got {method!r}.")
+        raise InputError(
+            f"Expected the name of a method, or a sampler such as Jacobi(); got {method!r}. "
+            "A sampler of your own is a subclass of biflow.sampling.samplers.Sampler."
+        )
     return method
 
 

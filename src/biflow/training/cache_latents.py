@@ -45,8 +45,8 @@ def encode_data(
         world.on_main(lambda: check_cache_folder(out, config))
         split = open_data(data, image_shape, config.reading)
         codec.to(world.device)
-        share = (world.rank, world.size)
-        encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, share=share)
+        flip, share = config.reading.flip, {"rank": world.rank, "size": world.size}
+        encoder = LatentWriter(out, codec, flip=flip, batch_size=batch_size, **share)
         kinds = {"train": split.train, "test": split.test}
         names = [name for kind, part in kinds.items() for name in write_split(encoder, part, kind, console)]
         facts = {

@@ -4,12 +4,11 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,58 +16,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from biflow.config import FitConfig
-from biflow.distributed import World, mean_over_processes
+from biflow.distributed import World
 from biflow.errors import Diverged, InputError, Interrupted
-from biflow.models.forward_flow import ForwardFlow
-from biflow.models.patches import patchify
-from biflow.models.reverse_model import ReverseModel
 from biflow.nn.compilation import compile_layers, uncompile
 from biflow.nn.transformer import Transformer
 from biflow.training import checkpoints
 from biflow.training.batches import Batch, on_device, split_batch
 from biflow.training.checkpoints import Checkpoint
+from biflow.training.objective import LossParts, Objective, mean_loss
 from biflow.training.optim import EMA, Optimizers
 from biflow.training.sharding import clip_gradients, full_state, full_tensor, parallelise, set_model_state
-
-
-class LossParts(NamedTuple):
-    """A loss and its terms."""
-
-    total: Tensor  # scalar, with gradient
-    parts: Mapping[str, Tensor]  # detached scalars, for logging
-
-    def over_processes(self) -> dict[str, float]:
-        """The loss and its terms by name, averaged over all processes; collective."""
-        named = {"loss": self.total.detach(), **self.parts}
-        return {name: mean_over_processes(value).item() for name, value in named.items()}
-
-
-class Objective(nn.Module):
-    """A loss and the model that it trains: `Batch` -> `LossParts`; the attributes say how its batches are made."""
-
-    noise_std = 0.0  # of the Gaussian noise on clean images
-    bin_width = 0.0  # of the uniform dequantisation noise
-    max_guidance = 0.0  # of the sampled guidance strengths
-    sees_images = False  # whether batches include the images when the flow models latents
-
-    def __init__(self, model: nn.Module, flow: ForwardFlow | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.flow = flow  # which the loss evaluates, trained or frozen
-
-    @property
-    def parts(self) -> list[nn.Module]:
-        """Parts of the model whose gradients are clipped separately."""
-        return [self.model]
-
-    def check_resumed(self) -> None:
-        """Raise unless the state that was just loaded matches the frozen networks of the loss."""
-
-    def networks(self, model: nn.Module) -> tuple[ForwardFlow | None, ReverseModel | None]:
-        """The flow and reverse model to sample with: those in a copy of the model, else a frozen flow or None."""
-        parts = [*model.modules()]
-        flow = next((part for part in parts if isinstance(part, ForwardFlow)), self.flow)
-        return flow, next((part for part in parts if isinstance(part, ReverseModel)), None)
 
 
 @dataclass(frozen=True)
@@ -176,8 +133,8 @@ class Trainer:
         flags = self.world.any(torch.stack([found_inf, torch.full_like(found_inf, should_stop())]).float())
         copied = flags.to("cpu", non_blocking=True)  # without synchronising
         self.flags.append((copied, torch.cuda.current_stream(flags.device).record_event() if flags.is_cuda else None))
+        self.optimizers.step(flags[0])
         if flags.is_cuda or not flags[0]:  # a GPU, not synchronised, averages the parameters that a skip left unchanged
-            self.optimizers.step(flags[0])
             self.ema.update(self.step)
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -212,8 +169,7 @@ class Trainer:
         return torch.autocast(self.world.device.type, kind, enabled=self.config.precision != "float32")
 
     def _describe_divergence(self, batch: Batch, folder: Path | None) -> str:
-        with torch.no_grad():
-            where = describe_scales(self.plain.flow, batch) if self.plain.flow and self.config.sharding == "ddp" else ""
+        where = self.plain.diagnose(batch) if self.config.sharding == "ddp" else ""
         kept, _ = checkpoints.newest(folder) if folder else (None, [])
         left = f"The checkpoint of step {kept.step} is kept." if kept else "No checkpoint was written."
         precise = "" if self.config.precision == "float32" else " or set precision=float32"
@@ -270,17 +226,6 @@ class Trainer:
         self.plain.to(self.world.device).eval()
 
 
-def describe_scales(flow: ForwardFlow, batch: Batch) -> str:
-    """Name the first block of the flow with NaN or Inf in its scale on a batch, else the one with the largest."""
-    sizes = flow.largest_log_scales(patchify(batch.noisy, flow.config.patch_size), batch.labels)
-    broken = [number for number, size in enumerate(sizes, start=1) if not math.isfinite(size)]
-    if broken:
-        return f"Block {broken[0]} of the flow (block 1 is at the data) is the first with NaN or Inf in its scale."
-    number = sizes.index(max(sizes)) + 1
-    bound = " Bound it with model.flow.clip." if flow.config.flow.clip is None else ""
-    return f"The largest log-scale is {max(sizes):.3g}, in block {number} of the flow (block 1 is at the data).{bound}"
-
-
 def gradient_sync(objective: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
     """Context for one accumulation step: processes exchange gradients only if enabled."""
     if isinstance(objective, DistributedDataParallel) and not enabled:
@@ -288,9 +233,3 @@ def gradient_sync(objective: nn.Module, *, enabled: bool) -> AbstractContextMana
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(enabled)
     return nullcontext()
-
-
-def mean_loss(losses: Sequence[LossParts]) -> LossParts:
-    """Mean of losses and of their terms, without gradient."""
-    parts = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
-    return LossParts(torch.stack([loss.total.detach() for loss in losses]).mean(), parts)

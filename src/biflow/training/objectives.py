@@ -1,4 +1,4 @@
-"""Training objectives: modules that map a batch to a loss and its terms."""
+"""The objectives of flow, reverse model, both together, and the classifier."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.loop import LossParts, Objective
+from biflow.training.objective import LossParts, Objective
 from biflow.training.reverse_loss import ReverseLoss
 
 RMS_RATE = 0.01  # weight of each step in the running mean of the states' sizes

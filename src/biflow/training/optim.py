@@ -38,7 +38,9 @@ class Optimizers:
             group["lr"] = full * learning_rate_factor(step, self.config)
 
     def step(self, found_inf: Tensor) -> None:
-        """Update the parameters; on a GPU, not if `found_inf` (scalar, 0 or 1) is set, without synchronising."""
+        """Update the parameters unless `found_inf` (scalar, 0 or 1) is set; a GPU is not synchronised."""
+        if not found_inf.is_cuda and found_inf:
+            return
         for each in self.all:
             if isinstance(each, AdamW):
                 each.grad_scale, each.found_inf = None, found_inf  # type: ignore[attr-defined]  # for the fused kernel

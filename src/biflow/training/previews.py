@@ -17,7 +17,8 @@ from biflow.sampling.sequential import invert_sequentially
 from biflow.training.batches import Batch
 from biflow.training.hooks import History
 from biflow.training.loggers import Tracker
-from biflow.training.loop import Hook, Report, Trainer, mean_loss
+from biflow.training.loop import Hook, Report, Trainer
+from biflow.training.objective import mean_loss
 
 COLUMNS, ROWS = 8, 4
 

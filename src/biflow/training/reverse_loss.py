@@ -17,7 +17,7 @@ from biflow.models.forward_flow import FlowPass
 from biflow.models.patches import unpatchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.batches import Batch
-from biflow.training.loop import LossParts
+from biflow.training.objective import LossParts
 
 
 class ReverseLoss(nn.Module):

@@ -111,7 +111,8 @@ def hooks_of(
         hook = previews(folder / PREVIEWS_FOLDER, stage, trainer, trackers=trackers, codec=run.codec)
         hooks.append(every(watch.preview_every, hook))
     if watch.validate_every and held_out:
-        make_batch = training_batches(replace(run, data=held_out), "validation", trainer.plain, trainer.config)
+        fit = trainer.config.model_copy(update={"steps": watch.validate_batches})
+        make_batch = training_batches(replace(run, data=held_out), "validation", trainer.plain, fit)
         batches = [partial(make_batch, step) for step in range(watch.validate_batches)]
         hooks.append(every(watch.validate_every, validation(trainer, batches, history)))
     return hooks

@@ -30,7 +30,8 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest, remove_leftovers
-from biflow.training.loop import Hook, Objective, Trainer
+from biflow.training.loop import Hook, Trainer
+from biflow.training.objective import Objective
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
 from biflow.training.reverse_loss import ReverseLoss
 
