@@ -13,10 +13,10 @@ from biflow.pipeline import Pipeline
 from biflow.sampling.denoise import score_denoise
 from biflow.sampling.draw import REDRAWS
 from biflow.sampling.guidance import Guidance
-from biflow.sampling.samplers import Jacobi, Sequential
+from biflow.sampling.samplers import SAMPLERS, Jacobi, Sequential
 from tests.builders import NUM_CLASSES, tiny_config, tiny_images, tiny_model
 
-METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"]
+METHODS = [*SAMPLERS]
 
 
 @pytest.fixture
@@ -406,7 +406,7 @@ def test_an_option_that_does_not_exist_is_refused_with_the_nearest(pipe):
         pipe.vary(pipe.sample([0]), [0], sede=1)
 
 
-@pytest.mark.parametrize("method", ["reverse", "sequential", "jacobi", "gs-jacobi", "refine"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_works_in_inference_mode(pipe, method):
     with torch.inference_mode():
         images = pipe.sample([0, 1], method=method)

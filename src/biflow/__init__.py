@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from biflow.sampling.guidance import Guidance
     from biflow.sampling.jacobi import invert_by_jacobi
     from biflow.sampling.one_pass import sample_in_one_pass
-    from biflow.sampling.samplers import Jacobi, OnePass, Refine, Sequential
+    from biflow.sampling.samplers import GSJacobi, Jacobi, OnePass, Refine, Sequential
     from biflow.sampling.sequential import invert_sequentially
 
 _HOMES = {
     "FlowConfig": "biflow.config",
     "ForwardFlow": "biflow.models.forward_flow",
+    "GSJacobi": "biflow.sampling.samplers",
     "Guidance": "biflow.sampling.guidance",
     "InputError": "biflow.errors",
     "Jacobi": "biflow.sampling.samplers",

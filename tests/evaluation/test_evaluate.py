@@ -454,7 +454,7 @@ def test_operations_are_those_of_the_plan(strength):
     assert operations_of(OnePass(), guidance, config) == counts[f"one pass{guided}"]
     exact = counts[f"exact inverse{guided}"]
     assert operations_of(Sequential(denoise=0.0), guidance, config) == exact
-    assert operations_of(Sequential(), guidance, config) == exact + counts["score step after either"]
+    assert operations_of(Sequential(), guidance, config) == exact + counts["score step"]
     assert operations_of(Jacobi(), guidance, config) is None
 
 

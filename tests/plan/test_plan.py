@@ -211,8 +211,8 @@ def test_exact_inverses_take_the_operations_that_torch_counts(changes, strength)
     found, guided = sampling(config), ", guided" if strength else ""
     inverse = counted(lambda: invert_sequentially(flow, z, labels, guidance=guidance))
     assert found[f"exact inverse{guided}"] == pytest.approx(inverse, rel=0.01)
-    assert found[f"Jacobi, a sweep{guided}"] == pytest.approx(counted(sweep), rel=0.01)
-    assert found["score step after either"] == pytest.approx(counted(lambda: score(flow, z, labels)), rel=0.01)
+    assert found[f"Jacobi, one sweep{guided}"] == pytest.approx(counted(sweep), rel=0.01)
+    assert found["score step"] == pytest.approx(counted(lambda: score(flow, z, labels)), rel=0.01)
 
 
 def saved_bytes(sizes: TransformerConfig, *, half: bool) -> float:

@@ -11,7 +11,7 @@ from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi
 from biflow.sampling.one_pass import guess_states, sample_in_one_pass
 from biflow.sampling.refine import refine
-from biflow.sampling.samplers import Jacobi, Refine, Sequential
+from biflow.sampling.samplers import SAMPLERS, Jacobi, Refine, Sequential
 from biflow.sampling.sequential import invert_sequentially
 from tests.builders import noise_and_labels, tiny_config, tiny_flow, tiny_model, tiny_reverse
 
@@ -97,7 +97,7 @@ def test_spans_are_few():
     assert all(padded_span(t + 1) > t for t in range(1023))
 
 
-METHODS = ["reverse", "sequential", "jacobi", "gs-jacobi", "refine", Jacobi(groups=2), Sequential(denoise=0), Refine()]
+METHODS = [*SAMPLERS, Jacobi(groups=2), Sequential(denoise=0), Refine()]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

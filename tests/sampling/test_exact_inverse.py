@@ -236,7 +236,7 @@ def test_invalid_strengths_are_refused(strength):
 
 
 def test_other_invalid_guidance_is_refused():
-    with pytest.raises(InputError, match="'both', 'shift' or 'log_scale'; got 'scale'"):
+    with pytest.raises(InputError, match="Unknown guidance on 'scale'; did you mean log_scale"):
         Guidance(1, on="scale")
     with pytest.raises(InputError, match=r"temperature to be a number above 0; got 0"):
         Guidance(1, temperature=0)

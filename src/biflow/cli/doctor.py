@@ -42,14 +42,17 @@ def environment_rows() -> Rows:
     revision, cache = git_revision(), cache_folder()
     source = f"{__version__}, {'commit ' + revision[:12] if revision else 'not from a clone'}"
     free = shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free / GIB
-    offline = constants.HF_HUB_OFFLINE
+    offline = "set: only downloaded files are used" if constants.HF_HUB_OFFLINE else "not set: asked when needed"
     return [
         ["what", "found"],
         ["biflow", source],
         ["Python", f"{platform.python_version()} on {platform.platform()}"],
         ["torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"],
         ["downloads", f"{cache}, {free:,.0f} GiB free"],
-        ["hub", f"HF_HUB_OFFLINE is {'set: downloads alone' if offline else 'not set: asked when needed'}"],
+        [
+            "hub",
+            f"HF_HUB_OFFLINE is {offline}",
+        ],
     ]
 
 

@@ -231,7 +231,7 @@ def plan(
     from biflow.plan.report import Machine, hour_rows, left_out, memory_rows, operation_rows, parameter_rows
 
     machine = Machine(devices, device_memory, tflops, utilisation)
-    tables = {"parameters": parameter_rows(config), "operations an image": operation_rows(config)}
+    tables = {"parameters": parameter_rows(config), "operations per image": operation_rows(config)}
     for stage, fit in stage_fits(config).items():
         title = f"GiB per device, {stage}: {machine.share(fit.batch_size)} images on each of {devices}, {fit.precision}"
         tables[title] = memory_rows(config, stage, machine)
@@ -288,7 +288,8 @@ def recipes(
         from biflow.config.explain import annotated, explain
 
         config = load_recipe(name)
-        console.out(explain(key, config) if key else f"{recipe_head(name)}\n{annotated(config)}", highlight=False)
+        text = explain(key, config) if key else f"{recipe_head(name)}\n{annotated(config)}".lstrip()
+        console.out(text, highlight=False)
         return
     if key:
         raise InputError("Expected the recipe whose key is explained; got none. Run biflow recipes NAME --explain KEY.")
@@ -352,7 +353,8 @@ def main() -> None:
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints
             path: str = getattr(getattr(error, "ctx", None), "command_path", "biflow")
-            say(f"Error: {message.rstrip('.?')}; see {path.replace('biflow', program(), 1)} --help")
+            end = "" if message.endswith((".", "?")) else "."
+            say(f"Error: {message.replace('Value error, ', '')}{end} See {path.replace('biflow', program(), 1)} --help")
         sys.exit(2)
     except Interrupted as stop:
         say_once(f"Stopped: {stop}; {how_to_resume()}")

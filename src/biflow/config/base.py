@@ -29,21 +29,26 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+PLAIN = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
+"""pydantic's types of faults, by how they begin -> what was expected."""
+
 
 def parse_values(text: str, origin: str) -> dict[str, Any]:
     """Text (YAML or JSON) -> keys and values, not checked yet."""
     values = _load_yaml(text, origin)
     if not isinstance(values, dict):
-        raise InputError(f"Expected keys and values in {origin}; got {type(values).__name__}.")
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise InputError(f"Expected keys and values in {origin}; got {found}. Write a line for each, key: value.")
     return values
 
 
 def parse_config(kind: type[C], given: str | Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str) -> C:
     """Text (YAML or JSON) or plain values -> a config of this kind; every fault is one `InputError`."""
     values = deepcopy(dict(given)) if isinstance(given, Mapping) else parse_values(given, origin)
-    for override in overrides:
+    for override in (overrides := [*overrides]):
         _apply_override(kind, values, override)
-    return check_config(kind, values, origin=origin)
+    changed = f" with {', '.join(overrides)}" if overrides else ""
+    return check_config(kind, values, origin=f"{origin}{changed}")
 
 
 def check_config(kind: type[C], values: Mapping[str, Any], *, origin: str) -> C:
@@ -85,14 +90,17 @@ def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -
     path, equals, value = override.partition("=")
     if not equals:
         raise InputError(f"Expected an override of the form key.sub=value; got {override!r}.")
-    keys = path.split(".")
+    root, keys = kind, path.split(".")
     for i, key in enumerate(keys):
         here = ".".join(keys[: i + 1])
         if key.isdigit():
             repair = f"Set the list: {'.'.join(keys[:i])}=[...]."
             raise InputError(f"Expected the key of a whole list; got {path!r}, an item of one. {repair}")
         if key not in kind.model_fields:
-            raise InputError(f"Unknown key {here!r}; {nearest(key, kind.model_fields)}")
+            same = [each for each in dotted_keys(root) if each.rpartition(".")[2] == key]
+            beside = [".".join([*keys[:i], each]) for each in kind.model_fields]
+            hint = f"did you mean {' or '.join(same[:3])}?" if same else nearest(here, beside)
+            raise InputError(f"Unknown key {here!r}; {hint}")
         if here == path:
             values[key] = _load_yaml(value, f"the override {override!r}")
         else:
@@ -106,6 +114,14 @@ def _field_config(kind: type[Config], key: str) -> type[Config]:
     if config := next(nested_configs(kind, key), None):
         return config
     raise InputError(f"Expected a key that has sub-keys; got {key!r}, which holds a single value.")
+
+
+def dotted_keys(kind: type[Config], prefix: str = "") -> Iterator[str]:
+    """All keys of a kind of config, nested ones with their path."""
+    for key in kind.model_fields:
+        yield f"{prefix}{key}"
+        for nested in nested_configs(kind, key):
+            yield from dotted_keys(nested, f"{prefix}{key}.")
 
 
 def nested_configs(kind: type[Config], key: str) -> Iterator[type[Config]]:
@@ -143,6 +159,9 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
+    message = message.replace("Input should be", "expected")
+    if expected := next((PLAIN[start] for start in PLAIN if fault["type"].startswith(start)), None):
+        message = f"expected {expected}"
     if fault["type"] == "model_type":
         return f"{path}: expected keys of its own; got {fault['input']!r}"
     if fault["type"] == "value_error":
@@ -150,9 +169,22 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
     return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without tags, in which a key that stands twice is a fault."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} twice", node.value[i][0].start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _load_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""

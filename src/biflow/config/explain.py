@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from biflow.config.base import Config, nested_configs
 from biflow.config.run import RunConfig
 from biflow.config.training import DistanceConfig
-from biflow.errors import InputError, nearest
+from biflow.errors import choose
 
 PAGE_HEAD = """# Settings
 
@@ -46,7 +46,7 @@ def settings_of(kind: type[Config], prefix: str = "") -> Iterator[Setting]:
         key, meaning = f"{prefix}{name}", " ".join((field.description or "").split())
         if meaning or nested is None:
             default = "required" if field.is_required() else as_yaml(field.default)
-            yield Setting(key, "..." if nested and field.default else default, meaning, accepts(kind, name))
+            yield Setting(key, default, meaning, accepts(kind, name))
         if nested:
             yield from settings_of(nested, f"{key}.")
 
@@ -65,25 +65,22 @@ def accepts(kind: type[Config], name: str) -> str:
 def explain(key: str, config: RunConfig | None = None) -> str:
     """A key's meaning, default and choices, and its value in a config."""
     known = {setting.key: setting for setting in settings_of(RunConfig)}
-    if key not in known:
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        if inside:
-            return f"{key} holds {', '.join(name.removeprefix(f'{key}.') for name in inside)}."
-        raise InputError(f"Unknown key {key!r}; {nearest(key, known)}")
-    setting = known[key]
+    inside = ", ".join(name.removeprefix(f"{key}.") for name in known if name.startswith(f"{key}."))
+    if key not in known and inside:
+        return f"{key} holds {inside}."
+    setting = choose(known, key, "key")
     lines = [f"{key}: {setting.meaning}", f"default: {setting.default}"]
-    if setting.choices:
-        lines.append(f"one of: {setting.choices}")
+    lines += [f"one of: {setting.choices}"] * bool(setting.choices) + [f"holds: {inside}"] * bool(inside)
     if config is not None:
         lines.append(f"here: {as_yaml(value_at(config, key))}")
     return "\n".join(lines)
 
 
 def value_at(config: Config, key: str) -> Any:
-    """The value of a dotted key; none below what is not set."""
+    """The value of a dotted key; none below what is not set, and below a list a value for each item."""
     value: Any = config
     for part in key.split("."):
-        value = getattr(value, part, None)
+        value = [getattr(each, part) for each in value] if isinstance(value, tuple) else getattr(value, part, None)
     return value
 
 

@@ -54,13 +54,22 @@ def load_recipe(name: str, overrides: Iterable[str] = (), *, small: bool = False
 def recipe_values(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """What a recipe says, with what the recipes that it extends say."""
     if name in above:
-        raise InputError(f"Expected recipes not to extend each other in a circle; got {' -> '.join([*above, name])}.")
-    values = parse_values(recipe_text(name), f"recipe {name!r}")
-    base = values.pop(EXTENDS, None)
-    if base is None:
+        circle = " -> ".join([*above, name])
+        raise InputError(f"Expected recipes not to extend each other in a circle; got {circle}. Remove one extends.")
+    try:
+        values = parse_values(recipe_text(name), f"recipe {name!r}")
+    except InputError as error:
+        raise InputError(f"recipe {above[-1]!r} extends {name!r}: {error}" if above else str(error)) from None
+    for key in values.keys() - RunConfig.model_fields.keys() - {EXTENDS}:
+        raise InputError(
+            f"recipe {name!r}: unknown key {key!r}; {nearest(str(key), [EXTENDS, *RunConfig.model_fields])}"
+        )
+    if EXTENDS not in values:
         return values
-    beside = Path(name).parent / str(base)  # of a file of yours
-    return merge(recipe_values(str(beside) if beside.is_file() else str(base), (*above, name)), values)
+    if not isinstance(base := values.pop(EXTENDS), str):
+        raise InputError(f"Expected the name of a recipe after {EXTENDS} in recipe {name!r}; got {base!r}. Give one.")
+    beside = Path(name).parent / base  # of a file of yours
+    return merge(recipe_values(str(beside) if beside.is_file() else base, (*above, name)), values)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

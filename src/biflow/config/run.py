@@ -99,8 +99,8 @@ class RunConfig(Config):
         for key, value in {"model.reverse": self.model.reverse, "fit_reverse": self.fit_reverse}.items():
             if self.stage != "flow" and value is None:
                 raise ValueError(f"Expected {key} for stage {self.stage!r}; got none. Describe it, or set stage=flow.")
-        if (self.stage == "reverse") != (self.flow_from is not None):
-            raise ValueError(
-                f"Expected flow_from for stage 'reverse' and no other; got {self.flow_from!r} for stage {self.stage!r}."
-            )
+        if self.stage == "reverse" and self.flow_from is None:
+            raise ValueError("Expected flow_from, the model folder of the flow, for stage 'reverse'; got none. Set it.")
+        if self.stage != "reverse" and self.flow_from is not None:
+            raise ValueError(f"Expected no flow_from for stage {self.stage!r}. Leave it out, or set stage=reverse.")
         return self

@@ -117,7 +117,8 @@ class FlowFitConfig(FitConfig):
 
 
 Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
-OWN = {"mse", "l1", "classifier"}  # kinds without pretrained networks, in the space that the flow models
+WITHOUT_NETWORK = {"mse", "l1"}
+OWN = {*WITHOUT_NETWORK, "classifier"}  # kinds without pretrained networks, in the space that the flow models
 PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2": "facebook/dinov2-base"}
 
 

@@ -38,10 +38,11 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
     >>> check_labels(["dog", 0], 2, ["cat", "dog"]).tolist()
     [1, 0]
     """
-    if not isinstance(labels, Tensor | str) and any(isinstance(each, str) for each in labels):
-        labels = [label_of(each, num_classes, class_names) for each in labels]
+    given = labels
+    if isinstance(labels, Sequence) and not isinstance(labels, str) and any(isinstance(each, str) for each in labels):
+        given = [label_of(each, num_classes, class_names) for each in labels]
     try:
-        checked = torch.as_tensor(labels)
+        checked = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):
         checked = torch.empty(0)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:

@@ -12,6 +12,7 @@ from biflow.data.decode import at_size, decode, reason_of
 from biflow.data.pictures import Picture
 from biflow.errors import InputError
 
+BOX = "LEFT,TOP,RIGHT,BOTTOM in pixels"
 Box = tuple[int, ...]
 """Left, top, right and bottom, in pixels."""
 
@@ -22,17 +23,19 @@ def read_mask(given: str) -> Image.Image | Box:
     >>> read_mask("0,4,8,8")
     (0, 4, 8, 8)
     """
-    if re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", given):
-        box = tuple(int(part) for part in given.split(","))
-        if len(box) != 4 or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
-            raise InputError(f"Expected a box LEFT,TOP,RIGHT,BOTTOM with an area, such as 0,4,8,8; got {given!r}.")
+    if re.fullmatch(r"[\d\s,.-]*,[\d\s,.-]*", given):
+        whole = re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){3}", given)
+        box = tuple(int(part) for part in given.split(",")) if whole else ()
+        if not box:
+            raise InputError(f"Expected a box of four whole numbers, such as 0,4,8,8; got {given!r}. Give {BOX}.")
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise InputError(f"Expected a box with an area, such as 0,4,8,8; got {given!r}. Give {BOX}.")
         return box
     try:
         return decode(Path(given), background="black").image.convert("L")
     except Exception as error:  # Pillow's decoders raise a dozen types
         raise InputError(
-            f"Expected a mask as an image file; cannot read {given} ({reason_of(error)}). "
-            "Give a PNG, or a box LEFT,TOP,RIGHT,BOTTOM."
+            f"Expected a mask as an image file; cannot read {given!r} ({reason_of(error)}). Give a PNG or {BOX}."
         ) from None
 
 

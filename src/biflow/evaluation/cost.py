@@ -44,7 +44,7 @@ def operations_of(sampler: Sampler, guidance: Guidance, config: ModelConfig) -> 
     counts, guided = sampling(config), ", guided" if guidance.strength else ""
     found = sum(counts[f"{name}{guided}"] for name in sampler.counted)
     if found and isinstance(sampler, ExactInverse) and sampler.denoise:
-        found += counts["score step after either"]
+        found += counts["score step"]
     return found or None
 
 

@@ -22,7 +22,7 @@ from biflow.data.images import read_samples, write_npz
 from biflow.data.open import check_apart, open_images
 from biflow.distributed import World, join_world
 from biflow.errors import InputError
-from biflow.evaluation.compare import METRICS, compare
+from biflow.evaluation.compare import METRICS, NETWORKS, compare
 from biflow.evaluation.cost import measure_cost
 from biflow.evaluation.real_images import READING, EvaluationContext, NetworkReference, RealImages, open_references
 from biflow.evaluation.reference import evenly_spaced
@@ -212,7 +212,7 @@ class Sampling:
         folders = {}
         for name, (net, _) in self.networks.items():
             folders[name] = folder / "features" / f"{name}_{net.identity()[:8]}"
-            with counting(console, f"features of {name}{share}", own, shown=shown) as progress:
+            with counting(console, f"features of {NETWORKS[name]}{share}", own, shown=shown) as progress:
                 shards.measure(net, folders[name], batch_size=config.batch_size, progress=progress)
         world.wait()
         features = {name: concatenate(Features(**each) for each in shards.read(of)) for name, of in folders.items()}
@@ -238,6 +238,11 @@ def check_classes(pipe: Pipeline, reals: RealImages) -> None:
     classes, names, config = pipe.config.num_classes, reals.images.class_names, reals.config
     if not classes:
         return
+    if not names:
+        raise InputError(
+            f"Expected data of the model's {classes} classes; {config.data!r} has no classes. "
+            "Put the images into one folder per class."
+        )
     if len(names) != classes:
         raise InputError(
             f"Expected data of the model's {classes} classes; {config.data!r} has {len(names)}. "

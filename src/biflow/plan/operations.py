@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from biflow.config import AlignConfig, FitConfig, ModelConfig, RunConfig
+from biflow.config.training import WITHOUT_NETWORK
 from biflow.data.augment import GUIDED_SHARE
 from biflow.features.classifier import Classifier
 from biflow.models.alignment_paths import by_block
@@ -129,7 +130,7 @@ def _reverse_step(config: RunConfig, value: int, label_drop: float) -> Step:
     unguided = parts.reverse_blocks(model) - guided
     buffers = hidden * (guided * length + unguided * (length + reverse.class_tokens))  # block outputs
     kinds = {each.kind for each in config.fit_reverse.distances} if config.fit_reverse else set()
-    return Step(trained, forward, buffers, tuple(sorted(f"network of {kind}" for kind in kinds - {"mse", "l1"})))
+    return Step(trained, forward, buffers, tuple(sorted(f"network of {kind}" for kind in kinds - WITHOUT_NETWORK)))
 
 
 def sampling(model: ModelConfig) -> dict[str, float]:
@@ -146,9 +147,9 @@ def sampling(model: ModelConfig) -> dict[str, float]:
     return flops | {
         "exact inverse": inverse,
         "exact inverse, guided": 2 * inverse,
-        "Jacobi, a sweep": sweep,
-        "Jacobi, a sweep, guided": 2 * sweep,
-        "score step after either": score,
+        "Jacobi, one sweep": sweep,
+        "Jacobi, one sweep, guided": 2 * sweep,
+        "score step": score,
     }
 
 

@@ -72,7 +72,7 @@ def memory_rows(config: RunConfig, stage: str, machine: Machine) -> list[list[st
         ["", *columns],
         *([name, *map(_gib, values)] for name, *values in zip(names, *sizes, strict=True)),
         [f"fits in {machine.device_memory:g} GiB", *("yes" if each.peak(batch) <= room else "no" for each in found)],
-        ["largest batch per device", *(str(each.largest_batch(room)) for each in found)],
+        ["largest batch per device", *(f"{each.largest_batch(room):,}" for each in found)],
     ]
 
 
