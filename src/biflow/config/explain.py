@@ -30,11 +30,14 @@ This page is written by `python -m biflow.config.explain > docs/settings.md`.
 """
 
 
+REQUIRED, BELOW = "required", "as below"
+
+
 class Setting(NamedTuple):
     """A key of a config."""
 
     key: str
-    default: str  # as YAML; "required" without one
+    default: str  # as YAML, or one of the words above
     meaning: str
     choices: str  # what it accepts
 
@@ -45,8 +48,8 @@ def settings_of(kind: type[Config], prefix: str = "") -> Iterator[Setting]:
         nested = next(nested_configs(kind, name), None)
         key, meaning = f"{prefix}{name}", " ".join((field.description or "").split())
         if meaning or nested is None:
-            default = "required" if field.is_required() else as_yaml(field.default)
-            yield Setting(key, default, meaning, accepts(kind, name))
+            own = REQUIRED if field.is_required() else BELOW if isinstance(field.default, Config) else None
+            yield Setting(key, own or as_yaml(field.default), meaning, accepts(kind, name))
         if nested:
             yield from settings_of(nested, f"{key}.")
 
@@ -119,7 +122,7 @@ def settings_page() -> str:
         rows = ["| key | default | meaning |", "| --- | --- | --- |"]
         for key, default, meaning, choices in settings:
             text = meaning.replace("|", "\\|") + f" One of {choices}." * bool(choices)
-            rows.append(f"| `{key}` | {default if default == 'required' else f'`{default}`'} | {text} |")
+            rows.append(f"| `{key}` | {default if default in (REQUIRED, BELOW) else f'`{default}`'} | {text} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
