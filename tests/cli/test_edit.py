@@ -145,13 +145,14 @@ RECLASS = ["reclass", "{tmp}/model", "{tmp}/one.png", "--out", "{tmp}/x.png"]
 VARY = ["vary", "{tmp}/model", "{tmp}/one.png", "--out", "{tmp}/x.png"]
 BAD = {
     "mask of another size": ([*INPAINT, "--label", 0, "--mask", "{tmp}/small.png"], "one.png, 4x4 pixels; got 4x2"),
+    "box of fractions": ([*INPAINT, "--label", 0, "--mask", "0.5,0,2,2"], "a box of four whole numbers"),
     "black mask": ([*INPAINT, "--label", 0, "--mask", "{tmp}/black.png"], "black all over"),
     "mask that is no image": ([*INPAINT, "--label", 0, "--mask", "{tmp}/notes.png"], "not a PNG, JPEG"),
     "mask that is not there": ([*INPAINT, "--label", 0, "--mask", "{tmp}/none.png"], "No such file"),
     "output that is the mask": ([*INPAINT[:3], "--out", "{tmp}/left.png", "--label", 0, "--mask", "{tmp}/left.png"],
                                 "not the mask"),
     "no mask": ([*INPAINT, "--label", 0], "Missing option '--mask'"),
-    "box that is none": ([*INPAINT, "--label", 0, "--mask", "1,2,3"], "got '1,2,3'"),
+    "box of three": ([*INPAINT, "--label", 0, "--mask", "1,2,3"], "got '1,2,3'. Give LEFT,TOP"),
     "box without area": ([*INPAINT, "--label", 0, "--mask", "2,0,2,4"], "with an area"),
     "box outside": ([*INPAINT, "--label", 0, "--mask", "0,0,5,4"], "a box within one.png, 4x4 pixels; got 0,0,5,4"),
     "no class": ([*INPAINT, "--mask", "0,0,1,1"], "--label CLASS; one of a, b, c."),

@@ -346,6 +346,13 @@ def test_inception_gives_the_measures_of_the_field(inception, world, biflow):
     assert found["spatial_frechet_distance"] >= 0
 
 
+def test_a_method_is_given_with_its_settings(world, biflow):
+    code, _, err = biflow(*command(world, "settled", "--method", "jacobi,tolerance=0.01", "--guidance", "0.5,annealed"))
+    assert (code, err) == (0, "")
+    found = json.loads((world / "settled" / "evaluation.json").read_text())["samples"]
+    assert (found["method"], found["guidance"]) == ("jacobi,tolerance=0.01", "0.5,annealed")
+
+
 # What cannot be measured
 
 

@@ -247,7 +247,7 @@ def test_ambiguous_files_need_more_arguments():
     pytest.importorskip("diffusers")
     with pytest.raises(InputError, match="autoencoder 'unknown' of the codec"):
         Pipeline.from_tarflow(path, noise_std=0.1, image_size=4)
-    with pytest.raises(InputError, match="the checkpoint: noise_std: input should be"):
+    with pytest.raises(InputError, match="the checkpoint: noise_std: expected"):
         load_tarflow(path, noise_std=math.nan, image_size=8)
     assert load_tarflow(path, noise_std=0, image_size=8).config.dequantise
     with pytest.raises(InputError, match="got 9"):

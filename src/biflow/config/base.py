@@ -159,7 +159,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
-    message = message.replace("Input should be", "expected")
+    message = message.replace("Input should be", "expected").replace("expected greater than", "expected more than")
     if expected := next((PLAIN[start] for start in PLAIN if fault["type"].startswith(start)), None):
         message = f"expected {expected}"
     if fault["type"] == "model_type":
