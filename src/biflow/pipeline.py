@@ -129,9 +129,7 @@ class Pipeline:
         if dtype is not None and dtype not in PRECISIONS:
             raise InputError(f"Expected float32, bfloat16 or float16; got {dtype}.")
         self.model.to(check_device(device or self.device))
-        old, dtype = self.engine, dtype or self.dtype
-        self.engine = Engine(self.model, dtype=dtype, compiled=old.compiled, layers=old.layers)
-        self.engine.prepared = old.prepared
+        self.engine = self.engine.in_precision(dtype or self.dtype)
         return self
 
     def compile(self, dtype: torch.dtype | None = None, *, layers: bool = True) -> Self:

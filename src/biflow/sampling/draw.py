@@ -46,6 +46,12 @@ class Engine:
         self.prepared: dict[tuple[Sampler, Guidance], Sampler] = {}
         self._networks: Model | None = None
 
+    def in_precision(self, dtype: torch.dtype) -> "Engine":
+        """The same in this precision, with new copies of the networks; what samplers have measured is kept."""
+        engine = Engine(self.model, dtype=dtype, compiled=self.compiled, layers=self.layers)
+        engine.prepared = self.prepared
+        return engine
+
     def noise(self, indices: Sequence[int], seed: int, attempt: int = 0) -> Tensor:
         """The noise z (N, T, D) of these indices, in the prior's units, after some attempts that gave NaN or Inf."""
         check_number(seed, "seed", whole=True)
