@@ -171,6 +171,16 @@ def test_flags_lists_and_none_can_be_set():
     assert config.fit_flow.clip_norm is None
 
 
+TEXTS = ["folder:set #1", "null", "[a]", "a: b", "12", "true", "'quoted'", " spaced ", "~", "*a", "@b", "- c", ""]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stands_as_it_is_where_a_setting_is_text(text):
+    config = load_recipe("biflow_digits", [f"data={text}", f"reading.image_column={text}"])
+    assert config.data == text
+    assert config.reading.image_column == (None if text in {"null", ""} else text)
+
+
 def test_rotary_positions_need_heads_of_pairs():
     with pytest.raises(InputError, match="head_width to be a multiple of 4"):
         load_recipe("biflow_digits", ["model.flow.head_width=2", "model.flow.positions=rotary"])

@@ -102,11 +102,23 @@ def _apply_override(kind: type[Config], values: dict[str, Any], override: str) -
             hint = f"did you mean {' or '.join(same[:3])}?" if same else nearest(here, beside)
             raise InputError(f"Unknown key {here!r}; {hint}")
         if here == path:
-            values[key] = _load_yaml(value, f"the override {override!r}")
+            values[key] = _value_of(kind, key, value, f"the override {override!r}")
         else:
             if not isinstance(values.get(key), dict):
                 values[key] = {}
             values, kind = values[key], _field_config(kind, key)
+
+
+def _value_of(kind: type[Config], key: str, value: str, origin: str) -> Any:
+    """The value of an override: text stands as it is where the field is text, everything else is YAML.
+
+    Text that may be absent is absent when written null, or left empty.
+    """
+    annotation = kind.model_fields[key].annotation
+    choices = {type(None) if each is None else each for each in get_args(annotation) or (annotation,)}
+    if not all(each in {str, type(None)} or isinstance(each, str) for each in choices):
+        return _load_yaml(value, origin)
+    return None if type(None) in choices and value in {"", "null"} else value
 
 
 def _field_config(kind: type[Config], key: str) -> type[Config]:

@@ -16,8 +16,9 @@ from biflow.errors import choose
 
 PAGE_HEAD = """# Settings
 
-Every key of a run, with its default and its meaning. Set one with `--set key=value` (`--set fit_flow.steps=1000`), or
-in a recipe of your own, which holds what differs from the defaults or from the recipe that it extends:
+Every key of a run, with its default and its meaning. Set one with `--set key=value` (`--set fit_flow.steps=1000`): text
+stands as it is, `null` for none; numbers, flags and lists are YAML. Or set it in a recipe of your own, which holds what
+differs from the defaults or from the recipe that it extends:
 
 ```yaml
 extends: biflow_digits
