@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -13,23 +14,40 @@ Labels = Sequence[int | str] | Tensor
 
 
 def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ()) -> int:
-    """The label of a class, by name or else by index.
+    """The label of a class, by name or else by index; text is never an index where other names are numbers.
 
-    >>> label_of("dog", 2, ["cat", "dog"]), label_of("0", 2, ["cat", "dog"])
-    (1, 0)
+    >>> label_of("dog", 2, ["cat", "dog"]), label_of("0", 2, ["cat", "dog"]), label_of("2", 2, ["1", "2"])
+    (1, 0, 1)
     """
     names = tuple(class_names) if num_classes else ()
     if isinstance(name, bool) or not isinstance(name, str | Integral):
         raise InputError(f"Expected a class by index or name; got {name!r}.")
-    if isinstance(name, str) and name in names:
-        return names.index(name)
-    if isinstance(name, str) and not (name.isascii() and name.isdigit()):
+    if isinstance(name, str) and (known := _place(name, names)) is not None:
+        return known
+    if isinstance(name, str) and not (_is_number(name) and not _are_other_numbers(names)):
         if not num_classes:
             raise InputError(f"Expected no class, got {name!r}: this model has no classes. Leave it out.")
         if not names:
             raise InputError(f"Unknown class {name!r}: the classes have no names. Give an index below {num_classes}.")
         raise InputError(f"Unknown class {name!r}; {nearest(name, names)}")
     return int(name)
+
+
+def _place(name: str, names: Sequence[str]) -> int | None:
+    """Where a name is among others, however its accents are encoded."""
+    if name in names:
+        return names.index(name)
+    alike = [i for i, each in enumerate(names) if normalize("NFC", each) == normalize("NFC", name)]
+    return alike[0] if alike else None
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _are_other_numbers(names: Sequence[str]) -> bool:
+    """Whether names are numbers, but not those of their places."""
+    return any(map(_is_number, names)) and list(names) != [str(i) for i in range(len(names))]
 
 
 def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = ()) -> Tensor:
