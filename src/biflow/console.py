@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,39 @@ def program() -> str:
 
 
 def tell(message: str) -> None:
-    """Print a result to stdout, verbatim."""
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    """Print a result to stdout, verbatim but for control characters."""
+    console.print(printable(message, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print a note to stderr, verbatim."""
-    Console(stderr=True).print(message, markup=False, highlight=False, soft_wrap=True)
+    """Print a note to stderr, verbatim but for control characters."""
+    Console(stderr=True).print(printable(message, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_once(message: str) -> None:
     """Print a note to stderr in rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         say(message)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Escape unprintable characters, such as those that steer a terminal or are no text, but those to keep.
+
+    >>> printable("caf\\u00e9") == "caf\\u00e9", printable("a\\n\\udcff\\x1b[2J")
+    (True, 'a\\\\n\\\\udcff\\\\x1b[2J')
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text)
+
+
+def some(texts: Sequence[str], most: int = 5) -> str:
+    """The first texts, and the number of others.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def counted(count: int, noun: str) -> str:
@@ -60,7 +80,7 @@ def table(title: str, rows: list[list[str]], *, numbers: bool = True) -> Table:
     for heading in rows[0][1:]:
         shown.add_column(heading.replace(", ", ",\n") if numbers else heading, **options)
     for row in rows[1:]:
-        shown.add_row(*map(escape, row))
+        shown.add_row(*(escape(printable(cell, keep="\n")) for cell in row))
     return shown
 
 

@@ -1,5 +1,7 @@
 """biflow data check."""
 
+import shlex
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,11 +69,44 @@ def test_the_command_reports_writes_and_leaves_the_folder_alone(check, images, t
     assert "20 images in 2 classes; 5 unreadable" in out
     assert "[dog]" in out
     assert all(f"Cannot read [dog]/{name}: " in out for name in BROKEN)
-    assert f"--set data=folder:{images} --set model.num_classes=2" in out
+    assert f"--set data=folder:{images} --set model.channels=3 --set model.num_classes=2" in out
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.size == (8 * 13 - 1, 2 * 13 - 1)
     assert len((tmp_path / "new" / "rejected.txt").read_text().splitlines()) == 5
     assert state_of(images) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "side", "expected"),
+    [
+        ("L", 8, ["biflow_digits", "model.num_classes=2"]),
+        ("LAB", 12, ["biflow_digits", "model.channels=3", "model.num_classes=2"]),
+        ("RGBA", 64, ["tarflow_imagenet64", "model.num_classes=2"]),
+        ("I;16", 300, ["tarflow_afhq256", "model.channels=1", "model.num_classes=2"]),
+        ("P", 40, ["biflow_digits", "model.image_size=32", "model.channels=3", "model.patch_size=4"]),
+    ],
+)
+def test_the_command_to_train_fits_the_images(check, tmp_path, mode, side, expected):
+    for kind in "ab":
+        (tmp_path / kind).mkdir()
+        Image.new(mode, (side, side)).save(tmp_path / kind / "x.tif")
+    _, out, _ = check(tmp_path)
+    words = shlex.split(out.rpartition("Train on it with: ")[2])
+    assert [word for word in words if word in expected] == expected
+    assert len(words) - words.index("--set") == 2 * (len(expected) - (mode != "P")) + 2
+
+
+def test_the_command_to_train_can_be_pasted(check, biflow, tmp_path):
+    folder = tmp_path / "it's set #1: a, [b] $HOME"
+    for kind in "ab":
+        (folder / kind).mkdir(parents=True)
+        Image.fromarray(noise(20, 17, 3)).save(folder / kind / "x.png")
+    words = shlex.split(check(folder)[1].rpartition("Train on it with: ")[2])
+    assert words[words.index("--out") + 1] == f"runs/{folder.name}"
+    words[words.index("--out") + 1] = tmp_path / "run"
+    steps = ["--set", "fit_flow.steps=1", "--set", "fit_reverse.steps=1"]
+    code, _, err = biflow(*words[words.index("train") :], "--smoke", *steps)
+    assert (code, err) == (0, "")
 
 
 def test_a_flat_folder_is_shown_as_a_square(check, tmp_path):

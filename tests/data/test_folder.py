@@ -17,10 +17,11 @@ from biflow.config import ReadingConfig
 from biflow.data.datasets import indices_at, load_data
 from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
+from biflow.data.listing import list_folder
 from biflow.data.loader import is_kept
 from biflow.data.open import canonical_name, check_apart, open_data
 from biflow.data.reader import image_reader
-from biflow.data.scan import list_images, scan
+from biflow.data.scan import scan
 from biflow.errors import InputError
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
 
@@ -105,7 +106,7 @@ def test_hidden_and_other_files_and_link_cycles_are_skipped(tmp_path):
     (tmp_path / "a" / "self").symlink_to(tmp_path / "a" / "self")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    assert list_images(tmp_path) == ["a/x.png", "b/x.png"]
+    assert list_folder(tmp_path).images == ["a/x.png", "b/x.png"]
 
 
 def test_broken_links_are_rejected(tmp_path):
@@ -113,7 +114,7 @@ def test_broken_links_are_rejected(tmp_path):
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "c.png").symlink_to(tmp_path / "pipe")
-    rejected = scan(tmp_path, list_images(tmp_path)).rejected
+    rejected = scan(tmp_path, list_folder(tmp_path).images).rejected
     assert rejected == {"b.png": "No such file or directory", "c.png": "not a file"}
 
 
@@ -249,7 +250,7 @@ def test_reading_follows_its_settings(tmp_path):
 
 def test_a_second_scan_decodes_only_changed_files(tmp_path, cache):
     write_grey(tmp_path, "a.png", "b.png", "c.png")
-    names = list_images(tmp_path)
+    names = list_folder(tmp_path).images
     first = scan(tmp_path, names)
     assert len(list((cache / "biflow" / "scans").iterdir())) == 1
     for name in ("a.png", "b.png"):  # broken, the first one without a change in size or time
@@ -296,7 +297,10 @@ def test_file_names_of_any_bytes_are_read_and_escaped(tmp_path):
 
 FAULTS = {
     "loose next to classes": (["x.png", "a/y.png"], {}, r"loose images or folders.*x\.png next to a\. Move"),
-    "three splits": ([f"{part}/a/x.png" for part in ("train", "val", "test")], {}, "got all three"),
+    "splits and others": (["train/a/x.png", "test/a/x.png", "extra/x.png"], {}, r"got test, train, extra\. Move"),
+    "a split and folders": (["train/a/x.png", "bus/x.png"], {}, r"got train, bus\. Move"),
+    "no training split": (["val/a/x.png", "test/a/x.png"], {}, r"got test, val\. Move"),
+    "two of one split": (["train/x.png", "val/x.png", "Valid/x.png"], {}, r"got Valid, val, train\. Move"),
     "test split with other classes": (["train/a/x.png", "val/b/x.png"], {}, "the classes b missing from train/"),
     "test split without classes": (["train/a/x.png", "val/x.png"], {}, "images without a class missing from train/"),
     "nothing": ([], {}, "found none"),
@@ -314,6 +318,12 @@ def test_a_folder_that_cannot_be_trained_on_is_refused_in_one_line(tmp_path, nam
     with pytest.raises(InputError, match=message) as fault:
         open_folder(tmp_path, SHAPE, ReadingConfig(**settings))
     assert "\n" not in str(fault.value)
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(InputError, match=r"passed over: 1 \.txt\. Convert them"):
+        open_folder(tmp_path, SHAPE, ReadingConfig())
 
 
 def test_the_folder_must_exist_and_the_channels_be_those_of_images(tmp_path):

@@ -154,6 +154,53 @@ def test_a_split_without_labels_is_not_the_test_set(tmp_path):
     assert len(opened(tmp_path / "saved").test) == 0
 
 
+NUMBERED = {
+    "unsigned": ("uint8", [0, 1, 2, 1], [0, 1, 2, 1], ("0", "1", "2")),
+    "from one": ("int64", [1, 2, 3, 1], [0, 1, 2, 0], ("1", "2", "3")),
+    "far and with gaps": ("uint64", [3000, 1000, 2500, 1000], [2, 0, 1, 0], ("1000", "2500", "3000")),
+}
+
+
+@pytest.mark.parametrize(("kind", "given", "labels", "names"), NUMBERED.values(), ids=NUMBERED.keys())
+def test_integer_labels_name_classes_without_gaps(tmp_path, capsys, kind, given, labels, names):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    train, test = (
+        datasets.Dataset.from_dict({"image": [grey(0)] * len(values), "label": values}, features=features)
+        for values in (given, given[2:])
+    )
+    split = stored(tmp_path, datasets.DatasetDict(train=train, test=test))
+    assert (split.train.labels.tolist(), split.train.class_names) == (labels, names)
+    assert (split.test.labels.tolist(), split.test.class_names) == (labels[2:], names)
+    assert ("named by their labels" in capsys.readouterr().err) == (names[0] != "0")
+
+
+def test_classes_of_a_test_split_are_matched_by_name(tmp_path):
+    def of(names, labels):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict({"image": [grey(0)] * len(labels), "label": labels}, features=features)
+
+    both = datasets.DatasetDict(train=of(["a", "b"], [0, 1]), test=of(["b", "a", "c"], [0, 1, 1]))
+    assert stored(tmp_path, both).test.labels.tolist() == [1, 0, 0]
+    both["test"] = of(["b", "c"], [0, 1])
+    both.save_to_disk(tmp_path / "other")
+    with pytest.raises(InputError, match=r"classes of the training images .* got c\. Remove"):
+        opened(tmp_path / "other")
+
+
+def test_classes_without_images_are_told(tmp_path, capsys):
+    assert stored(tmp_path, a_set(2)).train.class_names == NAMES
+    assert "1 of 3 classes of" in (told := capsys.readouterr().err)
+    assert "have no images: cat." in told
+
+
+def test_copies_stay_on_one_side_of_the_test_share(tmp_path):
+    images = [grey(i % 60) for i in range(240)]
+    data = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
+    split = stored(tmp_path, data, test_share=0.25)
+    train, test = ({*values(part.read(torch.arange(len(part))))} for part in (split.train, split.test))
+    assert (train & test, len(train | test), 12 <= len(test) <= 18) == (set(), 60, True)
+
+
 def test_the_test_share_is_chosen_by_index_and_evenly_over_classes(tmp_path):
     split = stored(tmp_path, a_set(240), test_share=0.25)
     train, test = (values(part.read(torch.arange(len(part)))) for part in (split.train, split.test))

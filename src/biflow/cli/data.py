@@ -1,14 +1,18 @@
 """The command line's `data` group: check data, encode them."""
 
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from biflow.cli.arguments import OutFolder
-from biflow.console import console, counted, table, tell
+from biflow.console import console, counted, printable, program, table, tell
 from biflow.errors import InputError
+
+if TYPE_CHECKING:
+    from biflow.data.check import FolderCheck
 
 REJECTS_SHOWN = 10
 
@@ -34,9 +38,9 @@ def check(
         changed = damaged_shards(path)
         tell("\n".join(f"Changed: {name}" for name in changed) or "All shards are intact.")
         sys.exit(1 if changed else 0)
-    from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
+    from biflow.data.check import check_folder, contact_sheet, notes_on
     from biflow.data.images import write_picture
-    from biflow.data.scan import printable, write_rejected
+    from biflow.data.scan import write_rejected
     from biflow.files import check_file_output, check_outside
 
     for output in filter(None, (out, rejected)):
@@ -48,10 +52,9 @@ def check(
     sheet = contact_sheet(found, size) if out else None
     names, faults = found.layout.class_names, found.found.rejected
     tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} unreadable.")
-    console.print(table("classes", class_rows(found)))
-    for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
-        if found.found.readable:
-            console.print(table(title, rows(found)))
+    show_tables(found)
+    for note in notes_on(found):
+        tell(note)
     for name, reason in list(faults.items())[:REJECTS_SHOWN]:
         tell(f"Cannot read {printable(name)}: {reason}")
     if len(faults) > REJECTS_SHOWN:
@@ -62,7 +65,29 @@ def check(
     if out and sheet is not None:
         write_picture(out, sheet)
         tell(f"Wrote {out}.")
-    tell(f"Train on it with --set data=folder:{path} --set model.num_classes={len(names)}")
+    if found.found.readable:
+        tell(f"Train on it with: {how_to_train(found)}")
+
+
+def show_tables(found: "FolderCheck") -> None:
+    """Print what a folder holds: classes, sizes, kinds of files."""
+    from biflow.data.check import class_rows, common_size_rows, kind_rows, size_rows
+
+    console.print(table("classes", class_rows(found)))
+    for title, rows in (("sizes", size_rows), ("common sizes", common_size_rows), ("kinds of files", kind_rows)):
+        if found.found.readable:
+            console.print(table(title, rows(found)))
+
+
+def how_to_train(found: "FolderCheck") -> str:
+    """A command that trains on a folder, to paste into a shell."""
+    from biflow.data.check import fitting_settings
+
+    recipe, settings = fitting_settings(found)
+    words = ["train", recipe, "--out", f"runs/{found.root.resolve().name}"]
+    for key, value in {"data": f"folder:{found.root}", **settings}.items():
+        words += ["--set", f"{key}={value}"]
+    return f"{program()} {shlex.join(words)}"
 
 
 @data_app.command()
@@ -87,5 +112,6 @@ def encode(
     made = read_manifest(out)
     channels, side, _ = made["latent_shape"]
     model = {"codec": f"vae:{vae}", "channels": channels, "image_size": side, "num_classes": len(made["class_names"])}
-    settings = " ".join(f"--set model.{key}={value}" for key, value in model.items())
-    tell(f"Wrote {out}: latents of {counted(count, 'image')}. Train with --set data=latents:{out} {settings}")
+    settings = {"data": f"latents:{out}", **{f"model.{key}": value for key, value in model.items()}}
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    tell(f"Wrote {out}: latents of {counted(count, 'image')}. Train with {shlex.join(words)}")

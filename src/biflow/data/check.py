@@ -9,14 +9,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from biflow.config import load_recipe
+from biflow.console import counted, printable
+from biflow.data.copies import count_shared, find_copies
 from biflow.data.decode import read_image
-from biflow.data.folder import Layout, lay_out
 from biflow.data.images import make_grid
-from biflow.data.scan import Facts, Scan, printable, scan
+from biflow.data.layout import Layout, lay_out
+from biflow.data.scan import Facts, Scan, scan
 from biflow.errors import InputError
 
 SHEET_COLUMNS = 8
 SHEET_CLASSES = 100  # most image viewers cannot open more
+GREY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes, beside I;16 and the like
+RECIPES = {
+    8: ("biflow_digits", 2),
+    16: ("biflow_digits", 2),
+    32: ("biflow_digits", 4),
+    64: ("tarflow_imagenet64", 2),
+    128: ("tarflow_imagenet128", 4),
+    256: ("tarflow_afhq256", 8),
+}
+"""Image size -> a recipe of that size or less, and the patch size."""
 
 Rows = list[list[str]]
 
@@ -27,12 +40,36 @@ class FolderCheck(NamedTuple):
     root: Path
     layout: Layout
     found: Scan
+    copies: list[list[str]]  # names of equal files
 
 
 def check_folder(root: Path) -> FolderCheck:
     """Scan all files of a folder anew; raise if it cannot be trained on."""
     layout = lay_out(root)
-    return FolderCheck(root, layout, scan(root, layout.names, afresh=True))
+    found = scan(root, layout.names, afresh=True)
+    return FolderCheck(root, layout, found, find_copies(root, found.readable))
+
+
+def notes_on(check: FolderCheck) -> list[str]:
+    """Sentences about how the folder is read, what is passed over, and equal files."""
+    layout, notes = check.layout, [f"{note[0].upper()}{note[1:]}" for note in check.layout.notes]
+    if not (groups := check.copies):
+        return notes
+    extra, (first, second, *_) = sum(map(len, groups)) - len(groups), groups[0]
+    notes.append(
+        f"{counted(extra, 'file')} {'is a copy' if extra == 1 else 'are copies'} of others, byte for byte: "
+        f"{printable(second)} of {printable(first)}" + ", ..." * (extra > 1) + "."
+    )
+    if layout.is_test is None:
+        notes[-1] += " reading.test_share keeps copies on one side."
+    else:
+        test = {name for name, held_out in zip(layout.names, layout.is_test, strict=True) if held_out}
+        if shared := count_shared(groups, test):
+            notes.append(f"{shared:,} of {counted(len(test), 'test image')} are also training images.")
+    class_of = dict(zip(layout.names, layout.classes, strict=True))
+    if torn := sum(len({class_of[name] for name in group}) > 1 for group in groups):
+        notes.append(f"{counted(torn, 'image')} {'is' if torn == 1 else 'are'} in more than one class.")
+    return notes
 
 
 def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
@@ -84,6 +121,19 @@ def contact_sheet(check: FolderCheck, size: int) -> Tensor:
         for column, name in enumerate(names):
             pixels[row, column] = read_image(check.root / name, size, 3)
     return make_grid(pixels.flatten(0, 1), columns=SHEET_COLUMNS)
+
+
+def fitting_settings(check: FolderCheck) -> tuple[str, dict[str, object]]:
+    """A recipe near the folder's size and colours, and the settings that make it fit."""
+    images = check.found.readable.values()
+    side = int(median(min(facts.width, facts.height) for facts in images))
+    fitting = [size for size in RECIPES if size <= side] or [min(RECIPES)]
+    recipe, patch_size = RECIPES[size := max(fitting)]
+    grey = all(facts.mode.partition(";")[0] in GREY for facts in images)
+    wanted = {"image_size": size, "channels": 1 if grey else 3, "patch_size": patch_size}
+    model = load_recipe(recipe).model
+    changed = {f"model.{key}": value for key, value in wanted.items() if getattr(model, key) != value}
+    return recipe, {**changed, "model.num_classes": len(check.layout.class_names)}
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:

@@ -1,24 +1,23 @@
 """Image folders: one subfolder per class, or images without classes."""
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
+from biflow.console import counted, printable, say_once, some
+from biflow.data.copies import count_shared, find_copies, originals
 from biflow.data.datasets import ImageSource, Split, digest
-from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
-from biflow.data.scan import Scan, in_words, list_images, printable, scan, some
+from biflow.data.decode import read_image, reason_of
+from biflow.data.layout import Layout, lay_out
+from biflow.data.scan import Scan, in_words, scan
 from biflow.errors import InputError
-
-SPLIT_FOLDERS = ({"train", "val"}, {"train", "test"})
 
 
 @dataclass(frozen=True)
@@ -60,15 +59,6 @@ class FolderImages(ImageSource):
             ) from None
 
 
-class Layout(NamedTuple):
-    """Image files of a folder with their classes and splits."""
-
-    names: list[str]
-    classes: list[str]  # "" without classes
-    class_names: tuple[str, ...]
-    is_test: list[bool] | None  # per image, if the folder has its own test split
-
-
 def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[FolderImages]:
     """Open an image folder; every file is decoded once to find unreadable ones, and nothing is written to it.
 
@@ -82,7 +72,9 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     layout = lay_out(path)
     found = scan(path, layout.names)
     check_rejected(path, found, reading.rejected_share)
-    is_test = layout.is_test or [is_held_out(name, reading.test_share) for name in layout.names]
+    is_test = hold_out(path, layout, found, reading.test_share)
+    for note in layout.notes:
+        say_once(f"Note: {note}")
     label_of = {name: label for label, name in enumerate(layout.class_names)}
 
     def split(test: bool) -> FolderImages:
@@ -110,34 +102,18 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     return Split(train, split(test=True))
 
 
-def lay_out(root: Path) -> Layout:
-    """Find the classes and splits of an image folder from its subfolder names."""
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"Expected a folder of images; {root} {state}. Check the path.")
-    names = list_images(root)
-    if not names:
-        raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {root}; found none.")
-    inner = {name.partition("/")[0] if "/" in name else "" for name in names}
-    if inner == {"train", "val", "test"}:
-        raise InputError(
-            f"Expected train/ and either val/ or test/ in {root}; got all three. Make a folder with links to the two "
-            "that you want."
-        )
-    has_test = inner in SPLIT_FOLDERS
-    parts = [f"{part}/" for part in sorted(inner)] if has_test else [""]  # in the order of the names
-    below = {part: [name.removeprefix(part) for name in names if name.startswith(part)] for part in parts}
-    classes = {part: _classes(root / part, below[part]) for part in parts}
-    in_train = set(classes["train/" if has_test else ""])
-    if unknown := {kind for kinds in classes.values() for kind in kinds} - in_train:
-        what = f"the classes {_some(sorted(unknown))}" if "" not in unknown else "images without a class"
-        raise InputError(
-            f"Expected the same class folders in all splits of {root}; got {what} missing from train/. "
-            "Add them, or move them out of the other split."
-        )
-    is_test = [not name.startswith("train/") for name in names] if has_test else None
-    class_names = tuple(sorted(in_train - {""}, key=_in_natural_order))
-    return Layout(names, [kind for part in parts for kind in classes[part]], class_names, is_test)
+def hold_out(path: Path, layout: Layout, found: Scan, share: float) -> list[bool]:
+    """Whether each image is a test image: of the folder's own split, else of a share, in which copies stay together."""
+    if layout.is_test is None and not share:
+        return [False] * len(layout.names)
+    copies = find_copies(path, found.readable)
+    if layout.is_test is None:
+        first = originals(copies)
+        return [is_held_out(first.get(name, name), share) for name in layout.names]
+    test = {name for name, held_out in zip(layout.names, layout.is_test, strict=True) if held_out}
+    if shared := count_shared(copies, test):
+        say_once(f"Warning: {shared:,} of {counted(len(test), 'test image')} of {path} are also training images.")
+    return layout.is_test
 
 
 def is_held_out(name: str, share: float) -> bool:
@@ -163,28 +139,6 @@ def check_every_class(path: Path, train: FolderImages) -> None:
     counts = train.labels.bincount(minlength=len(train.class_names)).tolist()
     if empty := [name for name, count in zip(train.class_names, counts, strict=False) if not count]:
         raise InputError(
-            f"Expected images in every class of {path}; those in {_some(empty)} are all unreadable or held "
+            f"Expected images in every class of {path}; those in {some(empty, most=3)} are all unreadable or held "
             "out for testing. Add images, or move the folder away."
         )
-
-
-def _classes(folder: Path, names: Sequence[str]) -> list[str]:
-    """The class of each name: its first folder, or ""."""
-    loose = [name for name in names if "/" not in name]
-    if loose and len(loose) < len(names):
-        folders = sorted({name.partition("/")[0] for name in names if "/" in name})
-        raise InputError(
-            f"Expected loose images or folders of images in {folder}, not both; got {_some(loose)} next to "
-            f"{_some(folders)}. Move the loose images into a folder, or use one of the folders alone."
-        )
-    return [name.partition("/")[0] if "/" in name else "" for name in names]
-
-
-def _in_natural_order(name: str) -> tuple[list[str | int], str]:
-    """A sort key by which numbers in names sort by value."""
-    parts = re.split(r"([0-9]+)", name)  # alternating text and digits
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
-
-
-def _some(names: Sequence[str]) -> str:
-    return some(list(map(printable, names)), most=3)

@@ -1,5 +1,7 @@
 """Finds the image and label columns of a data set of `datasets`."""
 
+from collections import Counter
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +47,26 @@ class Columns(NamedTuple):
         if self.label is None:
             return torch.zeros(len(data), dtype=torch.int64)
         labels = data.with_format("arrow", columns=[self.label])[:][self.label]
-        return torch.from_numpy(labels.fill_null(-1).to_numpy().astype("int64"))
+        try:
+            return torch.from_numpy(labels.cast("int64").fill_null(-1).to_numpy().copy())
+        except ValueError:
+            raise InputError(
+                f"Expected labels below 2**63 in column {self.label!r} of {self.origin!r}; got a larger one. "
+                f"Number the classes with class_encode_column({self.label!r})."
+            ) from None
+
+    def originals(self, data: HubData) -> Tensor:
+        """The index (N,) of the first image that has the same bytes as each; only images of equal length are read."""
+        rows = self.of(data).with_format("arrow", columns=[self.image])[:][self.image]
+        stored = [each for chunk in rows.chunks for each in chunk.field("bytes")]
+        lengths = [each.as_buffer().size if each.is_valid else 0 for each in stored]
+        common = {length for length, count in Counter(lengths).items() if length and count > 1}
+        first: dict[bytes, int] = {}
+        found = torch.arange(len(stored))
+        for i, length in enumerate(lengths):
+            if length in common:
+                found[i] = first.setdefault(blake2b(stored[i].as_buffer(), digest_size=16).digest(), i)
+        return found
 
 
 def find_columns(data: HubData, reading: ReadingConfig, origin: str) -> Columns:

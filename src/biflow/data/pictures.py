@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from biflow.console import printable
 from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
 from biflow.data.images import read_samples
-from biflow.data.scan import in_words, list_images
+from biflow.data.listing import list_folder
+from biflow.data.scan import in_words
 from biflow.errors import InputError
 
 MAX_NOTES = 3  # sentences about changes
@@ -30,6 +32,7 @@ class Pictures(NamedTuple):
 
     all: list[Picture]
     rejected: Mapping[str, str]  # file -> reason
+    passed_over: str = ""  # what a folder holds besides image files, in words
 
     @property
     def pixels(self) -> Tensor:
@@ -43,7 +46,8 @@ class Pictures(NamedTuple):
 
     def notes(self) -> list[str]:
         """Sentences about skipped files and conversions."""
-        return [f"Skipped {in_words(self.rejected)}."] * bool(self.rejected) + notes_on(self.all)
+        passed = [f"{self.passed_over.capitalize()}."] * bool(self.passed_over)
+        return [*passed, *[f"Skipped {in_words(self.rejected)}."] * bool(self.rejected), *notes_on(self.all)]
 
 
 def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
@@ -60,7 +64,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
             raise InputError(f"Expected image files or a folder; cannot read {given} ({error.strerror}).") from None
         if given.suffix == ".npz" and given.is_file():
             return _read_npz(given, size, channels)
-    files = named_files(given)
+    files, passed_over = named_files(given)
     found: list[Picture] = []
     rejected = {}
     for name, file in files.items():
@@ -70,22 +74,23 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
             rejected[name] = reason_of(error)
     if not found:
         where = f" in {given}" if isinstance(given, Path) else ""
-        why = f"cannot read {in_words(rejected)}" if files else "found none"
+        why = f"cannot read {in_words(rejected)}" if files else passed_over or "found none"
         raise InputError(f"Expected images ({', '.join(sorted(IMAGE_SUFFIXES))}){where}; {why}. Choose others.")
-    return Pictures(found, rejected)
+    return Pictures(found, rejected, passed_over)
 
 
-def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
-    """Files by unique name; those of a folder by relative path."""
+def named_files(given: Path | Sequence[Path]) -> tuple[dict[str, Path], str]:
+    """Files by unique name, those of a folder by relative path; and what was passed over there, in words."""
     if not isinstance(given, Path):
         files: dict[str, Path] = {}
         for file in given:
             earlier = sum(file.name == other.name for other in files.values())
             files[f"{file.name} ({earlier})" if earlier else file.name] = file
-        return files
+        return files, ""
     if given.is_dir():
-        return {name: given / name for name in list_images(given)}
-    return {given.name: given}
+        listing = list_folder(given)
+        return {name: given / name for name in listing.images}, listing.passed_over()
+    return {given.name: given}, ""
 
 
 def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pixels: int | None = None) -> Picture:
@@ -95,7 +100,7 @@ def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pi
         image = image.convert("L")  # LA composited on white is still grey
     white = ["composited on white"] * shows_through(file)
     changes = (*white, *changes_to(image, size, channels))
-    return Picture(name or file.name, at_size(image, size, channels), image.size, changes)
+    return Picture(printable(name or file.name), at_size(image, size, channels), image.size, changes)
 
 
 def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
