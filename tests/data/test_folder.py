@@ -3,9 +3,11 @@
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +109,18 @@ def test_hidden_and_other_files_and_link_cycles_are_skipped(tmp_path):
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert list_folder(tmp_path).images == ["a/x.png", "b/x.png"]
+
+
+def test_folders_may_be_nested_deeply(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        Path("a").mkdir()
+        os.chdir("a")
+    Image.new("L", (2, 2)).save("x.png")
+    monkeypatch.chdir(tmp_path)
+    found = list_folder(tmp_path).images
+    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # too deep for shutil, which pytest calls
+    assert found == ["a/" * 1100 + "x.png"]
 
 
 def test_broken_links_are_rejected(tmp_path):
@@ -330,6 +344,10 @@ def test_the_folder_must_exist_and_the_channels_be_those_of_images(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="does not exist"):
         open_data(f"folder:{tmp_path}/none", SHAPE, ReadingConfig())
+    with pytest.raises(InputError, match=r"cannot be read .File name too long"):
+        open_data(f"folder:{'x' * 300}", SHAPE, ReadingConfig())
+    with pytest.raises(InputError, match="a known user; got '~nobody-of-this-name/x'"):
+        open_data("folder:~nobody-of-this-name/x", SHAPE, ReadingConfig())
     with pytest.raises(InputError, match="is not a folder"):
         open_data(f"folder:{tmp_path}/file", SHAPE, ReadingConfig())
     with pytest.raises(InputError, match="1 or 3 channels; got 4"):

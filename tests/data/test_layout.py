@@ -90,11 +90,12 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path, capsys):
     for name in (*(f"{i}.RAW9" for i in range(50)), "README", "x.svg"):
         (tmp_path / "cat" / name).write_text("nothing")
     os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "owl").symlink_to(tmp_path / "nowhere")
     (tmp_path / "bird" / "small").mkdir(parents=True)
     (tmp_path / "bird" / "small" / "x.svg").write_text("nothing")
     listing = list_folder(tmp_path)
     assert listing.images == ["cat/photo.png/y.png", "cat/x.png"]
-    expected = {".raw9": 50, ".svg": 2, "without an ending": 1, "hidden": 1, "devices or pipes": 1}
+    expected = {".raw9": 50, ".svg": 2, "without an ending": 1, "hidden": 1, "broken links": 1, "devices or pipes": 1}
     assert listing.passed == Counter(expected)
     open_folder(tmp_path, SHAPE, ReadingConfig())
     told = capsys.readouterr().err.splitlines()

@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NamedTuple
 
 from biflow.console import printable, some
@@ -29,9 +30,7 @@ class Layout(NamedTuple):
 
 def lay_out(root: Path) -> Layout:
     """Find the classes and splits of an image folder from its subfolder names."""
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"Expected a folder of images; {root} {state}. Check the path.")
+    _check_folder(root)
     listing = list_folder(root)
     if not listing.images:
         found = f"{listing.passed_over()}. Convert them" if listing.passed else "found none. Check the path"
@@ -51,6 +50,17 @@ def lay_out(root: Path) -> Layout:
         [part != train for part, names in parts.items() for _ in names] if len(parts) > 1 else None,
         (*_notes(root, inside, splits, listing), *_notes_on(class_names)),
     )
+
+
+def _check_folder(root: Path) -> None:
+    try:
+        fault = "" if S_ISDIR(root.stat().st_mode) else "is not a folder"
+    except FileNotFoundError:
+        fault = "does not exist"
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        fault = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    if fault:
+        raise InputError(f"Expected a folder of images; {root} {fault}. Check the path.")
 
 
 def wrapper(names: Sequence[str]) -> str:

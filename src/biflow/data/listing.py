@@ -35,7 +35,7 @@ def list_folder(root: Path) -> Listing:
     """List a folder and its subfolders; hidden files and folders are skipped."""
     listing = Listing([], Counter(), [])
     try:
-        for name, entry in _walk(root, "", ()):
+        for name, entry in _walk(root):
             if _is_folder(entry):
                 listing.folders.append(name)
             elif kind := _kind_passed_over(entry):
@@ -50,19 +50,30 @@ def list_folder(root: Path) -> Listing:
     return listing
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a parent folder
-        return
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Relative paths and entries, each folder before its contents; a link to a folder above is not followed."""
+    above: tuple[tuple[int, int], ...] = (_identity(root),)
+    pending = [("", entry, above) for entry in _entries(root)]
+    while pending:
+        prefix, entry, above = pending.pop()
+        name = prefix + entry.name
         if not _is_folder(entry):
-            yield prefix + entry.name, entry
+            yield name, entry
         elif not entry.name.startswith(".") and entry.name not in LEFTOVERS:
-            yield prefix + entry.name, entry
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here))
+            yield name, entry
+            if (here := _identity(root / name)) not in above:
+                pending += [(f"{name}/", inner, (*above, here)) for inner in _entries(root / name)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The contents of a folder, the last name first."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _kind_passed_over(entry: os.DirEntry[str]) -> str:
@@ -71,7 +82,8 @@ def _kind_passed_over(entry: os.DirEntry[str]) -> str:
     if entry.name.startswith("."):
         return "hidden"
     if suffix not in IMAGE_SUFFIXES:
-        return suffix or "without an ending"
+        broken = entry.is_symlink() and not Path(entry.path).exists()
+        return "broken links" if broken else suffix or "without an ending"
     regular = entry.is_symlink() or entry.is_file()  # broken links too: they are rejected as unreadable
     return "" if regular else "devices or pipes"
 

@@ -20,7 +20,7 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
     if kind == "folder" and where:
         from biflow.data.folder import open_folder
 
-        return open_folder(Path(where).expanduser(), image_shape, reading)
+        return open_folder(_path(where), image_shape, reading)
     if kind == "hf" and where:
         from biflow.data.hub import open_hub_set
 
@@ -28,7 +28,7 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
     if kind == "latents" and where:
         from biflow.data.latents import open_latents
 
-        return open_latents(Path(where).expanduser(), reading)
+        return open_latents(_path(where), reading)
     raise InputError(f"Unknown data set {name!r}; {nearest(name, [*DATASETS, *KINDS])}")
 
 
@@ -53,7 +53,7 @@ def canonical_name(name: str) -> str:
     ('digits', 'hf:user/birds,small')
     """
     kind, _, where = name.partition(":")
-    path = Path(where).expanduser()
+    path = _path(where)
     if where and (kind in {"folder", "latents"} or (kind == "hf" and path.is_dir())):
         return f"{kind}:{path.resolve()}"
     return name
@@ -63,4 +63,12 @@ def check_apart(name: str, output: Path) -> None:
     """Raise if an output path is inside the data set's folder."""
     kind, _, where = name.partition(":")
     if kind in {"folder", "latents"} and where:
-        check_outside(output, Path(where).expanduser())
+        check_outside(output, _path(where))
+
+
+def _path(where: str) -> Path:
+    """A path as a shell reads it."""
+    try:
+        return Path(where).expanduser()
+    except RuntimeError:
+        raise InputError(f"Expected the folder of a known user; got {where!r}. Give the whole path.") from None
