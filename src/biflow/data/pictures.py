@@ -158,4 +158,4 @@ def _read_npz(path: Path, size: int, channels: int) -> Pictures:
             f"Expected uint8 images of the model's shape, (N, {size}, {size}, {channels}), in {path}; "
             f"got {tuple(pixels.permute(0, 2, 3, 1).shape)}."
         )
-    return Pictures([Picture(f"{path.name}[{i}]", image) for i, image in enumerate(pixels)], {})
+    return Pictures([Picture(printable(f"{path.name}[{i}]"), image) for i, image in enumerate(pixels)], {})
