@@ -209,7 +209,7 @@ def test_comments_constants_and_examples_are_in_the_reference(griffe_package):
     assert fields[0].description.startswith("(B, T, D)")
     members = griffe_package["sampling.jacobi"].members
     assert not [name for name, member in members.items() if name.isupper() and not member.is_alias]
-    assert str(griffe_package["sampling.jacobi.invert_by_jacobi"].parameters["tolerance"].default) == "0.001"
+    assert str(griffe_package["sampling.jacobi.invert_by_jacobi"].parameters["tolerance"].default) == "0.0001"
     assert "```pycon\n>>> " in griffe_package["pipeline.Pipeline.sample"].docstring.value
 
 

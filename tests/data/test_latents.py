@@ -75,8 +75,8 @@ def test_latents_are_drawn_anew_for_every_key_with_the_moments_of_the_encoder(co
     moments = cache.read(torch.tensor([1])).expand(4000, -1, -1, -1)
     drawn = to_latents(codec, moments, list(range(4000)), 0, "flow", 5)
     mean, log_variance = codec.moments(data.images[1:])[0].chunk(2)
-    torch.testing.assert_close(drawn.mean(0), codec.scaled(mean), atol=0.1 * codec.scale, rtol=0)
-    spread = (0.5 * log_variance).exp() * codec.scale
+    torch.testing.assert_close(drawn.mean(0), codec.scaled(mean), atol=0.1 * codec.factor.item(), rtol=0)
+    spread = (0.5 * log_variance).exp() * codec.factor
     torch.testing.assert_close(drawn.std(0), spread, rtol=0.1, atol=0)
     again = to_latents(codec, moments[:2], [0, 1], 0, "flow", 6)
     assert not torch.allclose(drawn[:2], again)

@@ -77,6 +77,17 @@ def test_classifying_works_in_inference_mode():
         assert torch.equal(classify_images(model, pixels).logits, expected)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_classifying_works_with_weights_that_the_user_casts(dtype, method):
+    model, pixels = tiny_model(), tiny_images(4).images
+    expected = classify_images(model, pixels, method=method).logits
+    with torch.inference_mode():
+        model.flow.to(dtype)
+    found = classify_images(model, pixels, method=method).logits
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.3)
+
+
 def test_draws_average_the_logits_and_no_noise_needs_none():
     model, pixels = tiny_model(), tiny_images(3).images
     several = classify_images(model, pixels, draws=3).logits

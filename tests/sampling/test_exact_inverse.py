@@ -6,7 +6,7 @@ from biflow.errors import InputError
 from biflow.models.flow_block import Affine, restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.denoise import score_denoise
-from biflow.sampling.guidance import Guidance, extrapolate
+from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import LARGEST_GUESS, invert_by_jacobi, measure_groups
 from biflow.sampling.sequential import invert_sequentially
 from tests.builders import noise_and_labels, tiny_config, tiny_flow
@@ -72,8 +72,11 @@ def guided_without_cache(flow: ForwardFlow, z: torch.Tensor, labels: torch.Tenso
             w = guidance.strength * (t / last if guidance.annealed else 1)
             given = block.predict(x, block.classes(labels))
             free = block.predict(x, block.classes(nobody), temperature=temperature)
-            shift = extrapolate(given.shift, free.shift, w if guidance.on != "log_scale" else 0)
-            log_scale = extrapolate(given.log_scale, free.log_scale, w if guidance.on != "shift" else 0)
+            shift, log_scale = given.shift, given.log_scale
+            if guidance.on != "log_scale":
+                shift = (1 + w) * given.shift - w * free.shift
+            if guidance.on != "shift":
+                log_scale = (1 + w) * given.log_scale - w * free.log_scale
             x[:, t] = restore(z[:, t], Affine(shift[:, t - 1], log_scale[:, t - 1]))
         z = block.reading_order(x)
     return z

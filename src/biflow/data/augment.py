@@ -46,7 +46,7 @@ def draw_guidance(labels: Tensor, indices: Sequence[int], max_guidance: float, n
     For the others 1 + w is log-uniform on [1, 1 + max_guidance], which favours weak guidance.
     """
     if not max_guidance:
-        return torch.zeros(len(labels), device=labels.device)
+        return torch.zeros(len(labels), dtype=torch.float32, device=labels.device)
     draws = uniform_for(indices, (), "guidance", *keys).to(labels.device)
     guided = (draws < GUIDED_SHARE) & (labels != null_label)
     return torch.where(guided, (1 + max_guidance) ** (draws / GUIDED_SHARE) - 1, 0.0)

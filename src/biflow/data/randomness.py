@@ -39,10 +39,18 @@ def stream(*keys: Key) -> np.random.Generator:
 
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Initialise networks created in this block from the seed, without changing the global generator."""
-    with torch.random.fork_rng(devices=[]):
+    """Initialise networks created in this block from the seed, in float32, as tensors that can be differentiated.
+
+    The caller's global generator, default dtype and inference mode are left as they are.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
         torch.manual_seed(seed)
-        yield
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
 
 
 def normal_for(indices: Iterable[int], shape: tuple[int, ...], *keys: Key) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from biflow.config import ClassifyMethod, ClassifyNoise
 from biflow.data.randomness import content_keys
 from biflow.errors import InputError, check_number, choose
-from biflow.models.forward_flow import ForwardFlow
+from biflow.models.forward_flow import ForwardFlow, differentiable
 from biflow.models.model import Model
 
 BATCH_SIZE = 128
@@ -58,7 +58,7 @@ def by_steps(flow: ForwardFlow, patches: Tensor) -> Tensor:
     logits = patches.new_zeros(len(patches), count)
     for _ in range(STEPS):
         weights = logits.softmax(dim=1)  # (B, K)
-        mixtures = [(weights @ table)[:, None].requires_grad_() for table in tables]
+        mixtures = [(weights.to(table) @ table)[:, None].requires_grad_() for table in tables]
         gradients = gradient_of_log_prob(flow, patches, mixtures)
         slopes = [gradient[:, 0] @ table.T for gradient, table in zip(gradients, tables, strict=True)]
         slope = torch.stack(slopes).sum(dim=0)  # (B, K), d log p / d weight
@@ -101,13 +101,13 @@ def classify_images(
     check_number(seed, "seed", whole=True)
     if not len(pixels):
         raise InputError("Expected one or more images to classify; got none.")
-    logits_of = choose(METHODS, method, "method")
+    logits_of, flow = choose(METHODS, method, "method"), differentiable(model.flow)
     chunks = []
     for part in pixels.split(BATCH_SIZE):
         keys, logits = content_keys(part), []
         for k in range(draws):
             patches = model.noisy_patches(part, keys, "classify", seed, k, noise=noise)
-            logits.append(logits_of(model.flow, patches).detach().double().cpu())
+            logits.append(logits_of(flow, patches).detach().double().cpu())
         chunks.append(torch.stack(logits).mean(dim=0))
     result = Classification(torch.cat(chunks))
     if broken := int((~result.logits.isfinite()).any(dim=1).sum()):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import Average, ScoreNoise
+from biflow.data.randomness import content_keys
 from biflow.errors import InputError, check_choice, check_number, choose
 from biflow.losses.likelihood import bits_per_dim
 from biflow.models.codec import PixelCodec
@@ -61,6 +62,8 @@ def score_images(
 ) -> Scores:
     """Log-likelihood of uint8 images (N, P, H, W) given labels (N,), averaged over draws of noise.
 
+    The noise depends on the seed and the image's own values, so a score does not depend on the other images.
+
     noise: "uniform" only dequantises, so that the bits per dimension bound the image's code length from above, as
     papers report them (TARFlow, arXiv 2412.06329); "training" adds the flow's training noise.
     average: "mean" of the log-densities, or "importance", the log of the mean density: for uniform noise a bound that
@@ -75,9 +78,9 @@ def score_images(
     combine = choose(AVERAGES, average, "average")
     chunks = []
     for rows in torch.arange(len(pixels)).split(BATCH_SIZE):
-        row_labels, log_probs = labels[rows].to(model.device), []
+        row_labels, keys, log_probs = labels[rows].to(model.device), content_keys(pixels[rows]), []
         for k in range(draws):
-            patches = model.noisy_patches(pixels[rows], rows.tolist(), "score", seed, k, noise=noise)
+            patches = model.noisy_patches(pixels[rows], keys, "score", seed, k, noise=noise)
             log_probs.append(model.flow.log_prob(patches, row_labels).double().cpu())
         chunks.append(combine(torch.stack(log_probs)))
     nats = torch.cat(chunks)

@@ -1,5 +1,6 @@
 """Codecs: uint8 pixels <-> the latents that the flow models; the only place that knows the data's scale."""
 
+import math
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from biflow.config import ModelConfig
+from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.extras import require
 from biflow.tensors import hash_tensors
@@ -66,13 +68,23 @@ class PixelCodec(Codec):
 
 
 class VaeCodec(Codec):
-    """Latents of a diffusers autoencoder: (posterior mean - shift factor) * scaling factor, about unit variance."""
+    """Latents of a diffusers autoencoder: (posterior mean - shift) * factor, about unit variance.
+
+    As in diffusers: latents_mean and scaling_factor / latents_std, per channel, if the autoencoder's config has them,
+    else its shift_factor and scaling_factor.
+    """
+
+    shift: Tensor  # (P', 1, 1) or (1, 1, 1)
+    factor: Tensor
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.scale = float(autoencoder.config.scaling_factor)
-        self.shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+        shifts, factors = latent_scaling(autoencoder.config)
+        for name, values in (("shift", shifts), ("factor", factors)):
+            column = torch.tensor(values, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, column, persistent=False)
+        self.scaling = f"{factors} {shifts}" if len(shifts) > 1 else f"{factors[0]} {shifts[0]}"
         self.reduction = 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -104,8 +116,8 @@ class VaeCodec(Codec):
         return torch.cat([distribution.mean, distribution.logvar], dim=1)
 
     def identity(self) -> str:
-        """SHA-256 of the autoencoder's weights, scale and shift."""
-        return hash_tensors(self.autoencoder.state_dict(), prefix=f"{self.scale} {self.shift}")
+        """SHA-256 of the autoencoder's weights and the scaling of its latents."""
+        return hash_tensors(self.autoencoder.state_dict(), prefix=self.scaling)
 
     def draw(self, moments: Tensor, noise: Tensor) -> Tensor:
         """Sample latents from these moments with standard normal noise (B, P', H / r, W / r)."""
@@ -114,26 +126,50 @@ class VaeCodec(Codec):
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Scale the autoencoder's latents to about unit variance."""
-        return (latents - self.shift) * self.scale
+        return (latents - self.shift) * self.factor
 
     def to_images(self, latents: Tensor) -> Tensor:
         """Latents (B, P', H / r, W / r) -> images (B, P, H, W), about in [-1, 1]; differentiable."""
-        return self.autoencoder.decode(latents / self.scale + self.shift).sample
+        return self.autoencoder.decode(latents / self.factor.to(latents) + self.shift.to(latents)).sample
+
+
+def latent_scaling(config: Any) -> tuple[list[float], list[float]]:
+    """Shift and factor of an autoencoder's latents, of each channel if its config has their statistics, else of all."""
+    means, stds = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    count = config.latent_channels
+    if means is None or stds is None:
+        means, stds, count = [getattr(config, "shift_factor", None) or 0.0], [1.0], 1
+    try:
+        shifts, factors = [float(each) for each in means], [float(config.scaling_factor) / float(each) for each in stds]
+    except (TypeError, ValueError, ZeroDivisionError):
+        shifts = factors = []
+    valid = all(map(math.isfinite, [*shifts, *factors])) and min(factors, default=0) > 0
+    if not valid or (len(shifts), len(factors)) != (count, count):
+        raise InputError(
+            "Expected scaling_factor and shift_factor of the autoencoder's config.json to be numbers, and latents_mean "
+            f"and latents_std, if it has them, lists of {config.latent_channels}; scaling_factor and latents_std above "
+            "0. Correct them there."
+        )
+    return shifts, factors
 
 
 def make_codec(name: str) -> Codec:
     """Build the codec "pixels", or "vae:NAME" with a hub name or local folder."""
     if name == "pixels":
         return PixelCodec()
-    source = name.removeprefix("vae:")
+    return VaeCodec(load_autoencoder(name.removeprefix("vae:")))
+
+
+@torch.inference_mode(False)  # weights that are made in it could not be differentiated through
+def load_autoencoder(source: str) -> Any:
+    """A diffusers autoencoder in float32, from a hub name or a local folder."""
     require("diffusers")
     from diffusers import AutoencoderKL
 
+    options = {"local_files_only": Path(source).is_dir(), "use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        local = Path(source).is_dir()
-        return VaeCodec(
-            AutoencoderKL.from_pretrained(source, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
-        )
+        with seeded_weights(0):
+            return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **options)
     except Exception as error:  # hub, disk and file errors of a dozen types
         raise InputError(
             f"Expected the autoencoder {source!r} of the codec to be a diffusers folder or a reachable hub name; "

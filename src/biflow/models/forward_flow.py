@@ -1,6 +1,7 @@
 """The forward flow: images -> noise with an exact likelihood (TARFlow, arXiv 2412.06329)."""
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -84,3 +85,8 @@ class ForwardFlow(nn.Module):
     def scale_noise(self, noise: Tensor) -> Tensor:
         """Standard normal noise (B, T, D) -> a sample of the prior (B, T, D)."""
         return noise * self.prior_variance.sqrt()
+
+
+def differentiable(flow: ForwardFlow) -> ForwardFlow:
+    """The flow, or a copy if its weights were cast or moved in inference mode, which autograd refuses to read."""
+    return deepcopy(flow) if any(parameter.is_inference() for parameter in flow.parameters()) else flow

@@ -58,6 +58,7 @@ class Model:
             found["reverse"] = self.reverse
         return nn.ModuleDict(found)
 
+    @torch.inference_mode(False)  # weights that are moved in it could not be differentiated through
     def to(self, device: torch.device) -> Self:
         """Move networks and codec to a device."""
         self.networks.to(device)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from biflow.models.forward_flow import ForwardFlow
+from biflow.models.forward_flow import ForwardFlow, differentiable
 
 
 @torch.inference_mode(False)  # needs gradients even in the caller's inference mode
@@ -16,5 +16,5 @@ def score_denoise(flow: ForwardFlow, x: Tensor, labels: Tensor, *, step: float =
         return x.detach()
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        (score,) = torch.autograd.grad(flow.log_prob(x, labels.clone()).sum(), x)
+        (score,) = torch.autograd.grad(differentiable(flow).log_prob(x, labels.clone()).sum(), x)
     return x.detach() + step * flow.config.noise_std**2 * score

@@ -46,7 +46,7 @@ def given_noise(
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise InputError("Expected one torch.Generator; pass a seed to give each image noise of its own.")
-        latents = torch.randn(shape, generator=generator, device=generator.device)
+        latents = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
     if latents is None:
         return None
     if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or not latents.isfinite().all():

@@ -16,9 +16,9 @@ from biflow.models.flow_block import restore
 from biflow.models.forward_flow import ForwardFlow
 from biflow.nn.attention import KVCache
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance, GuidedBlock, guide, rewind
-from biflow.sampling.result import SamplerOutput
+from biflow.sampling.result import SamplerOutput, zero_if_finite
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 LARGEST_GUESS = 1e4  # bounds iterates that overshoot, since NaN would spread
 CALL_COST = 64.0  # for single small images on a CPU; a GPU evaluates far more patches in the overhead of a call
 
@@ -37,10 +37,11 @@ def invert_by_jacobi(
     start: Sequence[Tensor] | None = None,
     groups: Groups = None,
 ) -> SamplerOutput:
-    """Invert the flow within a tolerance: noise z (B, T, D) and labels (B,) -> patches.
+    """Invert the flow: noise z (B, T, D) and labels (B,) -> patches.
 
-    An image is done when no value changes by more than the tolerance (0: not at all). start: initial guess of the
-    flow's states[0], states[1], ..., each (B, T, D); defaults to each block's output.
+    A block is done with an image when no value changes by more than the tolerance (0: not at all). The tolerance bounds
+    this last change and not the error: blocks nearer the data magnify what is left, in trained flows 3 to 8 times.
+    start: initial guess of the flow's states[0], states[1], ..., each (B, T, D); defaults to each block's output.
     """
     guided = guide(flow, labels, guidance)
     check_tolerance(tolerance)
@@ -52,14 +53,14 @@ def invert_by_jacobi(
         block, guess = guided.blocks[level], start[level] if start is not None else x
         x, block_calls, change = solve_block(block, x, guess, guided.caches, tolerance=tolerance, size=sizes[level])
         calls, residual = calls + block_calls, torch.maximum(residual, change)
-    return SamplerOutput(x, calls, calls, residual)
+    return SamplerOutput(x, calls, calls, residual + zero_if_finite(x))
 
 
 def solve_block(
     guided: GuidedBlock, z: Tensor, guess: Tensor, caches: Sequence[KVCache], *, tolerance: float, size: int
 ) -> tuple[Tensor, int, Tensor]:
     """Invert a block in groups of `size` patches: z and a guess of x (B, T, D) -> x, network calls, residual (B,)."""
-    z, x = guided.block.reading_order(z), guided.block.reading_order(guess).clone()
+    z, x = guided.block.reading_order(z), bounded(guided.block.reading_order(guess), exact=0)
     x[:, 0] = z[:, 0]  # the first patch passes through unchanged
     length, calls, residual = z.shape[1], 0, torch.zeros_like(z[:, 0, 0])
     for first in range(1, length, size):
@@ -92,11 +93,16 @@ def solve_group(
         converged |= change <= tolerance
         if calls == last - first or converged.all():
             break
-        bounded = new[:, calls:].nan_to_num(0.0).clamp(-LARGEST_GUESS, LARGEST_GUESS)
-        guess = torch.cat([new[:, :calls], bounded], dim=1)  # the first `calls` patches are exact by now
+        guess = bounded(new, exact=calls)
         x[:, first:last] = torch.where(converged[:, None, None], x[:, first:last], guess)
     x[:, first:last] = new  # the caches hold the last guess, which is exact or within the tolerance of it
-    return calls, torch.where(converged, change, 0 * change)  # after all rounds it is exact; 0 * change keeps NaN
+    return calls, torch.where(converged, change, 0.0)  # after all rounds it is exact
+
+
+def bounded(guess: Tensor, *, exact: int) -> Tensor:
+    """A guess (B, t, D) without NaN and overflow, which would spread; its first `exact` patches are no guess."""
+    rest = guess[:, exact:].nan_to_num(0.0).clamp(-LARGEST_GUESS, LARGEST_GUESS)
+    return torch.cat([guess[:, :exact], rest], dim=1)
 
 
 def group_sizes(groups: Groups, num_blocks: int, num_patches: int) -> list[int]:
@@ -115,7 +121,7 @@ def group_sizes(groups: Groups, num_blocks: int, num_patches: int) -> list[int]:
 
 def check_tolerance(tolerance: float) -> None:
     """Raise unless the tolerance is valid."""
-    check_number(tolerance, "tolerance", hint=f"The default, {TOLERANCE:g}, is well below one grey level.")
+    check_number(tolerance, "tolerance", hint=f"The default is {TOLERANCE:g}; one grey level is 8e-3.")
 
 
 @torch.no_grad()

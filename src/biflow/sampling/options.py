@@ -14,8 +14,8 @@ class SamplingOptions(TypedDict, total=False):
 
     guidance: guidance strength, 0 for none, or a `Guidance`.
     method: the name of a sampler. "reverse" is one pass of the learned reverse model; "sequential" inverts the flow
-    exactly, patch by patch, then denoises by one score step; "jacobi", "gs-jacobi" and "refine" reach the same images
-    within a tolerance in fewer sequential calls. Pass a sampler object to change its settings:
+    exactly, patch by patch, then denoises by one score step; "jacobi", "gs-jacobi" and "refine" iterate to nearly
+    the same images in fewer sequential calls. Pass a sampler object to change its settings:
     `Jacobi(tolerance=1e-5)`.
     seed: the same seed gives the same images at any batch size.
     batch_size: images per batch; affects speed and memory only.

@@ -107,8 +107,9 @@ class Sequential(ExactInverse):
 
 @dataclass(frozen=True)
 class Jacobi(ExactInverse):
-    """The exact inverse by fixed-point iteration, within a tolerance, then a score step.
+    """The exact inverse by fixed-point iteration, then a score step.
 
+    tolerance: largest change of a value in the last iteration of each block; 0 iterates until nothing changes.
     groups: patches iterated together, one number for all blocks or one per block; none for all patches at once; or
     "measured" to have `measure_groups` choose them, once for every guidance, with this call_cost.
     """

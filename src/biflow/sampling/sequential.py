@@ -5,7 +5,7 @@ from torch import Tensor
 
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance, guide
-from biflow.sampling.result import SamplerOutput
+from biflow.sampling.result import SamplerOutput, zero_if_finite
 
 
 @torch.no_grad()
@@ -18,4 +18,4 @@ def invert_sequentially(
     for level in reversed(range(len(guided.blocks))):
         x = guided.invert_block(level, x)
     calls = len(guided.blocks) * (z.shape[1] - 1)
-    return SamplerOutput(x, calls, calls, torch.zeros_like(z[:, 0, 0]))
+    return SamplerOutput(x, calls, calls, zero_if_finite(x))

@@ -51,7 +51,7 @@ def try_encoder(config: AlignConfig, encoder: Encoder, image_shape: tuple[int, .
     """Feature width of the encoder; raises unless it maps images of this shape (P, H, W) to a square feature grid."""
     device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
     try:
-        found = encoder(torch.zeros(2, *image_shape, device=device))
+        found = encoder(torch.zeros(2, *image_shape, dtype=torch.float32, device=device))
     except InputError:
         raise
     except Exception as error:  # whatever a user's network raises

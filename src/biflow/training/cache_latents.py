@@ -51,7 +51,7 @@ def encode_data(
         names = [name for kind, part in kinds.items() for name in write_split(encoder, part, kind, console)]
         facts = {
             "data": data,
-            "codec": {"name": vae, "sha256": encoder.identity, "scale": codec.scale, "shift": codec.shift},
+            "codec": {"name": vae, "sha256": encoder.identity, "scaling": codec.scaling},
             "image_shape": image_shape,
             "latent_shape": latent_shape,
             "class_names": list(split.train.class_names),

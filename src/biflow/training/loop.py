@@ -51,7 +51,7 @@ class Trainer:
         self.objective = parallelise(objective, config.sharding, world)
         inner = self.objective.module if isinstance(self.objective, DistributedDataParallel) else self.objective
         assert isinstance(inner, Objective)
-        self.model, self.parts = inner.model, inner.parts
+        self.model, self.parts, self.after_step = inner.model, inner.parts, inner.after_step
         for part in self.model.modules():
             if isinstance(part, Transformer):
                 part.recompute = config.recompute
@@ -136,6 +136,7 @@ class Trainer:
         self.optimizers.step(flags[0])
         if flags.is_cuda or not flags[0]:  # a GPU, not synchronised, averages the parameters that a skip left unchanged
             self.ema.update(self.step)
+        self.after_step(flags[0])
         if self.scaler.is_enabled():
             self.scaler.update()
         self._read_flags(lag=self.flags_lag)

@@ -50,6 +50,9 @@ class Objective(nn.Module):
         """Parts of the model whose gradients are clipped separately."""
         return [self.model]
 
+    def after_step(self, skipped: Tensor) -> None:
+        """Update what the optimiser does not, after a step; `skipped` (scalar, 0 or 1) if it changed nothing."""
+
     def check_resumed(self) -> None:
         """Raise unless the state that was just loaded matches the frozen networks of the loss."""
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from biflow.distributed import mean_over_processes
 from biflow.errors import InputError
@@ -89,7 +89,8 @@ class FitReverse(Objective):
 class FitJoint(Objective):
     """Joint training of flow and reverse model, each on its own loss; the reverse loss sends no gradient to the flow.
 
-    The root mean squares of the flow's states change during training and are tracked by a running mean.
+    The root mean squares of the flow's states change during training and are tracked by a running mean, updated once a
+    step from all parts of its batch, unless the step is skipped.
     """
 
     def __init__(self, reverse: ReverseModel, forward: FitFlow, loss: ReverseLoss) -> None:
@@ -98,6 +99,16 @@ class FitJoint(Objective):
         self.noise_std, self.bin_width = forward.noise_std, forward.bin_width
         self.sees_images = forward.sees_images
         self.max_guidance = reverse.config.max_guidance if reverse.config.guidance == "trained" else 0.0
+        self.squares: list[Tensor] = []  # mean squares of the states, (levels,), of each part of the current step
+
+    @torch.no_grad()
+    def after_step(self, skipped: Tensor) -> None:
+        """Update the running root mean squares, unless the step was skipped; collective."""
+        squares, self.squares = self.squares, []
+        if squares:
+            rms = mean_over_processes(torch.stack(squares).mean(dim=0)).sqrt()
+            moved = self.reverse.state_rms.lerp(rms, RMS_RATE)
+            self.reverse.state_rms.copy_(torch.where(skipped.bool(), self.reverse.state_rms, moved))
 
     @property
     def parts(self) -> list[nn.Module]:
@@ -108,8 +119,7 @@ class FitJoint(Objective):
         """Sum of both losses."""
         trajectory, forward = self.fit_flow.evaluate(batch)
         if self.training and self.reverse.config.normalise:
-            squares = torch.stack([state.detach().square().mean() for state in trajectory.states[:-1]])
-            self.reverse.state_rms.lerp_(mean_over_processes(squares).sqrt(), RMS_RATE)
+            self.squares.append(torch.stack([state.detach().square().mean() for state in trajectory.states[:-1]]))
         reverse = self.loss(self.reverse, trajectory, batch)
         return LossParts(forward.total + reverse.total, {**forward.parts, **reverse.parts})
 

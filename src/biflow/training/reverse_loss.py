@@ -84,7 +84,8 @@ def _over_levels(term: Tensor) -> Tensor:
 def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[int, ...], *, half: bool) -> None:
     """Raise unless the distance takes images of this shape (P, H, W) and returns (B,) finite values with gradient."""
     device = next((each.device for each in distance.parameters()), torch.device("cpu"))
-    images = torch.linspace(-1, 1, 2 * math.prod(shape), device=device).view(2, *shape).requires_grad_()
+    values = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=torch.float32, device=device)
+    images = values.view(2, *shape).requires_grad_()
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             found = distance(images, torch.zeros_like(images), WHOLE)
