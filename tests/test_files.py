@@ -1,6 +1,5 @@
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from biflow.files import (
     write_csv,
     write_text,
 )
+from tests.builders import full_disk
 
 
 def test_a_file_is_replaced_atomically(tmp_path):
@@ -199,37 +199,25 @@ WRITERS = {
 }
 
 
-@pytest.fixture
-def full_disk():
-    """A limit of file sizes makes every write fail half way, as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
-
-
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(tmp_path, kind):
     path = tmp_path / "a"
     path.write_text("old")
     with (
+        full_disk(4096),
         pytest.raises(CannotWrite, match=r"Expected to write .*/a; got: .*Free some space"),
         replace_file(path) as temporary,
     ):
         WRITERS[kind](temporary)
-    with pytest.raises(CannotWrite, match=r"/b; got"), replace_folder(tmp_path / "b") as temporary:
+    with full_disk(4096), pytest.raises(CannotWrite, match=r"/b; got"), replace_folder(tmp_path / "b") as temporary:
         WRITERS[kind](temporary / "inner")
     assert entries(tmp_path) == ["a"]
     assert path.read_text() == "old"
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_table_on_a_full_disk_is_one_sentence(tmp_path):
-    with pytest.raises(CannotWrite):
+    with full_disk(4096), pytest.raises(CannotWrite):
         write_csv(tmp_path / "scores.csv", ["image"], [["x" * 100]] * 100)
     assert entries(tmp_path) == []
 

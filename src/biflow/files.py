@@ -30,9 +30,7 @@ DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 class CannotWrite(InputError):
     """A file or folder cannot be written, for `reason`: a full disk, a limit, a missing permission."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"Expected to write {path}; got: {reason}. Free some space, or choose another output path.")
-        self.reason = reason
+    reason = ""
 
 
 @contextmanager
@@ -95,7 +93,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if reason := _why_not_written(error, path):
-            raise CannotWrite(path, reason) from None
+            fault = f"Expected to write {path}; got: {reason}. Free some space, or choose another output path."
+            failure = CannotWrite(fault)
+            failure.reason = reason
+            raise failure from None
         raise
 
 
