@@ -1,5 +1,9 @@
 """Tiny real models and configs; nothing is mocked."""
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +107,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def with_names(model: Model, names: tuple[str, ...]) -> Model:
     """The same model, its classes under other names."""
     return Model(model.config, names, model.flow, model.reverse)
+
+
+@contextmanager
+def full_disk(size: int = 0) -> Iterator[None]:
+    """Let every write beyond this size of a file fail, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)

@@ -1,10 +1,12 @@
 """The processes of a launcher, torchrun or accelerate launch, or one."""
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -59,6 +61,17 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def check_same(self, value: object, what: str) -> None:
+        """Raise in all processes unless all have the same value; collective."""
+        values = self.gather(value)
+        if odd := [str(rank) for rank, each in enumerate(values) if each != values[0]]:
+            fault = InputError(
+                f"Expected {what} to be the same in all {self.size} processes; process 0 differs from "
+                f"{', '.join(odd)}. Give all machines the same files."
+            )
+            fault.alone = False
+            raise fault
+
     def on_main(self, action: Callable[[], T]) -> T | None:
         """Result of an action in the main process, None in the others, which wait; all raise its exception."""
         fault: list[Exception | None] = [None]
@@ -67,7 +80,7 @@ class World:
             try:
                 result = action()
             except Exception as error:  # of any type: the others must not hang
-                fault = [error]
+                fault = [_portable(error)]
         if self.size > 1:
             dist.broadcast_object_list(fault)
         if fault[0]:
@@ -93,24 +106,87 @@ def was_restarted() -> bool:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
-    """Join the launcher's process group; a world of one process without a launcher."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+def join_world(timeout: float | None = None) -> Iterator[World]:
+    """Join the launcher's process group; a world of one process without a launcher.
+
+    timeout: seconds that a process waits for another in a collective; by default that of torch.
+    """
+    rank, size, local_rank = launched()
+    device = own_device(local_rank)
     if size == 1:
         yield World(0, 1, device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    join_group("nccl" if device.type == "cuda" else "gloo", rank, size, timeout)
     try:
         yield World(rank, size, device)
     except InputError as error:
         error.alone = error.alone is None
         raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        lost = InputError(
+            f"Expected {size} processes that run until the end; process {rank} lost another one, or waited too long "
+            "for it. See that one's error; if it was only slow, set a longer process_timeout. Then resume."
+        )
+        lost.alone = True
+        raise lost from None
     finally:
         time.sleep(SETTLING)
         dist.destroy_process_group()
+
+
+def launched() -> tuple[int, int, int]:
+    """This process's rank, the number of processes, and the rank on this machine, as the launcher set them."""
+    size = _environment_number("WORLD_SIZE", default=1)
+    rank = _environment_number("RANK", default=0 if size < 2 else None)
+    if rank >= max(size, 1) or size == 0:
+        raise InputError(
+            f"Expected RANK below WORLD_SIZE in the environment; got {rank} and {size}. Start with torchrun, or unset "
+            "both."
+        )
+    return rank, size, _environment_number("LOCAL_RANK", default=0)
+
+
+def own_device(local_rank: int) -> torch.device:
+    """This process's GPU, or the CPU if there are none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= (count := torch.cuda.device_count()):
+        raise InputError(
+            f"Expected a GPU for each process of a machine; got process {local_rank + 1} and {count} GPUs. "
+            "Start fewer processes."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def join_group(backend: str, rank: int, size: int, timeout: float | None) -> None:
+    """Initialise the process group at the address that the launcher set."""
+    try:
+        dist.init_process_group(backend, timeout=None if timeout is None else timedelta(seconds=timeout))
+    except (ValueError, RuntimeError) as error:  # a missing variable, a process that did not come
+        why = str(error).strip().splitlines()[0].removesuffix(".")
+        fault = InputError(f"Expected {size} processes to meet; process {rank} got: {why}. Start all with torchrun.")
+        fault.alone = True
+        raise fault from None
+
+
+def _environment_number(name: str, default: int | None) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(
+            f"Expected a whole number in the environment variable {name}; got {text or None!r}. Start with torchrun, "
+            "or unset WORLD_SIZE, RANK and LOCAL_RANK."
+        )
+    return int(text)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or its text if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,15 +1,36 @@
 """Atomic writes: a file or folder is replaced as a whole or not at all."""
 
 import csv
+import errno
+import fcntl
 import io
 import os
+import platform
+import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from biflow.errors import InputError
+
+LOCK_FILE = ".lock"
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.(?P<kind>part|old)", re.DOTALL)  # see `_hidden`
+LEFTOVER_AGE = 86_400  # seconds, after which no process is still writing to a temporary name
+NAME_BYTES = 200  # of a temporary name; file systems allow 255 in total
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG}
+
+
+class CannotWrite(InputError):
+    """A file or folder cannot be written, for `reason`: a full disk, a limit, a missing permission."""
+
+    reason = ""
 
 
 @contextmanager
@@ -17,13 +38,16 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path`, or a symlink's target, if the block succeeds."""
     path = path.resolve()
     _check_replaceable(path, "file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = _hidden(path, "part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_of(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,25 +55,49 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing folder is replaced at the end, or kept if that fails."""
     path = path.resolve()
     _check_replaceable(path, "folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            path.rename(old)
+    temporary, old = (_hidden(path, kind) for kind in ("part", "old"))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_of(path)
+        temporary.mkdir()
         try:
-            temporary.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if path.exists():
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder under a temporary name, so that a process killed meanwhile leaves no part of it behind."""
+    temporary = _hidden(path, "part")
+    with writing(path):
+        path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write to this path, by the system or the libraries of tensors, into `CannotWrite`."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if reason := _why_not_written(error, path):
+            fault = f"Expected to write {path}; got: {reason}. Free some space, or choose another output path."
+            failure = CannotWrite(fault)
+            failure.reason = reason
+            raise failure from None
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +108,6 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table as CSV atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     write_text(path, text.getvalue())
@@ -85,8 +132,50 @@ def check_writable(folder: Path) -> None:
 def check_new_folder(folder: Path) -> None:
     """Raise unless the folder is new or empty, so that no user file is overwritten."""
     check_writable(folder)
-    if folder.is_dir() and any(folder.iterdir()):
+    if has_files(folder):
         raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another output path.")
+
+
+def has_files(folder: Path) -> bool:
+    """Whether the folder has anything but the lock and the temporary names of a process that was killed."""
+    return folder.is_dir() and any(
+        each.name != LOCK_FILE and not LEFTOVER.fullmatch(each.name) for each in folder.iterdir()
+    )
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in a folder that no other process writes to, and restore what they replaced."""
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if leftover := LEFTOVER.fullmatch(each.name):
+            _remove_leftover(each, folder / leftover["name"])
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; raises if another one holds it, and says which.
+
+    The system releases the lock however the process ends. Where a file system has no locks, none is held.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("a+b", buffering=0)
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(NAME_BYTES).decode(errors="replace").strip() or "another process"
+            raise InputError(
+                f"Expected a folder that no other process writes to; {folder} is in use by {holder}. "
+                "Wait for it or stop it, or choose another folder."
+            ) from None
+        except OSError:
+            pass
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError):  # a full disk
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()} since {now}\n".encode())
+        yield
 
 
 def check_file_output(path: Path) -> None:
@@ -112,6 +201,44 @@ def _check_replaceable(path: Path, expected: str) -> None:
     kind = "folder" if path.is_dir() else "file" if path.is_file() else "device or a pipe"
     if path.exists() and kind != expected:
         raise InputError(f"Expected a {expected} to write; {path} is a {kind}. Choose another name.")
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """A new temporary name beside the path, of this attempt alone: in containers, process ids repeat."""
+    name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.{kind}")
+
+
+def _remove_leftovers_of(path: Path) -> None:
+    """Restore a folder whose replacement was killed half-way, and delete old leftovers of its name."""
+    for each in path.parent.iterdir():
+        leftover = LEFTOVER.fullmatch(each.name)
+        if leftover and leftover["name"] == path.name:
+            with suppress(OSError):  # another process may have removed it
+                old = each.lstat().st_mtime < time.time() - LEFTOVER_AGE
+                if old or (leftover["kind"] == "old" and not path.exists()):
+                    _remove_leftover(each, path)
+
+
+def _remove_leftover(leftover: Path, path: Path) -> None:
+    if leftover.name.endswith(".old") and not path.exists():  # the process was killed between two renames
+        leftover.rename(path)
+    elif leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
+
+
+def _why_not_written(error: Exception, path: Path) -> str | None:
+    """Why writing to this path failed; None for an error of another kind, or with another file."""
+    if isinstance(error, OSError):
+        named = isinstance(error.filename, str | bytes)
+        here = named and Path(os.fsdecode(error.filename)).is_relative_to(path.parent)
+        return error.strerror if here or error.errno in DISK_FAULTS else None
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors
+        return os.strerror(int(number[1]))
+    torch_failed = any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "iostream error"))
+    return os.strerror(errno.ENOSPC) if torch_failed else None
 
 
 def _flush(path: Path) -> None:

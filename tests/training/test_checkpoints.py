@@ -9,7 +9,8 @@ import torch
 
 from biflow.config import FitConfig
 from biflow.errors import Interrupted
-from biflow.training.checkpoints import Damaged, newest, read, remove_leftovers, save, tidy
+from biflow.files import remove_leftovers
+from biflow.training.checkpoints import Damaged, newest, read, save, tidy
 from tests.training.test_training import train_in, weights
 
 

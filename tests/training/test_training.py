@@ -365,15 +365,6 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
         train_in(tmp_path / "run", resume=True, seed=1)
 
 
-def test_a_truncated_log_line_does_not_prevent_resuming(tmp_path):
-    with contextlib.suppress(Interrupted):
-        train_in(tmp_path / "run", stop_at=4)
-    log = tmp_path / "run" / "metrics.jsonl"
-    log.write_text(log.read_text()[:-20])
-    train_in(tmp_path / "run", resume=True)
-    assert [line["step"] for line in read_history(log)] == [1, 2, 3, 5, 6, 1, 2, 3, 4, 5, 6]
-
-
 @pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("channels", 3), ("num_classes", 2)])
 def test_a_model_that_does_not_fit_the_data_is_refused(tmp_path, key, value):
     with pytest.raises(InputError, match=f"Expected model.{key} to be .* got {value}"):

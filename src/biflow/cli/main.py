@@ -31,7 +31,7 @@ from biflow.cli.edit import edit_app
 from biflow.cli.evaluate import evaluate
 from biflow.cli.export import export, playground
 from biflow.cli.hub import push
-from biflow.cli.process import keep_freed_memory, share_processors
+from biflow.cli.process import DISK_FULL, keep_freed_memory, say_error, share_processors
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
 from biflow.config.base import parse_config
 from biflow.config.evaluation import SampleConfig
@@ -348,7 +348,12 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except InputError as error:
-        (say if error.alone else say_once)(f"Error: {error}")
+        say_error(error)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        say(f"Error: Expected room to write; got: {error.strerror}. Free some space, and run the command again.")
         sys.exit(2)
     except TyperException as error:
         if message := " ".join(error.format_message().split()):  # empty after the help that a bare `biflow` prints

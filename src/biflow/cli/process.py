@@ -1,10 +1,17 @@
-"""How this process treats freed memory, and the processors that it shares with others."""
+"""How this process treats freed memory, the processors that it shares with others, and errors of one of several."""
 
 import ctypes
+import errno
 import os
 import sys
+import time
+
+from biflow.console import say
+from biflow.errors import InputError
 
 SPINS = "100"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+PATIENCE = 2  # seconds, in which a launcher ends all processes after the first has ended
 
 
 def keep_freed_memory() -> None:
@@ -29,3 +36,14 @@ def share_processors() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def say_error(error: InputError) -> None:
+    """Print an error: of all processes once, of one process with its rank."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        say(f"Error: {error}")
+    elif error.alone is not False:
+        if error.alone is None:  # raised before the processes met: the first may have met it as well
+            time.sleep(PATIENCE)
+        say(f"Error in process {rank}: {error}")

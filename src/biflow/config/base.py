@@ -64,13 +64,17 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def check_recorded(path: Path, config: Config, repair: str) -> None:
-    """Raise unless the config recorded in a file is this one; repair: the sentence that ends the error."""
+def check_recorded(path: Path, config: Config, repair: str, *, free: Sequence[str] = ()) -> None:
+    """Raise unless the config recorded in a file is this one.
+
+    repair: the sentence that ends the error. free: keys that may differ.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
-    if difference := first_difference(parse_config(type(config), text, origin=str(path)), config):
+    recorded = parse_config(type(config), text, origin=str(path))
+    if difference := first_difference(recorded.model_copy(update={key: getattr(config, key) for key in free}), config):
         key, old, new = difference
         raise InputError(f"Expected {key}={old}, as in {path}; got {new}. {repair}")
 

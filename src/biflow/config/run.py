@@ -73,6 +73,8 @@ class RunConfig(Config):
     """Model folder with the flow, for stage "reverse"."""
     seed: NonNegativeInt = 0
     """Seed of weights, batches and noise."""
+    process_timeout: PositiveInt = 300
+    """Seconds that one of several processes waits for another before training stops; may change on resume."""
     data: str = "digits"
     """Data set: digits, folder:PATH, hf:NAME or latents:PATH."""
     reading: ReadingConfig = ReadingConfig()

@@ -1,7 +1,6 @@
 """Reads the images of each training step, prefetched by workers or cached in memory."""
 
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from biflow.data.datasets import ImageSource
+from biflow.data.workers import map_in_workers
 from biflow.errors import InputError
 
 SMALL = 2**30  # bytes of decoded images that are cached by default
@@ -52,31 +51,18 @@ def size_in_memory(source: ImageSource) -> int:
     return len(source) * math.prod(source.image_shape)
 
 
-class Results(Dataset[Examples | InputError]):
-    """Reads the examples of each item of a sampler.
-
-    Errors are returned: if a worker raised them, their text would contain its traceback.
-    """
-
-    def __init__(self, read: Callable[[Any], Examples]) -> None:
-        self.read = read
-
-    def __getitem__(self, item: Any) -> Examples | InputError:
-        try:
-            return self.read(item)
-        except InputError as error:
-            return error
-
-
 def read_ahead(read: Callable[[Any], Examples], items: Iterable[Any], workers: int) -> Iterator[Examples | InputError]:
     """Read the examples of these items in order, prefetched by workers if there are any."""
-    results = Results(read)
-    if not workers:
-        return map(results.__getitem__, items)
-    context = multiprocessing.get_context("forkserver")  # forking a process with threads can deadlock
-    context.set_forkserver_preload([__name__])
-    options: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": context}
-    return iter(DataLoader(results, sampler=items, batch_size=None, **options))
+    attempted = partial(attempt, read)
+    return map_in_workers(attempted, items, workers) if workers else map(attempted, items)
+
+
+def attempt(read: Callable[[Any], Examples], item: Any) -> Examples | InputError:
+    """Read the examples of an item; an error is returned, so that batches read ahead of it are still used."""
+    try:
+        return read(item)
+    except InputError as error:
+        return error
 
 
 class Reader:

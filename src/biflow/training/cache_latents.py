@@ -1,6 +1,7 @@
 """Encode a data set into a latent cache, with one or more processes."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -8,17 +9,20 @@ from rich.console import Console
 from biflow.config import ReadingConfig
 from biflow.config.base import Config, check_recorded, parse_config, to_yaml
 from biflow.console import counting
-from biflow.data.datasets import ImageStream, Source
-from biflow.data.latents import MANIFEST_FILE, LatentWriter, write_manifest
+from biflow.data.datasets import ImageStream, Source, Split
+from biflow.data.latents import MANIFEST_FILE, LatentWriter, description, read_manifest, write_manifest
 from biflow.data.open import check_apart, open_data
 from biflow.data.scan import write_rejected
 from biflow.distributed import join_world
 from biflow.errors import InputError
-from biflow.files import check_new_folder, write_text
+from biflow.files import check_new_folder, hold_folder, remove_leftovers, write_text
 from biflow.models.codec import VaeCodec, make_codec
+from biflow.training.provenance import check_same_data, describe_data
 
 SETTINGS_FILE = "encode.yaml"
+DATA_FILE = "data.json"
 REJECTED_FILE = "rejected.txt"
+LONG = 7 * 86_400  # seconds; processes meet only before the first shard and after the last
 
 
 class EncodeConfig(Config):
@@ -41,14 +45,17 @@ def encode_data(
     assert isinstance(codec, VaeCodec)
     image_shape = (int(codec.autoencoder.config.in_channels), size, size)
     latent_shape = codec.latent_shape(image_shape)
-    with join_world() as world:
-        world.on_main(lambda: check_cache_folder(out, config))
-        split = open_data(data, image_shape, config.reading)
+    split = open_data(data, image_shape, config.reading)
+    with join_world(LONG) as world, ExitStack() as held:
+        world.check_same([describe_data(split.train), describe_data(split.test)], f"the data {data!r}")
+        begun = world.on_main(lambda: begin_cache(out, config, split, held))
+        if world.gather(begun)[0] == "complete":
+            return world.on_main(lambda: finish_manifest(out))
         codec.to(world.device)
-        flip, share = config.reading.flip, {"rank": world.rank, "size": world.size}
-        encoder = LatentWriter(out, codec, flip=flip, batch_size=batch_size, **share)
-        kinds = {"train": split.train, "test": split.test}
-        names = [name for kind, part in kinds.items() for name in write_split(encoder, part, kind, console)]
+        share = {"rank": world.rank, "size": world.size}
+        encoder = LatentWriter(out, codec, flip=config.reading.flip, batch_size=batch_size, **share)
+        parts = {"train": split.train, "test": split.test}
+        names = [name for kind, part in parts.items() for name in write_split(encoder, part, kind, console)]
         facts = {
             "data": data,
             "codec": {"name": vae, "sha256": encoder.identity, "scaling": codec.scaling},
@@ -56,9 +63,6 @@ def encode_data(
             "latent_shape": latent_shape,
             "class_names": list(split.train.class_names),
         }
-        for part in kinds.values():
-            if part.rejected and world.is_main:
-                write_rejected(out / REJECTED_FILE, part.rejected)
         world.wait()
         return world.on_main(lambda: write_manifest(out, names, facts))
 
@@ -73,15 +77,28 @@ def write_split(encoder: LatentWriter, data: Source, split: str, console: Consol
         return encoder.write(data, split, progress)
 
 
-def check_cache_folder(out: Path, config: EncodeConfig) -> None:
-    """Raise unless a cache with these settings can start or resume in this folder."""
-    settings = out / SETTINGS_FILE
-    if settings.is_file():
-        if any(out.glob("*.safetensors")):
-            check_recorded(settings, config, "Encode with the same settings, or into another folder.")
-        if (out / MANIFEST_FILE).is_file():
-            raise InputError(f"Expected a new or unfinished latent cache; {out} is complete. Choose another folder.")
-    else:
+def begin_cache(out: Path, config: EncodeConfig, split: Split[Source], held: ExitStack) -> str:
+    """Hold the folder of a cache and record its settings and data; returns "complete" if it is, else "begun"."""
+    settings, manifest = out / SETTINGS_FILE, out / MANIFEST_FILE
+    if not settings.is_file():
         check_new_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
+    elif manifest.is_file() or any(out.glob("*.safetensors")):
+        check_recorded(settings, config, "Encode with the same settings, or into another folder.")
+    held.enter_context(hold_folder(out))
+    remove_leftovers(out)
     write_text(settings, to_yaml(config))
+    if not any(out.glob("*.safetensors")):
+        (out / DATA_FILE).unlink(missing_ok=True)
+    check_same_data(out / DATA_FILE, {"train": split.train, "test": split.test})
+    for part in (split.train, split.test):
+        if part.rejected:
+            write_rejected(out / REJECTED_FILE, part.rejected)
+    return "complete" if manifest.is_file() else "begun"
+
+
+def finish_manifest(out: Path) -> int:
+    """Remove what a command that was killed after it wrote the manifest left; returns the number of images."""
+    shards = read_manifest(out)["shards"]
+    for shard in shards:
+        description(out / shard["file"]).unlink(missing_ok=True)
+    return sum(shard["count"] for shard in shards)

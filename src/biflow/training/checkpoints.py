@@ -5,7 +5,6 @@ A checkpoint is a folder with the state and a manifest: step, metrics, and size 
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from biflow.config import FitConfig
-from biflow.files import replace_folder
+from biflow.files import delete_folder, replace_folder
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -81,13 +80,7 @@ def tidy(folder: Path, config: FitConfig) -> None:
     for each in found[: -config.keep_last]:
         milestone = config.keep_every is not None and each.step % config.keep_every == 0
         if each is not best and not milestone:
-            shutil.rmtree(each.folder)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporary folders of a process that was killed while saving."""
-    for leftover in folder.glob(".step_*"):
-        shutil.rmtree(leftover)
+            delete_folder(each.folder)
 
 
 def listed(folder: Path) -> tuple[list[Checkpoint], list[str]]:

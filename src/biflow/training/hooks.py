@@ -1,16 +1,19 @@
 """Training hooks: the metrics log and the progress display."""
 
+import errno
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import rich.progress as bars
 from rich.console import Console
 
-from biflow.files import write_text
+from biflow.files import CannotWrite, write_text, writing
 from biflow.training.loggers import Tracker
 from biflow.training.loop import Hook, Report, Trainer
 
@@ -18,15 +21,21 @@ from biflow.training.loop import Hook, Report, Trainer
 class History:
     """Hook that appends a JSON line of metrics every `log_every` steps and passes them to the trackers.
 
-    The trainer gets them too, for its checkpoints. When a run resumes, lines after its checkpoint are dropped.
+    The trainer gets them too, for its checkpoints. When a run resumes, lines after its checkpoint are dropped. On a
+    full disk, lines wait for space.
     """
 
     def __init__(self, path: Path, stage: str, trainer: Trainer, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.stage, self.trainer, self.trackers = path, stage, trainer, trackers
         self.world, self.every = trainer.world, trainer.config.log_every
+        self.waiting = ""
         if self.world.is_main:
-            kept = [line for line in read_history(path) if line["stage"] != stage or line["step"] <= trainer.step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = read_history(path)
+            kept = [line for line in lines if line["stage"] != stage or line["step"] <= trainer.step]
+            if damaged := count_lines(path) - len(lines):
+                warnings.warn(f"Dropped {damaged} damaged lines of {path}.", stacklevel=2)
+            if damaged or len(kept) < len(lines):
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, report: Report) -> None:
         """Log the step if it is due; collective."""
@@ -41,20 +50,61 @@ class History:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self.trainer.metrics |= finite
         if self.world.is_main:
-            with self.path.open("a", encoding="utf-8") as file:
-                line = {name: finite.get(name) for name in metrics}
-                file.write(json.dumps({"stage": self.stage, "step": step, **line}) + "\n")
-            for tracker in self.trackers:
-                tracker.log_metrics({f"{self.stage}/{name}": value for name, value in metrics.items()}, step)
+            line = {name: finite.get(name) for name in metrics}
+            self.waiting += json.dumps({"stage": self.stage, "step": step, **line}) + "\n"
+            with warning_if_full():
+                append_whole(self.path, self.waiting)
+                self.waiting = ""
+                for tracker in self.trackers:
+                    with writing(self.path.parent):
+                        tracker.log_metrics({f"{self.stage}/{name}": value for name, value in metrics.items()}, step)
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Append to a file all of a text, or nothing."""
+    with writing(path), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(text.encode()) != len(text.encode()):  # a full disk takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextmanager
+def warning_if_full() -> Iterator[None]:
+    """Turn a failure to write into a warning: training continues without logs and previews."""
+    try:
+        yield
+    except CannotWrite as error:
+        warnings.warn(f"Training continues without writing its logs or previews: {error.reason}.", stacklevel=2)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of `History`, up to the first truncated one; empty if there is no file."""
-    lines: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(line))
-    return lines
+    """Read the lines of `History` without damaged ones; empty if there is no file."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := read_record(line))]
+
+
+def read_record(line: bytes) -> dict[str, Any] | None:
+    """The metrics in one line of `History`, or None if the line is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("stage"), str) or type(record.get("step")) is not int:
+        return None
+    values = [value for name, value in record.items() if name != "stage"]
+    return record if all(value is None or type(value) in {int, float} for value in values) else None
+
+
+def count_lines(path: Path) -> int:
+    """Number of lines of a file, also if the last one is not complete; 0 if there is no file."""
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
 class ProgressBoard(bars.Progress):

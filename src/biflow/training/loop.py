@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from biflow.config import FitConfig
 from biflow.distributed import World
 from biflow.errors import Diverged, InputError, Interrupted
+from biflow.files import CannotWrite
 from biflow.nn.compilation import compile_layers, uncompile
 from biflow.nn.transformer import Transformer
 from biflow.training import checkpoints
@@ -194,8 +195,8 @@ class Trainer:
             try:
                 checkpoints.save(folder, state, step=self.step, metrics=self.metrics)
                 checkpoints.tidy(folder, self.config)
-            except OSError as error:
-                fault = f"cannot save step {self.step} in {folder} ({error.strerror}); older checkpoints are intact"
+            except CannotWrite as error:
+                fault = f"cannot save step {self.step} in {folder} ({error.reason}); older checkpoints are intact"
                 if required:
                     raise InputError(f"Expected room for a checkpoint; {fault}. Free some space, and resume.") from None
                 warnings.warn(f"Training continues, but {fault}.", stacklevel=2)

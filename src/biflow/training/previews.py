@@ -8,6 +8,7 @@ from torch import Tensor
 
 from biflow.data.images import enlarge, make_grid, write_picture
 from biflow.data.randomness import normal_for
+from biflow.files import writing
 from biflow.models.codec import Codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
@@ -15,7 +16,7 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.sampling.one_pass import sample_in_one_pass
 from biflow.sampling.sequential import invert_sequentially
 from biflow.training.batches import Batch
-from biflow.training.hooks import History
+from biflow.training.hooks import History, warning_if_full
 from biflow.training.loggers import Tracker
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.objective import mean_loss
@@ -36,10 +37,11 @@ def previews(folder: Path, stage: str, trainer: Trainer, *, trackers: Sequence[T
         if flow is None or not trainer.world.is_main:
             return
         grid = make_grid(draw(flow, reverse, codec), columns=COLUMNS)
-        folder.mkdir(exist_ok=True)
-        write_picture(folder / f"{stage}_{report.step:08d}.png", enlarge(grid))
+        with warning_if_full():
+            write_picture(folder / f"{stage}_{report.step:08d}.png", enlarge(grid))
         for tracker in trackers:
-            tracker.log_image(f"{stage}/samples", grid, report.step)
+            with warning_if_full(), writing(folder):
+                tracker.log_image(f"{stage}/samples", grid, report.step)
 
     return sample
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import torch
 import biflow
 from biflow._version import __version__
 from biflow.config import RunConfig
+from biflow.data.datasets import ImageStream, Source
+from biflow.data.scan import some
 from biflow.distributed import World
+from biflow.errors import InputError
 from biflow.files import write_text
 from biflow.training.hooks import read_history
 
@@ -29,6 +33,7 @@ def add_session(path: Path, world: World) -> None:
     sessions = []
     with suppress(OSError, ValueError):
         sessions = json.loads(path.read_text(encoding="utf-8"))
+    sessions = sessions if isinstance(sessions, list) else []
     write_text(path, json.dumps([*sessions, describe_session(world)], indent=1) + "\n")
 
 
@@ -45,6 +50,51 @@ def describe_session(world: World) -> dict[str, Any]:
         "processes": world.size,
         "threads": torch.get_num_threads(),
     }
+
+
+def describe_data(data: Source) -> dict[str, Any]:
+    """Which images these are: class names, images per class and a digest of the listing; of a stream its shards."""
+    names = list(data.class_names)
+    if isinstance(data, ImageStream):
+        return {"class_names": names, "shards": data.num_shards}
+    counts = data.labels.bincount(minlength=max(1, len(names))).tolist()
+    return {"class_names": names, "images": counts, "listing": data.listing_digest()}
+
+
+def check_same_data(path: Path, data: Mapping[str, Source]) -> None:
+    """Record the data of each split in a file, or raise if the recorded ones are others."""
+    now = {split: describe_data(part) for split, part in data.items()}
+    try:
+        then = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    except (OSError, ValueError):
+        then = {}
+    if changes := [change for split in now if (change := describe_change(then, now, split))]:
+        raise InputError(
+            f"Expected the data that {path.parent} was begun with; {changes[0]}. Restore them, or start in a new "
+            f"folder; to continue with the data as they are now, delete {path}."
+        )
+
+
+def describe_change(before: Any, after: Any, split: str) -> str | None:
+    """What has changed in a split since `describe_data` described it, in words; None if nothing."""
+    try:
+        then, now = before[split], after[split]
+        if then == now:
+            return None
+        names = list(zip_longest(then["class_names"], now["class_names"], fillvalue="missing"))
+        counts = list(zip_longest(then.get("images", ()), now.get("images", ()), fillvalue=0))
+    except (KeyError, TypeError, AttributeError):
+        return "their record is damaged"
+    if renamed := [f"class {i} was {a} and is {b}" for i, (a, b) in enumerate(names) if a != b]:
+        return some(renamed, most=2)
+    kinds = [f" of {name}" for name in now["class_names"]] or [""]
+    pairs = zip(kinds, counts, strict=True)
+    if other := [f"{new} {split} images{kind} instead of {old}" for kind, (old, new) in pairs if old != new]:
+        return "there are " + some(other, most=2)
+    return f"the {split} images have other names, sizes or classes, or another order"
 
 
 def git_revision() -> str | None:

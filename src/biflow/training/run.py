@@ -1,7 +1,7 @@
-"""Run folders: config.yaml, about.json, metrics.jsonl, rejected.txt, previews/, states/ and, when done, model/."""
+"""Run folders: settings, the data and sessions, metrics, previews, states of training and, when done, the model."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,24 +16,26 @@ from biflow.data.datasets import ImageSource, Source
 from biflow.data.scan import write_rejected
 from biflow.distributed import World, join_world
 from biflow.errors import InputError, Interrupted
-from biflow.files import check_writable, write_text
+from biflow.files import check_writable, has_files, hold_folder, remove_leftovers, write_text
 from biflow.models.codec import Codec, make_codec
 from biflow.training.batches import check_splits
 from biflow.training.hooks import History, ProgressBoard
 from biflow.training.loggers import Tracker, open_trackers
 from biflow.training.loop import Hook, Trainer
 from biflow.training.previews import every, previews, validation
-from biflow.training.provenance import add_session, training_facts
+from biflow.training.provenance import add_session, check_same_data, describe_data, training_facts
 from biflow.training.signals import stop_on_signal
 from biflow.training.stages import Run, RunNetworks, Trained, prepare, training_batches
 
 CONFIG_FILE = "config.yaml"
 HISTORY_FILE = "metrics.jsonl"
+DATA_FILE = "data.json"
 ABOUT_FILE = "about.json"
 PREVIEWS_FOLDER = "previews"
 REJECTED_FILE = "rejected.txt"
 STATES_FOLDER = "states"
 MODEL_FOLDER = "model"
+FREE_KEYS = ("process_timeout",)  # settings that may change when a run is resumed
 
 
 @contextmanager
@@ -59,22 +61,19 @@ def open_run(
         data, held_out = data.without_classes(), held_out and held_out.without_classes()
     codec = codec or make_codec(config.model.codec)
 
-    def begin() -> RunNetworks:
-        networks = prepare(config, data, codec)
-        check_batches(config, world)
-        check_run_folder(folder, config, resume=resume)
-        check_watch(config, held_out)
-        (folder / STATES_FOLDER).mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG_FILE, to_yaml(config))
-        add_session(folder / ABOUT_FILE, world)
-        if data.rejected:
-            write_rejected(folder / REJECTED_FILE, data.rejected)
-            message = f"Warning: skipped {len(data.rejected)} unreadable images, listed in {folder / REJECTED_FILE}."
-            console.print(message, markup=False, highlight=False, soft_wrap=True)
-        return networks
+    with join_world(config.process_timeout) as world, ExitStack() as held, stop_on_signal() as should_stop:
 
-    with join_world() as world, stop_on_signal() as should_stop:
+        def begin() -> RunNetworks:
+            check_run_folder(folder, config, resume=resume)
+            networks = prepare(config, data, codec)
+            check_batches(config, world)
+            check_watch(config, held_out)
+            held.enter_context(hold_folder(folder))
+            begin_session(folder, config, data, world, console=console)
+            return networks
+
         networks = world.on_main(begin) or prepare(config, data, codec)
+        world.check_same(describe_data(data), f"the data {config.data!r}")
         trackers = open_trackers(folder, config) if world.is_main else []
         with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
 
@@ -92,6 +91,19 @@ def open_run(
             finally:
                 for tracker in trackers:
                     tracker.close()
+
+
+def begin_session(folder: Path, config: RunConfig, data: Source, world: World, *, console: Console) -> None:
+    """Write what a session records: first the settings, by which a run is known to have begun."""
+    for each in (folder, folder / PREVIEWS_FOLDER):
+        remove_leftovers(each)
+    write_text(folder / CONFIG_FILE, to_yaml(config))
+    check_same_data(folder / DATA_FILE, {"train": data})
+    add_session(folder / ABOUT_FILE, world)
+    if data.rejected:
+        write_rejected(folder / REJECTED_FILE, data.rejected)
+        message = f"Warning: skipped {len(data.rejected)} unreadable images, listed in {folder / REJECTED_FILE}."
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def keep_model(run: Run, trained: Trained, folder: Path) -> None:
@@ -136,10 +148,11 @@ def check_watch(config: RunConfig, held_out: ImageSource | None) -> None:
 def check_run_folder(folder: Path, config: RunConfig, *, resume: bool) -> None:
     """Raise unless a run with this config can start or resume in this folder."""
     if resume:
-        if not (folder / CONFIG_FILE).is_file():
+        if (folder / CONFIG_FILE).is_file():
+            repair = "Resume with the same recipe and overrides, or start in a new folder."
+            check_recorded(folder / CONFIG_FILE, config, repair, free=FREE_KEYS)
+        elif has_files(folder) or not folder.is_dir():  # else it was killed before it began
             raise InputError(f"Expected a run in {folder}; it has no {CONFIG_FILE}. Start it without --resume.")
-        repair = "Resume with the same recipe and overrides, or start in a new folder."
-        check_recorded(folder / CONFIG_FILE, config, repair)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif has_files(folder):
         raise InputError(f"Expected a new or empty folder; {folder} has files. Choose another, or use --resume.")
     check_writable(folder)

@@ -22,6 +22,7 @@ from biflow.errors import InputError, Interrupted
 from biflow.features.classifier import Classifier
 from biflow.features.encoders import make_encoder
 from biflow.features.judge import Judge
+from biflow.files import remove_leftovers
 from biflow.models.codec import Codec, PixelCodec, VaeCodec, training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.model import Model, new_model
@@ -29,7 +30,7 @@ from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.checkpoints import newest, remove_leftovers
+from biflow.training.checkpoints import newest
 from biflow.training.loop import Hook, Trainer
 from biflow.training.objective import Objective
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
