@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +18,7 @@ from biflow.data.datasets import indices_at, load_data
 from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
 from biflow.data.loader import is_kept
-from biflow.data.open import check_apart, open_data
+from biflow.data.open import canonical_name, check_apart, open_data
 from biflow.data.reader import image_reader
 from biflow.data.scan import list_images, scan
 from biflow.errors import InputError
@@ -364,3 +365,35 @@ def test_the_number_of_classes_must_match_the_folder(images, tmp_path, monkeypat
         cli.main()
     assert "Set model.num_classes=3." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_listing_changes_with_names_sizes_and_classes_and_a_fingerprint_with_times(tmp_path):
+    write_grey(tmp_path / "one", "a/x.png", "b/y.png")
+    copied = shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copy2)
+
+    def digests():
+        data = open_folder(copied, SHAPE, ReadingConfig()).train
+        return data.listing_digest(), data.fingerprint()
+
+    first = open_folder(tmp_path / "one", SHAPE, ReadingConfig()).train
+    assert digests() == (first.listing_digest(), first.fingerprint())
+    assert first.without_classes().listing_digest() != first.listing_digest()
+    os.utime(copied / "a/x.png", ns=(1, 1))
+    touched = digests()
+    assert (touched[0], touched[1] != first.fingerprint()) == (first.listing_digest(), True)
+    (copied / "a/x.png").rename(copied / "a/z.png")
+    renamed = digests()
+    (copied / "a/z.png").rename(copied / "b/z.png")
+    write_grey(copied, "a/x.png")
+    moved = digests()
+    (copied / "b").rename(copied / "c")
+    assert len({first.listing_digest(), renamed[0], moved[0], digests()[0]}) == 4
+
+
+@pytest.mark.parametrize("spelling", ["folder:photos", "folder:./photos/", "folder:x/../photos", "folder:~/photos"])
+def test_a_folder_has_one_name_however_it_is_spelt(tmp_path, monkeypatch, spelling):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert canonical_name(spelling) == canonical_name("folder:linked") == f"folder:{(tmp_path / 'photos').resolve()}"

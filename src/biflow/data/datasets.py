@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
@@ -39,6 +40,14 @@ class ImageSource(LabelledImages, Protocol):
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
+
+    def listing_digest(self) -> str:
+        """A digest of which images these are, in order, with their classes; a copy of the data has the same."""
+        return digest(self.class_names, self.labels)
+
+    def fingerprint(self) -> str:
+        """A digest that also changes when an image is written anew, where the data set can tell."""
+        return self.listing_digest()
 
     def without_classes(self) -> Self:
         """The same images without class names, all with label 0, the null label of unconditional models."""
@@ -95,9 +104,29 @@ class ImageSet(ImageSource):
         """Read images by index (n,): uint8 (n, P, H, W)."""
         return self.images[indices]
 
+    def listing_digest(self) -> str:
+        """A digest of the images, their labels and class names."""
+        return digest(self.class_names, self.labels, self.images)
+
     def take(self, indices: Tensor | slice) -> "ImageSet":
         """The subset at these indices."""
         return ImageSet(self.images[indices], self.labels[indices], self.class_names)
+
+
+def digest(*parts: str | Sequence[str] | Tensor) -> str:
+    """SHA-256 of texts and tensors, in hexadecimal.
+
+    >>> digest("ab", "c") == digest("a", "bc")
+    False
+    """
+    found = sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.contiguous().numpy().tobytes())
+        else:
+            found.update(f"{part!r}\n".encode(errors="surrogatepass"))
+    return found.hexdigest()
 
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import ImageSource, Split
+from biflow.data.datasets import ImageSource, Split, digest
 from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
 from biflow.data.scan import Scan, in_words, list_images, printable, scan, some
 from biflow.errors import InputError
@@ -32,10 +32,21 @@ class FolderImages(ImageSource):
     image_shape: tuple[int, int, int]
     reading: ReadingConfig
     rejected: Mapping[str, str] = field()  # of the whole folder, not only of this split; has no default here
+    sizes_digest: str  # of the files' sizes in bytes
+    times_digest: str  # of their modification times
 
     def read(self, indices: Tensor) -> Tensor:
         """Read images by index (n,): uint8 (n, P, H, W)."""
         return torch.stack([self._read(os.fsdecode(self.names[i])) for i in indices.tolist()])
+
+    def listing_digest(self) -> str:
+        """A digest of the files' names and sizes, their classes and the class names."""
+        names = sha256(self.names.tobytes()).hexdigest()
+        return digest(self.class_names, self.labels, names, self.sizes_digest)
+
+    def fingerprint(self) -> str:
+        """The same with the files' modification times."""
+        return digest(self.listing_digest(), self.times_digest)
 
     def _read(self, name: str) -> Tensor:
         channels, size, _ = self.image_shape
@@ -81,9 +92,17 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
             if name in found.readable and held_out is test
         ]
         names, labels = np.array([name for name, _ in chosen], np.bytes_), [label for _, label in chosen]
-        shown = tuple(map(printable, layout.class_names))
+        facts = [found.readable[os.fsdecode(name)] for name, _ in chosen]
         return FolderImages(
-            path.resolve(), names, torch.tensor(labels).long(), shown, image_shape, reading, found.rejected
+            path.resolve(),
+            names,
+            torch.tensor(labels).long(),
+            tuple(map(printable, layout.class_names)),
+            image_shape,
+            reading,
+            found.rejected,
+            sizes_digest=digest(torch.tensor([each.length for each in facts])),
+            times_digest=digest(torch.tensor([each.changed for each in facts])),
         )
 
     train = split(test=False)

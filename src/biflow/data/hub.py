@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split
+from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split, digest
 from biflow.data.decode import as_seen, at_size, reason_of
 from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
@@ -70,6 +70,10 @@ class HubImages(ImageSource):
         rows = self.dataset[indices.tolist()][self.columns.image]
         numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
         return torch.stack([decode_row(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
+
+    def fingerprint(self) -> str:
+        """A digest of the labels, the class names and what `datasets` knows of the stored files."""
+        return digest(self.listing_digest(), self.dataset._fingerprint)
 
     def take(self, mask: Tensor) -> "HubImages":
         """The images where `mask` (N,) is true."""

@@ -44,6 +44,21 @@ def open_images(name: str, image_shape: tuple[int, int, int], reading: ReadingCo
     return Split(split.train, split.test)
 
 
+def canonical_name(name: str) -> str:
+    """The one spelling of a data set's name: of a folder its absolute path, with links resolved.
+
+    >>> canonical_name("folder:/data/./photos/") == canonical_name("folder:/data/x/../photos")
+    True
+    >>> canonical_name("digits"), canonical_name("hf:user/birds,small")
+    ('digits', 'hf:user/birds,small')
+    """
+    kind, _, where = name.partition(":")
+    path = Path(where).expanduser()
+    if where and (kind in {"folder", "latents"} or (kind == "hf" and path.is_dir())):
+        return f"{kind}:{path.resolve()}"
+    return name
+
+
 def check_apart(name: str, output: Path) -> None:
     """Raise if an output path is inside the data set's folder."""
     kind, _, where = name.partition(":")
