@@ -145,6 +145,49 @@ def test_integers_of_numpy_count_by_their_value(pipe):
     assert torch.equal(pipe.noise([0], seed=np.uint8(5)), pipe.noise([0], seed=5))
 
 
+@pytest.mark.parametrize("one", [1, "b", np.int64(1), np.str_("b"), torch.tensor(1), np.array(1)])
+def test_one_label_is_that_of_all_images(pipe, one):
+    images = pipe.sample([0, 1], seed=1)
+    assert torch.equal(pipe.log_prob(images, one).nats, pipe.log_prob(images, [1, 1]).nats)
+    assert torch.equal(pipe.encode(images, one), pipe.encode(images, [1, 1]))
+    assert pipe.reclass(images, one, one) == pipe.reclass(images, [1, 1], [1, 1])
+    both = pipe.interpolate(images[:1], images[1:], labels=(one, 0), steps=2)
+    assert torch.equal(both.pixels, pipe.interpolate(images[:1], images[1:], labels=([1], [0]), steps=2).pixels)
+    assert pipe(one, seed=2).images == pipe.sample([1], seed=2)
+    with pytest.raises(InputError, match=r"a list of one or more labels, .* such as \[0\]"):
+        pipe.sample(one)
+
+
+def test_scalars_of_numpy_count_by_their_value_wherever_a_number_is_asked_for(pipe):
+    images = pipe.sample([0, 1], seed=1)
+    two, third = np.int64(2), np.float32(0.5)
+    assert torch.equal(pipe.log_prob(images, [0, 1], draws=two).nats, pipe.log_prob(images, [0, 1], draws=2).nats)
+    assert torch.equal(pipe.classify(images, draws=two).logits, pipe.classify(images, draws=2).logits)
+    found = pipe.vary(images, [0, 1], strength=third, num=two, guidance=third)
+    assert torch.equal(found.pixels, pipe.vary(images, [0, 1], strength=0.5, num=2, guidance=0.5).pixels)
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    found = pipe.inpaint(images, mask, [0, 1], proposals=two, rounds=two)
+    assert torch.equal(found.pixels, pipe.inpaint(images, mask, [0, 1], proposals=2, rounds=2).pixels)
+    assert pipe([0, 1], guidance_scale=np.float64(1.5), seed=two).images == pipe.sample([0, 1], guidance=0.5, seed=2)
+
+
+def test_no_guidance_scale_is_no_guidance(pipe):
+    assert pipe([0], guidance_scale=None, seed=1).images == pipe([0], guidance_scale=1, seed=1).images
+
+
+@pytest.mark.parametrize("labels", [[0], 0, (0, 1, 2), "ab", {0, 1}, [[0], [1], [2]]])
+def test_labels_of_an_interpolation_are_a_pair(pipe, labels):
+    images = pipe.sample([0])
+    with pytest.raises(InputError, match="labels as a pair, of the first and of the last images"):
+        pipe.interpolate(images, images, labels=labels)
+
+
+@pytest.mark.parametrize("z", [np.zeros((1, 4, 4)), [[0.0]], torch.zeros(1, 4, 5), None])
+def test_noise_of_another_kind_is_refused(pipe, z):
+    with pytest.raises(InputError, match=r"noise of shape \(1, 4, 4\), for the labels, as a tensor"):
+        pipe.decode(z, [0])
+
+
 @pytest.mark.parametrize("seed", [0.0, "x", None])
 def test_certify_checks_its_seed_as_sample_does(pipe, seed):
     with pytest.raises(InputError, match="seed to be a whole number"):

@@ -5,6 +5,7 @@ config.json has the format version, the `ModelConfig` and the class names; model
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from biflow.config import ModelConfig
 from biflow.config.base import parse_config
+from biflow.config.records import TrainingRecord, read_record
 from biflow.errors import InputError
 from biflow.files import check_writable, replace_folder
 from biflow.models.model import Model, new_model
@@ -88,12 +90,11 @@ def load_model(folder: Path) -> Model:
 def load_training(folder: Path) -> dict[str, Any] | None:
     """Load the record of a model's training, if its folder has one."""
     path = folder / TRAINING_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load the model.") from None
+    what = "the record of the model's training"
+    record = read_record(path, TrainingRecord, what=what, repair="Remove it to load the model.")
+    return record.model_dump(exclude_unset=True)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

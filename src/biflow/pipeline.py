@@ -1,7 +1,7 @@
 """The user's object: sample, score, classify, encode and edit with one model folder."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -10,24 +10,22 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.checkpoint import load_model, load_training, save_model
-from biflow.config import Average, ClassifyMethod, ClassifyNoise, ModelConfig, ScoreNoise, load_recipe
+from biflow.config import Average, ClassifyMethod, ClassifyNoise, ModelConfig, ReadingConfig, ScoreNoise, load_recipe
+from biflow.config.records import reading_of
 from biflow.data.images import Images, to_pil
 from biflow.data.labels import Labels
 from biflow.data.mask import to_mask
-from biflow.errors import InputError, check_number
-from biflow.hub.repository import find_model, upload_folder, write_upload
+from biflow.hub.repository import find_model, upload, write_upload
 from biflow.hub.tarflow import load_tarflow
 from biflow.inference.classify import Classification, classify_images
-from biflow.inference.edit import Edited, Editor, Start
+from biflow.inference.edit import Edited, Editor, Start, label_pair
 from biflow.inference.likelihood import Scores, cycle_error, score_images
 from biflow.models.model import Model, new_model
-from biflow.sampling.diffusers import ImagePipelineOutput, OutputType, as_output, given_noise
+from biflow.sampling.diffusers import ImagePipelineOutput, OutputType, as_output, given_labels, given_noise, guidance_of
 from biflow.sampling.draw import REDRAWS, Drawn, Engine
 from biflow.sampling.options import SamplingOptions, SamplingSettings
 from biflow.sampling.samplers import Sampler
-from biflow.tensors import check_device
-
-PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+from biflow.tensors import check_device, check_precision
 
 
 class Pipeline:
@@ -106,9 +104,8 @@ class Pipeline:
 
         evaluation: an evaluation.json of `biflow evaluate`, for the card.  licence: of the weights, "apache-2.0" say.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_for_hub(Path(folder) / "model", repository, evaluation=evaluation, licence=licence)
-            return upload_folder(Path(folder) / "model", repository, private=private, token=token)
+        write = partial(self.save_for_hub, repository=repository, evaluation=evaluation, licence=licence)
+        return upload(write, repository, private=private, token=token)
 
     def save_for_hub(
         self, folder: Path, repository: str, *, evaluation: str | Path | None = None, licence: str | None = None
@@ -126,10 +123,9 @@ class Pipeline:
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        if dtype is not None and dtype not in PRECISIONS:
-            raise InputError(f"Expected float32, bfloat16 or float16; got {dtype}.")
+        dtype = check_precision(dtype or self.dtype)
         self.model.to(check_device(device or self.device))
-        self.engine = self.engine.in_precision(dtype or self.dtype)
+        self.engine = self.engine.in_precision(dtype)
         return self
 
     def compile(self, dtype: torch.dtype | None = None, *, layers: bool = True) -> Self:
@@ -156,6 +152,11 @@ class Pipeline:
         return self.model.class_names
 
     @property
+    def reading(self) -> ReadingConfig:
+        """How the training images were read, and how biflow's commands read images for this model by default."""
+        return reading_of(self.training)
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
@@ -176,7 +177,7 @@ class Pipeline:
         self,
         class_labels: int | str | Labels | None = None,
         *,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = 1.0,
         method: str | Sampler = "reverse",
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
@@ -194,15 +195,9 @@ class Pipeline:
         >>> pipe([3, "8"], guidance_scale=1.25, output_type="np").images.shape
         (2, 8, 8, 1)
         """
-        if num_inference_steps != 1:
-            raise InputError(
-                f"Expected num_inference_steps=1: the reverse model samples in one pass; got {num_inference_steps}. "
-                "For the exact inverse pass method='sequential'."
-            )
-        asked = [self.config.null_label] if class_labels is None else class_labels
-        labels = self.model.check_labels([asked] if isinstance(asked, int | str) else asked)
-        check_number(guidance_scale, "guidance_scale", least=1, hint="1 turns guidance off.")
-        options: SamplingOptions = {"guidance": guidance_scale - 1, "method": method, "seed": seed or 0}
+        guidance = guidance_of(guidance_scale, num_inference_steps)
+        labels = self.model.check_labels(given_labels(class_labels, self.config.null_label))
+        options: SamplingOptions = {"guidance": guidance, "method": method, "seed": seed or 0}
         shape = len(labels), *self.config.noise_shape
         noise = given_noise(shape, seed=seed, generator=generator, latents=latents)
         if noise is None:
@@ -253,7 +248,8 @@ class Pipeline:
     ) -> Scores:
         """Log-likelihood of images in nats and bits per dimension, each (N,); without labels, of no class.
 
-        noise, draws, average: see `biflow.inference.likelihood.score_images`.
+        labels: one for each image, or one for all.  noise, draws, average: see
+        `biflow.inference.likelihood.score_images`.
 
         >>> scores = pipe.log_prob(pipe.sample_pixels([3, 1]), [3, 1])
         >>> scores.nats.shape, scores.bits_per_dim.shape
@@ -321,7 +317,7 @@ class Pipeline:
 
     def decode_pixels(self, z: Tensor, labels: Labels, **options: Unpack[SamplingOptions]) -> Tensor:
         """The images of `decode` as uint8 (N, P, H, W), on the CPU."""
-        drawn = self.engine.decode(z.float(), self.model.check_labels(labels), SamplingSettings.of(options))
+        drawn = self.engine.decode(z, self.model.check_labels(labels), SamplingSettings.of(options))
         drawn.warn()
         return drawn.pixels
 
@@ -391,7 +387,7 @@ class Pipeline:
         >>> pipe.interpolate(pipe.sample([3]), pipe.sample([8]), labels=([3], [8]), steps=5).pixels.shape
         torch.Size([1, 5, 1, 8, 8])
         """
-        given = zip((first, last), labels or (None, None), strict=True)
+        given = zip((first, last), label_pair(labels), strict=True)
         (start, start_labels), (end, end_labels) = (self.model.check_images(*each) for each in given)
         return self._editor(**options).interpolate((start, end), (start_labels, end_labels), steps=steps)
 

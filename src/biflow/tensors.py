@@ -14,6 +14,7 @@ from torch import Tensor
 from biflow.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
@@ -75,3 +76,10 @@ def check_device(device: str | torch.device) -> torch.device:
         raise InputError(
             f"Expected a device that torch can use here; cannot use {str(device)!r}. Pass 'cpu', or run biflow doctor."
         ) from None
+
+
+def check_precision(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision; raise unless networks can compute in it."""
+    if dtype not in PRECISIONS:
+        raise InputError(f"Expected float32, bfloat16 or float16; got {dtype}.")
+    return dtype

@@ -393,7 +393,7 @@ def test_a_model_that_knows_its_training_refuses_another_split(world):
     training = {"config": {"data": f"folder:{world / 'images'}", "reading": reading}}
     Pipeline(pipe.model, training).save_pretrained(world / "model")
     measured(world, "out")
-    with pytest.raises(InputError, match=r"reading\.test_share=0\.2, with which .* got 0\.3\. Add --set reading"):
+    with pytest.raises(InputError, match=r"reading\.test_share=0\.2, with which .* got 0\.3\. Leave it out, or set"):
         measured(world, "other", reading=ReadingConfig(test_share=0.3))
 
 

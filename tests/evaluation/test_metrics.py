@@ -163,11 +163,24 @@ def test_inception_score_of_uniform_or_equal_predictions_is_one():
     assert inception_score(torch.tensor([[3.0, 1.0, 0.0]]).expand(9, 3)).mean == pytest.approx(1)
 
 
-def test_inception_score_uses_splits_in_order():
-    logits = torch.eye(4).repeat_interleave(3, dim=0) * 1000
-    assert inception_score(logits, split_size=3) == pytest.approx((1, 0))
-    found = inception_score(logits, split_size=9)  # one of three classes, and one of a single class
-    assert found == pytest.approx((2, 1))
+def test_inception_score_does_not_depend_on_the_order_of_the_classes():
+    """A published example: split in the order of the file, sorted samples would score 1 per class of a split."""
+    certain = torch.eye(20) * 1000
+    sorted_by_class, in_turn = certain.repeat_interleave(50, dim=0), certain.repeat(50, 1)
+    found = inception_score(sorted_by_class, split_size=200)
+    assert found.mean == pytest.approx(inception_score(in_turn, split_size=200).mean, rel=0.03)
+    assert found.mean > 18
+    assert inception_score(sorted_by_class).mean == pytest.approx(20)
+    assert inception_score(sorted_by_class, split_size=200) == found
+
+
+@pytest.mark.parametrize(("count", "splits"), [(7, 1), (10, 1), (11, 1), (19, 1), (20, 2), (25, 2), (30, 3)])
+def test_no_split_of_the_inception_score_is_small(count, splits):
+    """Of images that are all sure of one class each, a split scores the number of classes that it holds."""
+    found = inception_score(torch.eye(count) * 1000, split_size=10)
+    sizes = [count // splits + (i < count % splits) for i in range(splits)]
+    assert found.mean == pytest.approx(np.mean(sizes))
+    assert found.deviation == pytest.approx(np.std(sizes), abs=1e-9)
 
 
 def test_inception_score_equals_its_formula():
@@ -236,6 +249,23 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
     assert calibration_error(torch.tensor([[1.0, 0.0]]).expand(4, 2), labels) == pytest.approx(0.25)
     apart = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.6, 0.4], [0.6, 0.4]])  # right 2 of 2, and 1 of 2
     assert calibration_error(apart, labels) == pytest.approx((0.05 + 0.1) / 2)
+    uneven = torch.tensor([[0.95, 0.05]] * 3 + [[0.6, 0.4]])  # three images in one bin, one in another
+    assert calibration_error(uneven, labels) == pytest.approx((3 * 0.05 + 0.6) / 4)
+
+
+@quickly
+@given(seeds, st.integers(1, 40), st.integers(1, 20))
+def test_calibration_error_equals_a_loop_over_bins(seed, count, bins):
+    probabilities = features(count, 4, seed).softmax(dim=1)
+    labels = features(count, 4, seed + 1).argmax(dim=1)
+    confidence, guess = probabilities.max(dim=1)
+    error = 0.0
+    for i in range(bins):
+        inside = (confidence >= i / bins) & ((confidence < (i + 1) / bins) | (i == bins - 1))
+        if inside.any():
+            right = (guess == labels)[inside].double().mean()
+            error += inside.double().mean() * (right - confidence[inside].mean()).abs()
+    assert calibration_error(probabilities, labels, bins) == pytest.approx(float(error), abs=1e-9)
 
 
 def test_timing_calls_every_sampler_equally_often():

@@ -171,9 +171,9 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
     save_judge(Judge(1, 2), folder)
     whole = (folder / "judge.json").read_text()
     for text, message in (
-        ("{", "Expected JSON in .*judge.json; the file is damaged"),
-        ("[]", "Expected format_version 1 in .*judge.json; got None"),
-        (whole.replace('"channels": 1', '"channels": 0'), r"both above 0; got \(0, 2\)"),
+        ("{", "as JSON, in .*judge.json; the file is damaged"),
+        ("[]", "in .*judge.json, keys and values; got a list"),
+        (whole.replace('"channels": 1', '"channels": 0'), "judge.json: channels: expected more than 0; got 0"),
         (whole.replace('"num_classes": 2', '"num_classes": 3'), "Expected weights that belong to .*readout.bias has"),
     ):
         (folder / "judge.json").write_text(text)

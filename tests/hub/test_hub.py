@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from biflow.checkpoint import TRAINING_FILE, save_model
+from biflow.config.records import EvaluationRecord
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS
 from biflow.evaluation.report import cost_rows, quality_rows
@@ -154,7 +155,9 @@ def test_missing_models_and_bad_names_are_rejected(hub, tmp_path):
 
 
 def test_a_card_has_the_numbers_of_the_run():
-    card = render_card(tiny_model(), "me/tiny", TRAINING, EVALUATION, licence="cc0-1.0", picture="samples.png")
+    card = render_card(
+        tiny_model(), "me/tiny", TRAINING, EvaluationRecord(**EVALUATION), licence="cc0-1.0", picture="samples.png"
+    )
     _, head, text = card.split("---\n", 2)
     facts = yaml.safe_load(head)
     assert facts["library_name"] == "biflow"

@@ -177,7 +177,8 @@ class Backend:
                 "Select fewer, start the app with a larger --max-images, or rank a folder with `biflow score`."
             )
         channels, size, _ = self.image_shape
-        return read_pictures([Path(file) for file in files], size, channels, max_pixels=MAX_PIXELS)
+        paths, reading = [Path(file) for file in files], self.pipe.reading
+        return read_pictures(paths, size, channels, reading=reading, max_pixels=MAX_PIXELS)
 
     def predict_class(self, picture: Picture) -> str:
         """The most likely class; empty for an unconditional model."""

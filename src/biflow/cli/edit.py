@@ -1,11 +1,20 @@
 """The command line's `edit` group: inpaint, reclass, interpolate, vary; each writes one contact sheet."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from biflow.cli.arguments import Device, GuidanceText, MethodText, ModelFolder, Seed, open_pictures, open_pipeline
+from biflow.cli.arguments import (
+    Device,
+    GuidanceText,
+    MethodText,
+    ModelFolder,
+    ReadingSettings,
+    Seed,
+    open_pictures,
+    open_pipeline,
+)
 from biflow.console import counted, say, tell
 from biflow.errors import InputError, check_number
 
@@ -34,6 +43,7 @@ def inpaint(
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Resample the masked part of images; the rest keeps its pixels."""
     from biflow.data.mask import fit_mask, read_mask
@@ -42,7 +52,7 @@ def inpaint(
     if Path(mask).resolve() == out.resolve():
         raise InputError(f"Expected an output that is not the mask; got {out}. Choose another name.")
     given = read_mask(mask)
-    pipe, pictures, options = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
+    pipe, pictures, options = open_all(model, images, out, EditOptions(device, guidance, method, seed, set_))
     labels = classes_of(pipe, label, len(pictures.all), "--label")
     masks = fit_mask(given, pictures.all)
     if masks.all():
@@ -70,12 +80,13 @@ def reclass(
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Change the class of images, keeping their noise."""
     from biflow.data.images import to_pixels
     from biflow.data.sheet import Tile, save_sheet
 
-    pipe, pictures, options = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
+    pipe, pictures, options = open_all(model, images, out, EditOptions(device, guidance, method, seed, set_))
     if not pipe.config.num_classes:
         raise InputError("Expected a model with classes; this one is unconditional. Use `edit vary`.")
     labels = classes_of(pipe, from_, len(pictures.all), "--from")
@@ -105,6 +116,7 @@ def interpolate(
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Interpolate between two images, spherically between their noises."""
     from biflow.data.sheet import Tile, save_sheet
@@ -112,7 +124,7 @@ def interpolate(
 
     shares = steps_between(steps)
     ends = [first, last]
-    pipe, pictures, options = open_all(model, ends, out, device=device, guidance=guidance, method=method, seed=seed)
+    pipe, pictures, options = open_all(model, ends, out, EditOptions(device, guidance, method, seed, set_))
     pixels = pictures.pixels
     start, end = classes_of(pipe, [from_, to or from_] if from_ else None, 2, "--from")
     edited = pipe.interpolate(pixels[:1], pixels[1:], labels=([start], [end]), steps=steps, **options)
@@ -137,12 +149,13 @@ def vary(
     method: MethodText = "reverse",
     seed: Seed = 0,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Make variations of images by resampling part of their noise."""
     from biflow.data.sheet import Tile, save_sheet
 
     check_number(strength, "--strength", most=1)
-    pipe, pictures, options = open_all(model, images, out, device=device, guidance=guidance, method=method, seed=seed)
+    pipe, pictures, options = open_all(model, images, out, EditOptions(device, guidance, method, seed, set_))
     labels = classes_of(pipe, label, len(pictures.all), "--label")
     edited = pipe.vary(pictures.pixels, labels, strength=strength, num=num, **options)
     rows = [
@@ -154,9 +167,19 @@ def vary(
     tell(f"Wrote {out}: {made} for each of {counted(len(rows), 'image')}.")
 
 
+class EditOptions(NamedTuple):
+    """The options that all edits share, as text."""
+
+    device: str | None
+    guidance: str
+    method: str
+    seed: int
+    reading: list[str] | None
+
+
 def open_all(
-    model: Path, images: list[Path], out: Path, *, device: str | None, guidance: str, method: str, seed: int
-) -> "tuple[Pipeline, Pictures, Any]":
+    model: Path, images: list[Path], out: Path, given: EditOptions
+) -> "tuple[Pipeline, Pictures, dict[str, Any]]":
     """The model, the images and the sampling options of an edit, checked before anything slow."""
     from biflow.data.scan import in_words
     from biflow.files import check_file_output
@@ -168,12 +191,12 @@ def open_all(
     check_file_output(out)
     if out.resolve() in {each.resolve() for each in images}:
         raise InputError(f"Expected an output that is none of the images; got {out}. Choose another name.")
-    options = {"guidance": parse_guidance(guidance), "method": parse_sampler(method), "seed": seed}
-    pipe = open_pipeline(model, device)
-    pictures = open_pictures(pipe, images)
+    guidance, sampler = parse_guidance(given.guidance), parse_sampler(given.method)
+    pipe = open_pipeline(model, given.device)
+    pictures = open_pictures(pipe, images, given.reading)
     if pictures.rejected:
         raise InputError(f"Expected image files; cannot read {in_words(pictures.rejected)}. Give others.")
-    return pipe, pictures, options
+    return pipe, pictures, {"guidance": guidance, "method": sampler, "seed": given.seed}
 
 
 def classes_of(pipe: "Pipeline", names: list[str] | None, count: int, option: str) -> list[int]:

@@ -19,6 +19,7 @@ from biflow.cli.arguments import (
     MethodText,
     ModelFolder,
     OutFolder,
+    ReadingSettings,
     Recipe,
     Seed,
     Settings,
@@ -141,6 +142,7 @@ def score(
     show: Annotated[int, typer.Option(min=0, help="Least likely images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file with all images.")] = None,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Rank images by likelihood, in nats and bits per dimension."""
     from biflow.files import check_file_output, write_csv
@@ -154,7 +156,7 @@ def score(
     of = pipe.config.null_label if label is None else int(pipe.model.check_labels([label]))
     if contrast and of == pipe.config.null_label:
         raise InputError("Expected the label of a class to compare with no class; got that of no class.")
-    pictures = open_pictures(pipe, images)
+    pictures = open_pictures(pipe, images, set_)
     options: dict[str, Any] = {"noise": noise, "draws": draws, "average": average}
     scores = pipe.log_prob(pictures.pixels, [of] * len(pictures.names), **options)
     title = f"least likely of {counted(len(pictures.names), 'image')}"
@@ -187,6 +189,7 @@ def classify(
     show: Annotated[int, typer.Option(min=0, help="Images to list.")] = 20,
     out: Annotated[Path | None, typer.Option(help="A .csv file with all images.")] = None,
     device: Device = None,
+    set_: ReadingSettings = None,
 ) -> None:
     """Classify images by the flow's likelihood."""
     from biflow.files import check_file_output, write_csv
@@ -195,7 +198,7 @@ def classify(
     if out:
         check_file_output(out)
     pipe = open_pipeline(model, device)
-    pictures = open_pictures(pipe, images)
+    pictures = open_pictures(pipe, images, set_)
     found = pipe.classify(pictures.pixels, method=method, noise=noise, draws=draws)
     guesses = best_guesses(found, pictures.names, pipe.class_names, top=top)
     if shown := [guess for guess in guesses if guess.image in pictures.names[:show]]:

@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from biflow.config.base import Config
 from biflow.config.choices import LabelSchedule, SplitName
-from biflow.config.run import ReadingConfig
+from biflow.config.run import PictureReading, ReadingConfig
 
 Count = Annotated[int, Field(ge=4, le=10_000_000)]
 
@@ -55,3 +55,10 @@ class SampleConfig(Config):
     """Resample images that contain NaN or Inf, from other noise."""
     compile: bool | None = None
     """CUDA graphs and bfloat16; none: on a GPU, for 1,000 images or more."""
+
+
+class ImagesConfig(Config):
+    """What `biflow score`, `classify` and `edit` can be told about the images they are given."""
+
+    reading: PictureReading = PictureReading()
+    """How they are read; by default as the model's training images were."""

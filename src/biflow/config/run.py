@@ -11,16 +11,21 @@ from biflow.config.training import FlowFitConfig, ReverseFitConfig, Share
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
-class ReadingConfig(Config):
-    """How the images of a data set are read."""
+class PictureReading(Config):
+    """How an image file is turned into pixels."""
 
     crop: Literal["adm", "tarflow"] = "adm"
     """How images of other sizes are resized before the centre is cropped: "adm" halves by averaging, then bicubic (ADM,
     arXiv 2105.05233); "tarflow" resizes the shorter side in one bilinear step."""
-    flip: bool = False
-    """Mirror half of the training images, drawn anew at each step."""
     background: Literal["white", "black", "grey"] = "white"
     """Colour behind transparent parts."""
+
+
+class ReadingConfig(PictureReading):
+    """How the images of a data set are read."""
+
+    flip: bool = False
+    """Mirror half of the training images, drawn anew at each step."""
     rejected_share: Share = 0.05
     """Share of a folder's files that may be unreadable before it is an error."""
     test_share: Share = 0.0

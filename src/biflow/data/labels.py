@@ -64,7 +64,7 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
     except (TypeError, ValueError, RuntimeError):
         checked = torch.empty(0)
     if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
-        raise InputError(f"Expected a list of one or more labels, indices or names; got {labels!r}.")
+        raise InputError(f"Expected a list of one or more labels, indices or names, such as [0]; got {labels!r}.")
     invalid = checked[(checked < 0) | (checked > num_classes)]
     if len(invalid):
         known = f"labels from 0 to {num_classes - 1}, or {num_classes} for no class"

@@ -44,7 +44,7 @@ def fit_mask(mask: Image.Image | Box, pictures: Sequence[Picture]) -> Tensor:
     masks = []
     for picture in pictures:
         whole = mask_of_size(mask, picture)
-        fitted = at_size(whole, picture.pixels.shape[-1], 1)[0] >= 128
+        fitted = at_size(whole, picture.pixels.shape[-1], 1, crop=picture.crop)[0] >= 128
         if whole.getbbox() and not fitted.any():
             raise InputError(
                 f"Expected a mask in the square that is kept of {picture.name}, the central {min(picture.size)} "

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.console import printable
+from biflow.config.run import PictureReading
 from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
 from biflow.data.images import read_samples
 from biflow.data.listing import list_folder
@@ -16,6 +17,7 @@ from biflow.data.scan import in_words
 from biflow.errors import InputError
 
 MAX_NOTES = 3  # sentences about changes
+DEFAULT_READING = PictureReading()
 
 
 class Picture(NamedTuple):
@@ -25,6 +27,7 @@ class Picture(NamedTuple):
     pixels: Tensor  # uint8 (P, H, W)
     size: tuple[int, int] = (0, 0)  # width and height of the file
     changes: tuple[str, ...] = ()  # conversions applied, in words
+    crop: str = "adm"  # how it was resized and cropped
 
 
 class Pictures(NamedTuple):
@@ -50,10 +53,18 @@ class Pictures(NamedTuple):
         return [*passed, *[f"Skipped {in_words(self.rejected)}."] * bool(self.rejected), *notes_on(self.all)]
 
 
-def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max_pixels: int | None = None) -> Pictures:
+def read_pictures(
+    given: Path | Sequence[Path],
+    size: int,
+    channels: int,
+    *,
+    reading: PictureReading = DEFAULT_READING,
+    max_pixels: int | None = None,
+) -> Pictures:
     """Read files, a folder with its subfolders, or an ADM sample file, resized and cropped to the model's size.
 
-    Unreadable files, and those with more than max_pixels, are skipped and listed in `rejected`; raises if none is left.
+    reading: `Pipeline.reading`, with which the model's training images were read.  Unreadable files, and those with
+    more than max_pixels, are skipped and listed in `rejected`; raises if none is left.
     """
     if channels not in {1, 3}:
         raise InputError(f"Expected a model of grey or RGB images; got one of {channels} channels.")
@@ -69,7 +80,7 @@ def read_pictures(given: Path | Sequence[Path], size: int, channels: int, *, max
     rejected = {}
     for name, file in files.items():
         try:
-            found.append(read_picture(file, size, channels, name=name, max_pixels=max_pixels))
+            found.append(read_picture(file, size, channels, name=name, reading=reading, max_pixels=max_pixels))
         except Exception as error:  # Pillow's decoders raise many types
             rejected[name] = reason_of(error)
     if not found:
@@ -93,14 +104,23 @@ def named_files(given: Path | Sequence[Path]) -> tuple[dict[str, Path], str]:
     return {given.name: given}, ""
 
 
-def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pixels: int | None = None) -> Picture:
-    """Read one image file at the model's size, transparency on white; raises Pillow's errors."""
-    image, mode, _ = decode(file, max_pixels=max_pixels)
+def read_picture(
+    file: Path,
+    size: int,
+    channels: int,
+    *,
+    name: str = "",
+    reading: PictureReading = DEFAULT_READING,
+    max_pixels: int | None = None,
+) -> Picture:
+    """Read one image file at the model's size; raises Pillow's errors."""
+    image, mode, _ = decode(file, reading.background, max_pixels=max_pixels)
     if mode in ("1", "L", "LA") or mode.startswith("I"):
-        image = image.convert("L")  # LA composited on white is still grey
-    white = ["composited on white"] * shows_through(file)
-    changes = (*white, *changes_to(image, size, channels))
-    return Picture(printable(name or file.name), at_size(image, size, channels), image.size, changes)
+        image = image.convert("L")  # LA composited on a grey level is still grey
+    laid = [f"composited on {reading.background}"] * shows_through(file)
+    changes = (*laid, *changes_to(image, size, channels))
+    pixels = at_size(image, size, channels, crop=reading.crop)
+    return Picture(printable(name or file.name), pixels, image.size, changes, reading.crop)
 
 
 def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:

@@ -17,14 +17,20 @@ from biflow._version import __version__
 from biflow.checkpoint import WEIGHTS_FILE
 from biflow.config.evaluation import EvaluationConfig
 from biflow.console import counting
-from biflow.data.datasets import ImageSource
+from biflow.data.datasets import ImageSource, digest
 from biflow.data.images import read_samples, write_npz
 from biflow.data.open import check_apart, open_images
 from biflow.distributed import World, join_world
 from biflow.errors import InputError
 from biflow.evaluation.compare import METRICS, NETWORKS, compare
 from biflow.evaluation.cost import measure_cost
-from biflow.evaluation.real_images import READING, EvaluationContext, NetworkReference, RealImages, open_references
+from biflow.evaluation.real_images import (
+    EvaluationContext,
+    NetworkReference,
+    RealImages,
+    open_references,
+    read_as_trained,
+)
 from biflow.evaluation.reference import evenly_spaced
 from biflow.evaluation.report import best_of, cost_rows, map_numbers, quality_rows, render_evaluation
 from biflow.evaluation.samples import (
@@ -38,6 +44,7 @@ from biflow.evaluation.samples import (
 from biflow.features.metric_networks import Features
 from biflow.files import check_file_output, check_writable, write_text
 from biflow.hub.repository import find_model
+from biflow.models.codec import VaeCodec
 from biflow.pipeline import Pipeline
 from biflow.sampling.draw import Drawn
 from biflow.sampling.guidance import Guidance, parse_guidance
@@ -54,7 +61,7 @@ QUANTISER = "127.5 x + 127.5, rounded and clipped to 0..255"
 CONVENTIONS = {
     "kernel_distance": "cubic kernel, 100 subsets of up to 1,000 images",
     "precision_and_recall": "third nearest neighbour, up to 10,000 real images",
-    "inception_score": "splits of 5,000 images",
+    "inception_score": "splits of 5,000 images, in an order shuffled by a fixed seed",
 }
 RESULT_FILE, REPORT_FILE = "evaluation.json", "evaluation.html"
 
@@ -115,14 +122,15 @@ def evaluate_samples(model: Path, context: EvaluationContext) -> Numbers | None:
 
 def evaluate_model(model: Path, context: EvaluationContext) -> Numbers | None:
     """Evaluate a model folder: samples, likelihood, classification and cost."""
-    start, config = time.perf_counter(), context.config
+    start = time.perf_counter()
     pipe = Pipeline.from_pretrained(model).to(context.world.device)
+    context = read_as_trained(context, pipe.training)
+    config = context.config
     sampler, guidance = parse_sampler(config.method), parse_guidance(config.guidance)
     for strength in (*config.sweep, guidance.strength):
         sampler.prepare(pipe.model, replace(guidance, strength=strength))  # raises before anything slow
     reals = open_reals(config, pipe.model.image_shape)
     check_classes(pipe, reals)
-    check_reading(pipe, config)
     networks = open_references(reals, context)
     weights = hashlib.sha256((find_model(model) / WEIGHTS_FILE).read_bytes()).hexdigest()
     num = config.num or NUM
@@ -180,10 +188,11 @@ class Sampling:
 
     def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
         """The first `num` images with this guidance; shards that are in the folder are kept."""
-        config, _, world, console = self.context
+        (config, _, world, console), codec = self.context, self.pipe.model.codec
         sampler = parse_sampler(config.method)
         settings = SampleSettings(
             weights=self.weights,
+            model=digest(self.pipe.config.model_dump_json(), codec.identity() if isinstance(codec, VaeCodec) else ""),
             method=config.method,
             guidance=str(guidance),
             labels=config.labels,
@@ -254,20 +263,6 @@ def check_classes(pipe: Pipeline, reals: RealImages) -> None:
             f"Expected images of every class to compare with; the {config.split} split of {config.data!r} has none of "
             f"{', '.join(missing[:5])}. Give data with all classes, or set another split."
         )
-
-
-def check_reading(pipe: Pipeline, config: EvaluationConfig) -> None:
-    """Raise if the training data of the model are read differently than in its training."""
-    trained = (pipe.training or {}).get("config", {})
-    if trained.get("data") != config.data:
-        return
-    for key in READING:
-        was, now = trained["reading"][key], getattr(config.reading, key)
-        if was != now:
-            raise InputError(
-                f"Expected reading.{key}={was}, with which the model was trained on {config.data!r}; got {now}. "
-                f"Add --set reading.{key}={was}."
-            )
 
 
 def measure_test(pipe: Pipeline, test: ImageSource) -> Numbers | None:

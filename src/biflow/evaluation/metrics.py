@@ -136,15 +136,18 @@ def _mean_within(kernel: Tensor) -> Tensor:
     return (kernel.sum() - kernel.trace()) / (len(kernel) * (len(kernel) - 1))
 
 
-def inception_score(logits: Tensor, *, split_size: int = 5000) -> Estimate:
+def inception_score(logits: Tensor, *, split_size: int = 5000, seed: int = 0) -> Estimate:
     """Inception Score: exp of the mean KL divergence of p(class | image) from p(class); 1 to the number of classes.
 
-    logits (N, K), split in order as in the evaluator of guided-diffusion, so images must not be sorted by class.
-    Published scores use Inception's logits without bias (Salimans et al. 2016, arXiv 1606.03498, section 4) and 50,000
-    images.
+    logits (N, K), shuffled by the seed, then split into equal parts of `split_size` or more; one part if there are
+    fewer.  guided-diffusion's evaluator splits them in the order of the file, so that images sorted by class score 1
+    per class of a split, and its last split may hold a single image.  Published scores use Inception's logits without
+    bias (Salimans et al. 2016, arXiv 1606.03498, section 4) and 50,000 images.
     """
     check_features(logits, least=1)
-    return _estimate([_exp_information(split) for split in logits.double().softmax(dim=1).split(split_size)])
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(logits.device)
+    splits = logits[order].double().softmax(dim=1).tensor_split(max(1, len(logits) // split_size))
+    return _estimate([_exp_information(split) for split in splits])
 
 
 def _exp_information(probabilities: Tensor) -> Tensor:

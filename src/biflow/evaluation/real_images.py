@@ -1,6 +1,8 @@
 """Feature networks and the reference statistics of the real images."""
 
+import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +10,16 @@ from rich.console import Console
 
 from biflow.config import load_recipe
 from biflow.config.evaluation import EvaluationConfig
+from biflow.config.records import reading_of
+from biflow.config.run import PictureReading
 from biflow.console import counting
-from biflow.data.datasets import ImageSet, ImageSource, Split
+from biflow.data.datasets import ImageSet, ImageSource, Split, digest
+from biflow.data.open import canonical_name
 from biflow.distributed import World
 from biflow.errors import InputError
 from biflow.evaluation.reference import (
     Reference,
-    check_facts,
+    describe_difference,
     evenly_spaced,
     join_parts,
     load_adm_reference,
@@ -22,14 +27,16 @@ from biflow.evaluation.reference import (
     measure_part,
     save_reference,
 )
-from biflow.features.judge import save_judge
+from biflow.features.judge import read_judge_record, save_judge
 from biflow.features.metric_networks import FeatureNet, make_feature_net
 from biflow.models.codec import PixelCodec
 from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
 
 LEAST_IMAGES = 4  # precision and recall need three neighbours
-READING = ("crop", "background", "test_share")  # settings that change the images
+PICTURE = tuple(PictureReading.model_fields)  # settings that change an image
+READING = (*PICTURE, "test_share")  # and which images there are
+OF_DATA = (*READING, "rejected_share", "image_column", "label_column")  # and that hold for one data set alone
 JUDGE_IMAGES = 20_000  # at most; training images of the reference classifier
 
 
@@ -40,6 +47,11 @@ class EvaluationContext(NamedTuple):
     out: Path
     world: World
     console: Console
+
+    def note(self, text: str) -> None:
+        """Print a line, in the main process alone."""
+        if self.world.is_main:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class NetworkReference(NamedTuple):
@@ -62,23 +74,45 @@ class RealImages(NamedTuple):
 
     def facts(self, net: FeatureNet) -> dict[str, Any]:
         """Everything that a network's statistics of the images depend on."""
-        return {
-            "network": net.name,
-            "weights": net.identity(),
-            "preprocessing": net.preprocessing,
-            "data": self.config.data,
-            "split": self.config.split,
-            "images": len(self.images),
-            "image_shape": list(self.images.image_shape),
-            **{key: getattr(self.config.reading, key) for key in READING},
-        }
+        network = {"network": net.name, "weights": net.identity(), "preprocessing": net.preprocessing}
+        return {**network, "split": self.config.split, **self.facts_of(self.images)}
+
+    def facts_of(self, images: ImageSource) -> dict[str, Any]:
+        """What identifies images, and how they are read."""
+        reading = {key: getattr(self.config.reading, key) for key in READING}
+        shape = list(images.image_shape)
+        return {"images": len(images), "image_shape": shape, **reading, "fingerprint": images.fingerprint()}
+
+
+def read_as_trained(context: EvaluationContext, training: Mapping[str, Any] | None) -> EvaluationContext:
+    """The context, its images read as in the model's training wherever nothing else is set, which a note says.
+
+    Raises if the training data themselves would be read otherwise.
+    """
+    config, own, run = context.config, reading_of(training), (training or {}).get("config", {})
+    same = canonical_name(run.get("data") or "") == canonical_name(config.data)
+    given = config.reading.model_fields_set
+    for key in READING:
+        was, now = getattr(own, key), getattr(config.reading, key)
+        if same and key in given and was != now:
+            raise InputError(
+                f"Expected reading.{key}={was}, with which the model was trained on {config.data!r}; got {now}. "
+                f"Leave it out, or set reading.{key}={was}."
+            )
+    free = {key: getattr(own, key) for key in (OF_DATA if same else PICTURE) if key not in given}
+    changed = {key: value for key, value in free.items() if value != getattr(config.reading, key)}
+    if changed:
+        settings = ", ".join(f"reading.{key}={value}" for key, value in changed.items())
+        context.note(f"Real images are read with {settings}, as in the training of the model.")
+    reading = config.reading.model_copy(update=changed)
+    return context._replace(config=config.model_copy(update={"reading": reading}))
 
 
 def open_references(reals: RealImages, context: EvaluationContext) -> dict[str, NetworkReference]:
     """Network name -> the network and its statistics of the real images, for `--features` and `references`.
 
-    Each file of statistics is read if it exists and written otherwise; by default in the output folder.  "judge"
-    without a folder trains a reference classifier on the training images.
+    Each file of statistics is read if it exists and written otherwise; by default in the output folder, where one of
+    other images is written anew.  "judge" without a folder trains a reference classifier on the training images.
     """
     config = context.config
     names, files = config.features, [Path(file) for file in config.references]
@@ -104,30 +138,40 @@ def open_reference(net: FeatureNet, file: Path, reals: RealImages, context: Eval
         raise InputError(f"Expected statistics in a .safetensors file, or the ADM evaluator's .npz; got {file}.")
     if file.exists():
         reference = load_reference(file)
-        check_facts(reference, facts, file)
-        return reference
+        difference = describe_difference(reference, facts)
+        if not difference:
+            return reference
+        if context.config.references:
+            raise InputError(
+                f"Expected statistics with {difference}, in {file}. Set other references, or delete the file to "
+                "compute them again."
+            )
+        context.note(f"Computing {file} anew: expected statistics with {difference}.")
     share = -(-len(reals.images) // world.size)
     with counting(context.console, f"real images through {net.name}", share, shown=world.is_main) as progress:
         part = measure_part(
             net, reals.images, rank=world.rank, size=world.size, batch_size=batch_size, progress=progress
         )
-    reference = join_parts(world.gather(part), facts)
+    reference = join_parts(world.gather(part), {**facts, "data": context.config.data})
     world.on_main(lambda: save_reference(reference, file))
     return reference
 
 
 def _open_net(name: str, reals: RealImages, context: EvaluationContext) -> FeatureNet:
     if name == "judge":
-        folder = context.out / "judge"
-        if not folder.exists():
-            train_judge(folder, reals.data.train, context.world, context.console)
+        folder, facts = context.out / "judge", reals.facts_of(reals.data.train)
+        trained_on = read_judge_record(folder).trained_on if folder.exists() else None
+        if trained_on != facts:
+            if trained_on is not None:
+                context.note(f"Training {folder} anew: it was trained on other images, or they have changed.")
+            train_judge(folder, reals.data.train, facts, context)
         name = f"judge:{folder}"
     return make_feature_net(name).to(context.world.device)
 
 
-def train_judge(folder: Path, data: ImageSource, world: World, console: Console) -> None:
-    """Train the reference classifier on real images, and save it."""
-    channels, side, _ = data.image_shape
+def train_judge(folder: Path, data: ImageSource, facts: Mapping[str, Any], context: EvaluationContext) -> None:
+    """Train the reference classifier on real images, which the facts identify, and save it."""
+    world, (channels, side, _) = context.world, data.image_shape
     if not data.class_names:
         raise InputError(
             "Expected classes to train the reference classifier (judge) on; got data without. Give other --features."
@@ -136,9 +180,15 @@ def train_judge(folder: Path, data: ImageSource, world: World, console: Console)
     config = load_recipe("biflow_digits", [f"model.{key}={value}" for key, value in sizes.items()])
     indices = evenly_spaced(len(data), JUDGE_IMAGES)
     images = ImageSet(data.read(indices), data.labels[indices], data.class_names)
-    with ProgressBoard(console if world.is_main else Console(quiet=True)) as board:
-        states = folder.with_name(f"{folder.name}_states")
+    states = folder.with_name(f"{folder.name}_states_{digest(json.dumps(facts, sort_keys=True))[:8]}")
+    with ProgressBoard(context.console if world.is_main else Console(quiet=True)) as board:
         run = Run(config, images, PixelCodec(), world, states, lambda *of: [board.stage(*of)])
         judge, _ = fit_judge(run, CLASSIFIER_FIT)
-    world.on_main(lambda: save_judge(judge.cpu(), folder))
-    world.on_main(lambda: shutil.rmtree(states))
+    world.on_main(lambda: save_judge(judge.cpu(), folder, trained_on=facts))
+    world.on_main(lambda: remove_folders(folder.parent.glob(f"{folder.name}_states_*")))
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Delete folders and what is in them."""
+    for folder in folders:
+        shutil.rmtree(folder)

@@ -110,14 +110,15 @@ def load_reference(path: Path) -> Reference:
             facts = json.loads((file.metadata() or {})["reference"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
         sound = facts.pop("format_version") == FORMAT_VERSION and facts.pop("sha256") == _checksum(tensors, facts)
+        count, mean, covariance = facts["images"], tensors["mean"], tensors["covariance"]
+        pooled, spatial, examples = Gaussian(mean, covariance, count), None, tensors["examples"]
+        if "spatial_mean" in tensors:
+            spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
     except Exception:  # other files raise a dozen types
         sound = False
     if not sound:
         raise InputError(f"Expected statistics in {path}; another format, or damaged. Delete it to compute them.")
-    count, spatial = facts["images"], None
-    if "spatial_mean" in tensors:
-        spatial = Gaussian(tensors["spatial_mean"], tensors["spatial_covariance"], count)
-    return Reference(Gaussian(tensors["mean"], tensors["covariance"], count), spatial, tensors["examples"], facts)
+    return Reference(pooled, spatial, examples, facts)
 
 
 def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int, int], *, batch_size: int) -> Reference:
@@ -151,15 +152,13 @@ def load_adm_reference(path: Path, net: FeatureNet, image_shape: tuple[int, int,
     return Reference(pooled, spatial, examples, facts)
 
 
-def check_facts(reference: Reference, wanted: Mapping[str, Any], path: Path) -> None:
-    """Raise unless the statistics were computed as these facts say."""
+def describe_difference(reference: Reference, wanted: Mapping[str, Any]) -> str:
+    """The first of these facts with which the statistics were not computed, in words; empty if there is none."""
     for key, value in wanted.items():
         found = reference.facts.get(key)
         if found != value:
-            raise InputError(
-                f"Expected statistics with {key} = {_short(value)}; those in {path} were made with "
-                f"{_short(found)}. Set other references, or delete the file to compute them again."
-            )
+            return f"{key} = {_short(value)}; those that are there were made with {_short(found)}"
+    return ""
 
 
 def _short(value: object) -> str:

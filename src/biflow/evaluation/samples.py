@@ -26,6 +26,7 @@ class SampleSettings(Config):
     """The settings that the samples in a folder depend on; it resumes only with the same ones."""
 
     weights: str  # SHA-256 of the model's weights file
+    model: str  # SHA-256 of its sizes and its autoencoder
     method: str
     guidance: str
     labels: str
@@ -57,7 +58,7 @@ class SampleFolder:
         """Write a network's missing features of this process's shards into their own folder."""
         for i, labels in self.own:
             path, pixels = _shard(folder, i), load_file(_shard(self.folder, i))["pixels"]
-            of = hash_tensors({"pixels": pixels})
+            of = hash_tensors({"pixels": pixels}, prefix=f"{net.identity()} {net.preprocessing}")
             if _count(path, of) < len(labels):
                 features = features_of(net, pixels, batch_size=batch_size)
                 _save(path, {name: value for name, value in features._asdict().items() if value is not None}, of)

@@ -1,6 +1,7 @@
 """The reference classifier for small images, trained only on real images and used to evaluate samples."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from biflow.config.records import JudgeRecord, read_record
 from biflow.errors import InputError
 from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
@@ -46,41 +48,37 @@ class Judge(nn.Module):
         return self.trunk(images)
 
 
-def save_judge(judge: Judge, folder: Path) -> None:
-    """Write judge.json and judge.safetensors atomically, to a new folder or over another judge."""
+def save_judge(judge: Judge, folder: Path, *, trained_on: Mapping[str, Any] | None = None) -> None:
+    """Write judge.json and judge.safetensors atomically, to a new folder or over another judge.
+
+    trained_on: what identifies its training images.
+    """
     if not (folder / CONFIG_FILE).exists():
         check_new_folder(folder)
     sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
+    content = {**sizes, "trained_on": dict(trained_on or {})}
     with replace_folder(folder) as temporary:
-        (temporary / CONFIG_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+        (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
         (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only the owner can read
 
 
 def load_judge(folder: Path) -> Judge:
     """Load a judge from its folder, on the CPU, frozen and in eval mode."""
-    channels, num_classes = _read_sizes(folder / CONFIG_FILE)
+    sizes = read_judge_record(folder)
     with torch.device("meta"):  # no random init for weights that are replaced
-        judge = Judge(channels, num_classes)
+        judge = Judge(sizes.channels, sizes.num_classes)
     weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
     origin = f"weights that belong to {folder / CONFIG_FILE}"
     return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
 
-def _read_sizes(path: Path) -> tuple[int, int]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"Expected {path}; it is missing or cannot be read. Give a folder written by save_judge."
-        ) from None
-    except ValueError:  # not UTF-8, or not JSON
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
-    found: dict[str, Any] = content if isinstance(content, dict) else {}
-    version, channels, num_classes = (found.get(key) for key in ("format_version", "channels", "num_classes"))
-    if version != FORMAT_VERSION:
-        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {version}. Save the judge again.")
-    if not all(isinstance(number, int) and number > 0 for number in (channels, num_classes)):
-        sizes = f"({channels}, {num_classes})"
-        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {sizes}. Copy it again.")
-    return int(found["channels"]), int(found["num_classes"])
+def read_judge_record(folder: Path) -> JudgeRecord:
+    """The sizes of a judge, and what it was trained on."""
+    path, what = folder / CONFIG_FILE, "the sizes of a reference classifier"
+    repair = "Give a folder written by save_judge, or copy it again."
+    record = read_record(path, JudgeRecord, what=what, repair=repair)
+    if record.format_version != FORMAT_VERSION:
+        got = record.format_version
+        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {got}. Save the judge again.")
+    return record

@@ -1,6 +1,5 @@
 """Model cards: architecture, training and evaluation of a model, from the numbers that its run recorded."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import yaml
 
 from biflow._version import __version__
+from biflow.config.records import EvaluationRecord, TrainingRecord, check_record, read_record
 from biflow.console import counted
-from biflow.errors import InputError
 from biflow.models.model import Model
 
 Numbers = Mapping[str, Any]
@@ -26,14 +25,14 @@ def render_card(
     model: Model,
     name: str,
     training: Numbers | None = None,
-    evaluation: Numbers | None = None,
+    evaluation: EvaluationRecord | None = None,
     *,
     licence: str | None = None,
     picture: str | None = None,
 ) -> str:
     """The card as Markdown with the hub's YAML header; anything that was not recorded is left out.
 
-    training: the record of `training_facts`; evaluation: the contents of an evaluation.json; licence: of the weights,
+    training: the record of `training_facts`; evaluation: what `read_evaluation` gives; licence: of the weights,
     by the hub's name for it, such as "apache-2.0"; picture: file name of a grid of samples next to the card.
     """
     config = model.config
@@ -70,17 +69,10 @@ def render_card(
     return "\n".join(filter(None, parts))
 
 
-def read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> EvaluationRecord:
     """Read an evaluation.json of `biflow evaluate`."""
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-        _evaluation(found)
-        _index("", found)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"Expected an evaluation.json of biflow evaluate; cannot read {path}. Give the one in its --out folder."
-        ) from None
-    return found
+    what = "an evaluation.json of biflow evaluate"
+    return read_record(path, EvaluationRecord, what=what, repair="Give the one in its --out folder.")
 
 
 def _sizes(model: Model) -> list[list[str]]:
@@ -94,44 +86,44 @@ def _sizes(model: Model) -> list[list[str]]:
 
 
 def _training_rows(training: Numbers) -> list[list[str]]:
-    rows = [[key, str(training[key])] for key in ("data", "seed") if key in training]
-    for stage, facts in training.get("stages", {}).items():
-        last = ", ".join(f"{key} {value:.4g}" for key, value in facts["last"].items())
-        size = f" at batch size {facts['batch_size']:,}" if facts["batch_size"] else ""
-        steps = f"{facts['steps']:,} steps{size}, " if facts["steps"] else ""
-        rows.append([STAGES.get(stage, stage), f"{steps}{facts['seconds']:,.0f} s{'; ' if last else ''}{last}"])
-    if "device" in training:
-        rows.append(["machine", f"{training['device']}, {counted(training['processes'], 'process')}"])
-    if "biflow" in training:
-        rows.append(["biflow", f"{training['biflow']} {training.get('git') or ''}"])
+    found = check_record(TrainingRecord, training, origin="The record of the training", repair="Leave it out.")
+    rows = [[key, str(value)] for key, value in (("data", found.data), ("seed", found.seed)) if value is not None]
+    for stage, facts in found.stages.items():
+        last = ", ".join(f"{key} {value:.4g}" for key, value in facts.last.items())
+        size = f" at batch size {facts.batch_size:,}" if facts.batch_size else ""
+        steps = f"{facts.steps:,} steps{size}, " if facts.steps else ""
+        rows.append([STAGES.get(stage, stage), f"{steps}{facts.seconds:,.0f} s{'; ' if last else ''}{last}"])
+    if found.device:
+        rows.append(["machine", f"{found.device}, {counted(found.processes, 'process')}"])
+    if found.biflow:
+        rows.append(["biflow", f"{found.biflow} {found.git or ''}"])
     return [["", "value"], *rows]
 
 
-def _evaluation(evaluation: Numbers) -> list[str]:
-    data, samples = evaluation["data"], evaluation["samples"]
-    how = f", method {samples['method']}, guidance {samples['guidance']}" if "method" in samples else ""
+def _evaluation(evaluation: EvaluationRecord) -> list[str]:
+    data, samples, tables = evaluation.data, evaluation.samples, evaluation.tables
+    how = f", method {samples.method}, guidance {samples.guidance}" if samples.method else ""
     parts = [
         "## Evaluation\n",
-        f"{samples['num']:,} samples{how}, compared with the {data['images']:,} images of {data['name']}, "
-        f"{data['split']} split.\n",
-        _table(evaluation["tables"]["quality"]),
+        f"{samples.num:,} samples{how}, compared with the {data.images:,} images of {data.name}, {data.split} split.\n",
+        _table(tables.quality),
     ]
-    if len(rows := evaluation["tables"]["cost"]) > 1:
-        parts += [f"On {evaluation['machine']['device']}:\n", _table(rows)]
+    if len(tables.cost) > 1:
+        parts += [f"On {evaluation.machine.device}:\n", _table(tables.cost)]
     return parts
 
 
-def _index(name: str, evaluation: Numbers) -> dict[str, Any]:
+def _index(name: str, evaluation: EvaluationRecord) -> dict[str, Any]:
     """The results in the hub's model-index format."""
     metrics = []
-    for network, found in evaluation["metrics"].items():
+    for network, found in evaluation.metrics.items():
         kind = {"frechet_distance": "fid"} if network == "inception" else {}
         metrics += [
-            {"type": kind.get(key, key), "name": titles[network], "value": round(found[key], 4)}
-            for key, titles in evaluation["metric_titles"].items()
-            if network in titles and found.get(key) is not None
+            {"type": kind.get(key, key), "name": titles[network], "value": round(value, 4)}
+            for key, titles in evaluation.metric_titles.items()
+            if network in titles and (value := found.get(key)) is not None
         ]
-    data = {"type": "image", "name": evaluation["data"]["name"]}
+    data = {"type": "image", "name": evaluation.data.name}
     task = {"type": "unconditional-image-generation"}
     return {"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}
 

@@ -1,6 +1,7 @@
 """Model folders on the Hugging Face hub: downloaded by name, and uploaded with a model card."""
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,17 +85,19 @@ def write_upload(
     write_text(folder / CARD_FILE, card)
 
 
-def upload_folder(folder: Path, repository: str, *, private: bool | None, token: str | None) -> str:
-    """Upload a folder to a repository on the hub, which is created if missing; returns its URL."""
+def upload(write: Callable[[Path], None], repository: str, *, private: bool | None, token: str | None) -> str:
+    """Upload the folder that `write` makes to a repository on the hub, created if missing; returns its URL."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    try:
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a biflow model")
-    except Exception as error:  # as above
-        raise InputError(
-            f"Expected write access to {repository!r} on the Hugging Face hub; the upload failed "
-            f"({type(error).__name__}). Log in with hf auth login, and check the name and the network."
-        ) from None
+    with tempfile.TemporaryDirectory() as temporary:
+        write(folder := Path(temporary) / "model")
+        try:
+            address = api.create_repo(repository, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a biflow model")
+        except Exception as error:  # as above
+            raise InputError(
+                f"Expected write access to {repository!r} on the Hugging Face hub; the upload failed "
+                f"({type(error).__name__}). Log in with hf auth login, and check the name and the network."
+            ) from None
     return str(address)

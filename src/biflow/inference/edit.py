@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.data.images import to_pil
+from biflow.data.labels import Labels
 from biflow.data.randomness import content_keys, normal_for
 from biflow.errors import InputError, check_choice, check_number
 from biflow.models.model import Model
@@ -75,6 +76,19 @@ def steps_between(steps: int) -> list[float]:
     """
     check_number(steps, "steps", least=2, whole=True, hint="They include both ends.")
     return [i / (steps - 1) for i in range(steps)]
+
+
+def label_pair(labels: tuple[Labels, Labels] | None) -> tuple[Labels | None, Labels | None]:
+    """The labels of the first and of the last images; raises unless they are two.
+
+    >>> label_pair(([3], [8])), label_pair(None)
+    (([3], [8]), (None, None))
+    """
+    if labels is None:
+        return None, None
+    if not isinstance(labels, Sequence | Tensor) or isinstance(labels, str) or len(labels) != 2:
+        raise InputError(f"Expected labels as a pair, of the first and of the last images; got {labels!r}.")
+    return labels[0], labels[1]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A model: a flow, a reverse model if there is one, and the codec between pixels and what the flow models."""
 
 from collections.abc import Sequence
-from typing import Self
+from numbers import Integral
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,13 @@ class Model:
         return patchify(noisy, self.config.patch_size).to(self.device)
 
     def check_labels(self, labels: Labels, *, count: int | None = None) -> Tensor:
-        """Labels of this model's classes as int64 (N,), `count` of them if given; raises otherwise."""
+        """Labels of this model's classes as int64 (N,); raises otherwise.
+
+        count: how many there must be; a single label then is that of all.
+        """
+        if count is not None and (isinstance(labels, str | Integral) or getattr(labels, "ndim", 1) == 0):
+            one: Any = labels.item() if hasattr(labels, "item") else labels
+            labels = [one] * count
         found = check_labels(labels, self.config.num_classes, self.class_names)
         if count is not None and len(found) != count:
             raise InputError(f"Expected one label for each of {count} images; got {len(found)}.")

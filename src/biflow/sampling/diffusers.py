@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from biflow.data.images import to_pil
-from biflow.errors import InputError, choose
+from biflow.errors import InputError, check_number, choose
 
 OutputType = Literal["pil", "np", "pt"]
 OutputImages = list[Image.Image] | npt.NDArray[np.float32] | Tensor
@@ -22,6 +23,34 @@ class ImagePipelineOutput:
     """What calling a pipeline returns."""
 
     images: OutputImages
+
+
+def given_labels(class_labels: Any, null_label: int) -> Any:
+    """Labels as diffusers' pipelines take them, one or several or none, as a list or tensor (N,).
+
+    >>> given_labels("cat", 2), given_labels(np.int64(1), 2), given_labels(None, 2)
+    (['cat'], [np.int64(1)], [2])
+    """
+    given = null_label if class_labels is None else class_labels
+    if isinstance(given, Tensor | np.ndarray):
+        return given.reshape(1) if given.ndim == 0 else given
+    return [given] if isinstance(given, Integral | str) else given
+
+
+def guidance_of(guidance_scale: float | None, num_inference_steps: int) -> float:
+    """Our guidance strength for diffusers' guidance scale, where 1 or None is no guidance; raises for other settings.
+
+    >>> guidance_of(1.25, 1), guidance_of(None, 1)
+    (0.25, 0.0)
+    """
+    if num_inference_steps != 1:
+        raise InputError(
+            f"Expected num_inference_steps=1: the reverse model samples in one pass; got {num_inference_steps}. "
+            "For the exact inverse pass method='sequential'."
+        )
+    scale = 1.0 if guidance_scale is None else guidance_scale
+    check_number(scale, "guidance_scale", least=1, hint="1 turns guidance off.")
+    return float(scale) - 1
 
 
 def as_output(pixels: Tensor, output_type: OutputType) -> OutputImages:

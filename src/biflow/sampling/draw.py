@@ -72,8 +72,10 @@ class Engine:
         """Images from noise z (N, T, D), in the prior's units, and labels (N,)."""
 
         wanted = (len(labels), *self.model.config.noise_shape)
-        if tuple(z.shape) != wanted:
-            raise InputError(f"Expected noise of shape {wanted}, for the labels; got {tuple(z.shape)}.")
+        if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
+            found = tuple(z.shape) if isinstance(z, Tensor) else f"a {type(z).__name__}"
+            raise InputError(f"Expected noise of shape {wanted}, for the labels, as a tensor; got {found}.")
+        z = z.float()
 
         def latents_at(rows: Tensor, _: int) -> Tensor:
             return self.latents(z[rows.to(z.device)], labels[rows.to(labels.device)], settings)
