@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from rich.table import Table
 LINES = 10  # of progress without a terminal
 
 console = Console()
+CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
+"""Unicode categories: control characters, lone surrogates, line and paragraph separators."""
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder the text that follows
 
 
 def program() -> str:
@@ -43,14 +47,18 @@ def say_once(message: str) -> None:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Escape unprintable characters, such as those that steer a terminal or are no text, but those to keep.
+    """Escape characters that steer a terminal, reorder the text or are none, but those to keep.
 
-    >>> printable("caf\\u00e9") == "caf\\u00e9", printable("a\\n\\udcff\\x1b[2J")
+    >>> printable("caf\\u00e9 \\u2615") == "caf\\u00e9 \\u2615", printable("a\\n\\udcff\\x1b[2J")
     (True, 'a\\\\n\\\\udcff\\\\x1b[2J')
     """
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text)
+    return "".join(ascii(each)[1:-1] if _is_control(each) and each not in keep else each for each in text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in CONTROLS or character in DIRECTIONS
 
 
 def some(texts: Sequence[str], most: int = 5) -> str:

@@ -156,7 +156,7 @@ def test_other_than_uint8_pixels_is_refused(wrong, folder):
     [
         ("inceptoin", "Unknown feature network 'inceptoin'; did you mean inception"),
         ("judge", "Expected the folder of a judge, written by save_judge; got none"),
-        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder written by save_judge"),
+        ("judge:nowhere", "judge.json; it is missing or unreadable. Give a folder written by save_judge"),
         ("inception:nowhere.pth", r"cannot read nowhere.pth \(No such file"),
         ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a reachable name on the"),
     ],
@@ -171,15 +171,23 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
     save_judge(Judge(1, 2), folder)
     whole = (folder / "judge.json").read_text()
     for text, message in (
-        ("{", "as JSON, in .*judge.json; the file is damaged"),
+        ("{", "Expected JSON in .*judge.json; the file is damaged"),
         ("[]", "in .*judge.json, keys and values; got a list"),
         (whole.replace('"channels": 1', '"channels": 0'), "judge.json: channels: expected more than 0; got 0"),
+        (whole.replace('"channels": 1', '"channels": true'), "judge.json: channels: .*got True"),
+        (whole.replace('"channels": 1', f'"channels": {10**40}'), "judge.json: channels: "),
+        (whole.replace('"channels": 1', '"channels": [1]'), "judge.json: channels: .*got"),
         (whole.replace('"num_classes": 2', '"num_classes": 3'), "Expected weights that belong to .*readout.bias has"),
     ):
         (folder / "judge.json").write_text(text)
         with pytest.raises(InputError, match=message):
             load_judge(folder)
     (folder / "judge.json").write_text(whole)
+    weights = bytearray((folder / "judge.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (folder / "judge.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="Expected the weights that were saved"):
+        load_judge(folder)
     (folder / "judge.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"Expected intact weights in .*judge.safetensors; the file is damaged"):
         load_judge(folder)

@@ -3,7 +3,6 @@
 A record may hold more keys than its model names; they are kept.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -15,6 +14,7 @@ from biflow.config.base import Config, check_config
 from biflow.config.run import PictureReading, ReadingConfig
 from biflow.config.training import Share
 from biflow.errors import InputError
+from biflow.inputs import read_json
 
 Rows = Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
 """A table: a header, then its rows."""
@@ -115,6 +115,8 @@ class JudgeRecord(Record):
     channels: Annotated[PositiveInt, Field(le=1024)]
     num_classes: Annotated[PositiveInt, Field(le=10**6)]
     trained_on: dict[str, Any] = Field(default_factory=dict)
+    sha256: str | None = None
+    """Of the weights; earlier versions wrote none."""
 
 
 def read_record(path: Path, kind: type[R], *, what: str, repair: str) -> R:
@@ -122,14 +124,7 @@ def read_record(path: Path, kind: type[R], *, what: str, repair: str) -> R:
 
     what: names the file in errors; repair: the sentence that ends them.
     """
-    try:
-        if not path.is_file():  # reading a device or a pipe might never end
-            raise FileNotFoundError
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"Expected {what} in {path}; it is missing or cannot be read. {repair}") from None
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, or too deep
-        raise InputError(f"Expected {what}, as JSON, in {path}; the file is damaged. {repair}") from None
+    content = read_json(path, repair)
     return check_record(kind, content, origin=f"Expected {what} in {path}", repair=repair)
 
 

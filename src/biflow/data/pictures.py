@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.console import printable
 from biflow.config.run import PictureReading
+from biflow.console import printable
 from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
 from biflow.data.images import read_samples
 from biflow.data.listing import list_folder

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.config.records import JudgeRecord, read_record
 from biflow.errors import InputError
 from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
-from biflow.tensors import read_safetensors
+from biflow.tensors import hash_tensors, read_safetensors, write_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
 FORMAT_VERSION = 1
@@ -55,12 +54,12 @@ def save_judge(judge: Judge, folder: Path, *, trained_on: Mapping[str, Any] | No
     """
     if not (folder / CONFIG_FILE).exists():
         check_new_folder(folder)
-    sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
-    content = {**sizes, "trained_on": dict(trained_on or {})}
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "channels": judge.channels}
+    content |= {"num_classes": judge.num_classes, "trained_on": dict(trained_on or {})}
+    content["sha256"] = hash_tensors(judge.state_dict())
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only the owner can read
+        write_safetensors(judge.state_dict(), temporary / WEIGHTS_FILE)
 
 
 def load_judge(folder: Path) -> Judge:
@@ -69,6 +68,8 @@ def load_judge(folder: Path) -> Judge:
     with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(sizes.channels, sizes.num_classes)
     weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    if sizes.sha256 is not None and sizes.sha256 != hash_tensors(weights):
+        raise InputError(f"Expected the weights that were saved in {folder}; they have changed. Copy the folder again.")
     origin = f"weights that belong to {folder / CONFIG_FILE}"
     return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
