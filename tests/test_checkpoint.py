@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_old_model_and_nothing_else(folder, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("biflow.checkpoint.write_safetensors", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match="No space"):
         save_model(tiny_model(seed=1), folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     load_model(folder)
@@ -332,7 +332,7 @@ def test_a_model_whose_flow_has_changed_since_is_not_saved(fitted, tmp_path):
 )
 def test_a_record_of_the_wrong_types_is_named(folder, content):
     (folder / "training.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"training\.json; got something else\. Remove it"):
+    with pytest.raises(InputError, match=r"training\.json.*; got .*\. Remove it"):
         load_training(folder)
 
 
