@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
+from biflow.console import say_once
 from biflow.data.datasets import ImageSource, Split
-from biflow.data.decode import IMAGE_SUFFIXES, read_image, reason_of
+from biflow.data.decode import read_image, reason_of
+from biflow.data.formats import IMAGE_SUFFIXES
 from biflow.data.scan import Scan, in_words, list_images, printable, scan, some
 from biflow.errors import InputError
 
@@ -71,6 +73,8 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     layout = lay_out(path)
     found = scan(path, layout.names)
     check_rejected(path, found, reading.rejected_share)
+    for doubt in found.doubts():
+        say_once(f"Warning: {doubt}")
     is_test = layout.is_test or [is_held_out(name, reading.test_share) for name in layout.names]
     label_of = {name: label for label, name in enumerate(layout.class_names)}
 

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
+from biflow.data.decode import at_size, convert, opened, reason_of
+from biflow.data.formats import IMAGE_SUFFIXES
+from biflow.data.greys import is_doubtful
 from biflow.data.images import read_samples
-from biflow.data.scan import in_words, list_images
+from biflow.data.scan import in_words, list_images, printable
 from biflow.errors import InputError
 
 MAX_NOTES = 3  # sentences about changes
@@ -19,7 +21,7 @@ MAX_NOTES = 3  # sentences about changes
 class Picture(NamedTuple):
     """An image at the model's size."""
 
-    name: str
+    name: str  # printable
     pixels: Tensor  # uint8 (P, H, W)
     size: tuple[int, int] = (0, 0)  # width and height of the file
     changes: tuple[str, ...] = ()  # conversions applied, in words
@@ -90,12 +92,13 @@ def named_files(given: Path | Sequence[Path]) -> dict[str, Path]:
 
 def read_picture(file: Path, size: int, channels: int, *, name: str = "", max_pixels: int | None = None) -> Picture:
     """Read one image file at the model's size, transparency on white; raises Pillow's errors."""
-    image, mode, _ = decode(file, max_pixels=max_pixels)
-    if mode in ("1", "L", "LA") or mode.startswith("I"):
-        image = image.convert("L")  # LA composited on white is still grey
-    white = ["composited on white"] * shows_through(file)
-    changes = (*white, *changes_to(image, size, channels))
-    return Picture(name or file.name, at_size(image, size, channels), image.size, changes)
+    with opened(file, max_pixels) as source:
+        image, mode, _, grey, composited = convert(source)
+        if mode in ("1", "L", "LA") or mode.startswith("I"):
+            image = image.convert("L")  # LA composited on white is still grey
+        dark = ["read as 16-bit grey, nearly black; save 12-bit images with 8 bits"] * is_doubtful(grey)
+        changes = (*dark, *["composited on white"] * composited, *changes_to(image, size, channels))
+        return Picture(printable(name or file.name), at_size(image, size, channels), image.size, changes)
 
 
 def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
@@ -107,14 +110,6 @@ def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
     grey = ["converted to grey"] * (image.mode == "RGB" and channels == 1)
     resized = [f"resized to {size}x{size}"] * (image.size != (size, size))
     return [*grey, *resized, *["cropped to the central square"] * (image.width != image.height)]
-
-
-def shows_through(file: Path) -> bool:
-    """Whether an image file has transparent pixels."""
-    with Image.open(file, formats=FORMATS) as image:
-        if not image.has_transparency_data or image.mode.startswith("I"):
-            return image.has_transparency_data
-        return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
 def notes_on(pictures: Sequence[Picture]) -> list[str]:
@@ -153,4 +148,4 @@ def _read_npz(path: Path, size: int, channels: int) -> Pictures:
             f"Expected uint8 images of the model's shape, (N, {size}, {size}, {channels}), in {path}; "
             f"got {tuple(pixels.permute(0, 2, 3, 1).shape)}."
         )
-    return Pictures([Picture(f"{path.name}[{i}]", image) for i, image in enumerate(pixels)], {})
+    return Pictures([Picture(printable(f"{path.name}[{i}]"), image) for i, image in enumerate(pixels)], {})
