@@ -1,5 +1,8 @@
 """biflow data check."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,3 +104,14 @@ def test_a_folder_of_broken_images_is_reported_too(check, tmp_path):
     code, _, err = check(tmp_path, "--out", tmp_path.parent / "sheet.png")
     assert code == 2
     assert "none can be read" in err
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(tmp_path, check, monkeypatch):
+    folder = tmp_path / "日本"
+    write_kinds(folder)
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    code, _, err = check(folder)
+    output.flush()
+    assert (code, err) == (0, "")
+    assert rb"\u65e5\u672c" in output.buffer.getvalue()

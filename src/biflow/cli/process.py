@@ -1,6 +1,7 @@
-"""How this process treats freed memory, and the processors that it shares with others."""
+"""How this process treats freed memory, the processors that it shares with others, and what a terminal cannot show."""
 
 import ctypes
+import io
 import os
 import sys
 
@@ -29,3 +30,10 @@ def share_processors() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def escape_unencodable() -> None:
+    """Have characters that are not in the encoding of the output printed as escapes; by default they are an error."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
