@@ -22,6 +22,7 @@ from biflow.app.backend import MAX_COMPARED, MAX_PIXELS, MAX_RESULTS, Backend, F
 from biflow.app.html import result_html
 from biflow.app.mask import EVERYTHING, HALVES, PAINTED, mask_of
 from biflow.checkpoint import save_model
+from biflow.data.formats import fault_of
 from biflow.errors import InputError
 from biflow.models.codec import VaeCodec
 from biflow.pipeline import Pipeline
@@ -239,7 +240,7 @@ def test_files_that_are_not_images_are_named_and_skipped(backend, upload, tmp_pa
     (tmp_path / "notes.png").write_text("precious")
     result = backend.classify([str(tmp_path / "notes.png"), upload("one.png")])
     assert len(figures_of(result)) == 1
-    assert result.notes == ["Skipped notes.png (not a PNG, JPEG, WebP, BMP or TIFF image)."]
+    assert result.notes == [f"Skipped notes.png ({fault_of(bytes(12))})."]
     with pytest.raises(InputError, match=r"cannot read notes\.png"):
         backend.rank([str(tmp_path / "notes.png")])
     (tmp_path / "other").mkdir()

@@ -76,3 +76,18 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Everything about a folder that writing would change."""
     files = {str(path): path.lstat() for path in [folder, *folder.rglob("*")]}
     return {name: (status.st_size, status.st_mtime_ns, status.st_ino) for name, status in files.items()}
+
+
+def write_tiff(path: Path, values: np.ndarray, *, bits: int = 0, white_is_zero: bool = False) -> None:
+    """A grey TIFF of one strip; 12 bits are packed, two values in three bytes."""
+    data, kind = values.tobytes(), {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    if bits == 12:
+        first, second = values.reshape(-1, 2).astype(int).T
+        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: bits or 8 * values.itemsize, 259: 1, 262: 1 - white_is_zero, 273: 8, 277: 1}
+    tags |= {278: height, 279: len(data), 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    padded = data + bytes(len(data) % 2)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + directory)

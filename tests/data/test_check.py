@@ -1,6 +1,8 @@
 """biflow data check."""
 
+import io
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -34,8 +36,16 @@ def test_images_are_counted_by_class_size_and_kind(images):
         ["shorter side", "10", "10", "20"],
     ]
     assert common_size_rows(found)[1] == ["10x12", "18"]
+    assert found.found.doubts() == []
     kinds = dict(kind_rows(found)[1:])
     assert (kinds["PNG I;16"], kinds["TIFF CMYK"], kinds["WEBP RGBA"]) == ("1", "1", "1")
+
+
+def test_sixteen_bit_images_that_hold_twelve_are_told(tmp_path, check):
+    for name in "ab":
+        Image.fromarray(np.full((8, 8), 4080, np.uint16)).save(tmp_path / f"{name}.png")
+    _, out, _ = check(tmp_path)
+    assert "Warning: No 16-bit image has a value above 4080 of 65535: all are nearly black." in out
 
 
 def test_a_test_set_has_its_own_column(tmp_path):
@@ -128,3 +138,14 @@ def test_a_folder_of_broken_images_is_reported_too(check, tmp_path):
     code, _, err = check(tmp_path, "--out", tmp_path.parent / "sheet.png")
     assert code == 2
     assert "none can be read" in err
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(tmp_path, check, monkeypatch):
+    folder = tmp_path / "日本"
+    write_kinds(folder)
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", output)
+    code, _, err = check(folder)
+    output.flush()
+    assert (code, err) == (0, "")
+    assert rb"\u65e5\u672c" in output.buffer.getvalue()

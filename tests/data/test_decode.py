@@ -1,8 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from biflow.data.decode import CROPS, at_size, decode, read_image, reason_of
+from biflow.data.decode import CROPS, at_size, decode, inspect, read_image, reason_of
+from biflow.data.formats import HEAD_BYTES, IMAGE_SUFFIXES, SUPPORTED, fault_of
+from biflow.data.scan import list_images
 from biflow.errors import InputError
 from tests.data.pictures import bomb, noise, write_kinds
 
@@ -95,7 +99,7 @@ def test_an_image_with_damaged_exif_is_read(tmp_path):
 
 def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    for suffix in ("webp", "tif", "png"):
+    for suffix in ("webp", "tif", "png", "gif"):
         frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:])
         assert read_image(tmp_path / f"x.{suffix}", 8, 3)[0].float().mean() > 240, suffix
 
@@ -138,13 +142,103 @@ def test_a_bomb_warning_raised_as_an_error_gives_the_same_reason(tmp_path):
 
 
 def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path):
-    Image.fromarray(noise(8, 8)).save(tmp_path / "x.gif")
-    (tmp_path / "x.gif").rename(tmp_path / "x.png")
-    with pytest.raises(InputError, match="not a PNG, JPEG, WebP, BMP or TIFF image"):
+    Image.fromarray(noise(8, 8)).save(tmp_path / "x.ppm")
+    (tmp_path / "x.ppm").rename(tmp_path / "x.png")
+    with pytest.raises(InputError, match="not a PNG, JPEG, WebP, GIF, BMP, TIFF"):
         decode(tmp_path / "x.png")
 
 
 def test_a_damaged_image_is_distinguished_from_other_files(tmp_path):
     (tmp_path / "x.png").write_bytes(b"\x89PNG and nothing that follows from it")
-    with pytest.raises(InputError, match="a damaged PNG image"):
+    with pytest.raises(InputError, match="a PNG image, damaged or of a rare kind"):
         decode(tmp_path / "x.png")
+
+
+def test_a_file_of_any_supported_ending_is_listed_and_read(tmp_path):
+    image = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
+    for suffix in IMAGE_SUFFIXES:
+        image.save(tmp_path / f"x{suffix}", format=next(n for n, each in SUPPORTED.items() if suffix in each.suffixes))
+        assert (read_image(tmp_path / f"x{suffix}", 8, 3).int() - 90).abs().max() <= 3, suffix
+        assert fault_of((tmp_path / f"x{suffix}").read_bytes()[:HEAD_BYTES]).startswith("a "), suffix
+    assert len(list_images(tmp_path)) == len(IMAGE_SUFFIXES) >= 9
+
+
+def test_transparent_parts_of_a_gif_take_the_background(tmp_path):
+    image = Image.frombytes("P", (8, 8), bytes(32) + bytes([1]) * 32)
+    image.putpalette([10, 10, 10, 60, 60, 60])
+    image.save(tmp_path / "x.gif", transparency=0)
+    found = read_image(tmp_path / "x.gif", 8, 3, background="black")
+    assert (found[:, :4] == 0).all()
+    assert (found[:, 4:] == 60).all()
+
+
+def test_what_is_inspected_is_what_is_decoded(tmp_path):
+    for name in write_kinds(tmp_path):
+        found, whole = inspect(tmp_path / name), decode(tmp_path / name)
+        assert found == (*whole.image.size, whole.mode, whole.format, *whole.grey), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photograph_inspected_at_an_eighth_has_its_own_size(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (100, 97)).save(tmp_path / "x.jpg", exif=exif)
+    assert inspect(tmp_path / "x.jpg")[:2] == decode(tmp_path / "x.jpg").image.size
+
+
+def test_a_cut_off_photograph_is_refused_when_inspected(tmp_path):
+    for progressive in (False, True):
+        Image.fromarray(noise(64, 64, 3)).save(tmp_path / "x.jpg", progressive=progressive)
+        data = (tmp_path / "x.jpg").read_bytes()
+        (tmp_path / "x.jpg").write_bytes(data[: len(data) * 9 // 10])
+        for read in (inspect, decode):
+            with pytest.raises(OSError, match="truncated"):
+                read(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize("shape", [(8, 11), (11, 8), (9, 8), (37, 50), (50, 37), (16, 17)])
+def test_the_crop_of_adm_is_that_of_its_code(shape):
+    grey = noise(*shape)
+    image = Image.fromarray(grey)
+    while min(*image.size) >= 2 * 8:  # center_crop_arr of guided-diffusion, image_datasets.py
+        image = image.resize(tuple(x // 2 for x in image.size), resample=Image.Resampling.BOX)
+    scale = 8 / min(*image.size)
+    image = image.resize(tuple(round(x * scale) for x in image.size), resample=Image.Resampling.BICUBIC)
+    array = np.array(image)
+    top, left = (array.shape[0] - 8) // 2, (array.shape[1] - 8) // 2
+    assert (at_size(Image.fromarray(grey), 8, 1, crop="adm")[0].numpy() == array[top : top + 8, left : left + 8]).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 11), (11, 8), (8, 13), (13, 8)])
+def test_an_odd_margin_is_cropped_as_torchvision_does(shape):
+    grey = noise(*shape)
+    top, left = (round((side - 8) / 2) for side in shape)
+    found = at_size(Image.fromarray(grey), 8, 1, crop="tarflow")[0].numpy()
+    assert (found == grey[top : top + 8, left : left + 8]).all()
+
+
+def test_a_strip_at_the_limit_is_read_and_a_longer_one_is_not(tmp_path):
+    for side in (32, 33):
+        Image.new("L", (side, 1)).save(tmp_path / f"{side}.png")
+    assert decode(tmp_path / "32.png").image.size == (32, 1)
+    with pytest.raises(InputError, match="33x1 pixels, one side more than 32 times"):
+        decode(tmp_path / "33.png")
+
+
+def test_an_image_of_more_pixels_than_asked_is_refused(tmp_path):
+    Image.new("L", (20, 10)).save(tmp_path / "x.png")
+    assert decode(tmp_path / "x.png", max_pixels=200).image.size == (20, 10)
+    with pytest.raises(InputError, match="megapixels"):
+        decode(tmp_path / "x.png", max_pixels=199)
+
+
+def test_what_is_no_regular_file_has_its_own_reason(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "empty.png").touch()
+    for name, reason in {"pipe": "not a file", "folder": "not a file", "empty": "an empty file"}.items():
+        with pytest.raises(InputError, match=reason):
+            decode(tmp_path / f"{name}.png")
+    with pytest.raises(FileNotFoundError) as fault:
+        decode(tmp_path / "none.png")
+    assert reason_of(fault.value) == "No such file or directory"

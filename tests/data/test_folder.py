@@ -18,6 +18,7 @@ from biflow.config import ReadingConfig
 from biflow.data.datasets import indices_at, load_data
 from biflow.data.decode import read_image
 from biflow.data.folder import is_held_out, open_folder
+from biflow.data.formats import fault_of
 from biflow.data.listing import list_folder
 from biflow.data.loader import is_kept
 from biflow.data.open import canonical_name, check_apart, open_data
@@ -69,7 +70,7 @@ def test_unreadable_files_are_skipped_with_their_reasons(images):
     rejected = dict(split.train.rejected)
     assert rejected.keys() == {f"newt/{name}" for name in BROKEN}
     assert "truncated" in rejected["newt/cut_off.jpg"]
-    assert rejected["newt/text.png"] == "not a PNG, JPEG, WebP, BMP or TIFF image"
+    assert rejected["newt/text.png"] == fault_of(b"no image")
     assert rejected["newt/empty.webp"] == "an empty file"
     assert "100x1 pixels" in rejected["newt/strip.png"]
     assert "more than 89 megapixels" in rejected["newt/bomb.png"]
@@ -307,6 +308,17 @@ def test_file_names_of_any_bytes_are_read_and_escaped(tmp_path):
     train = open_folder(tmp_path, SHAPE, ReadingConfig()).train
     assert train.class_names == (r"c\udcff",)
     assert train.read(torch.tensor([0])).shape == (1, *SHAPE)
+
+
+def test_a_folder_of_nearly_black_images_is_told(tmp_path, capsys):
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "a.png")
+    open_folder(tmp_path, SHAPE, ReadingConfig())
+    assert "Warning: No 16-bit image has a value above 4000 of 65535" in capsys.readouterr().err
+    open_folder(tmp_path, SHAPE, ReadingConfig())  # known from the first time
+    assert "above 4000" in capsys.readouterr().err
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(tmp_path / "b.png")
+    open_folder(tmp_path, SHAPE, ReadingConfig())
+    assert "Warning" not in capsys.readouterr().err
 
 
 FAULTS = {

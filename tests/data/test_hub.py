@@ -1,6 +1,7 @@
 """Data sets of `datasets`, made here and read from disk: the hub is out of reach."""
 
 import gc
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,8 @@ from biflow.cli import main as cli
 from biflow.config import FitConfig, ReadingConfig
 from biflow.config.base import check_config
 from biflow.data.datasets import digits
-from biflow.data.decode import read_image
+from biflow.data.decode import read_image, reason_of
+from biflow.data.hub import decode_row
 from biflow.data.images import to_pil
 from biflow.data.loader import make_reader, some_examples
 from biflow.data.open import open_data
@@ -27,6 +29,7 @@ from biflow.training.hooks import read_history
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
 from tests.builders import tiny_run
+from tests.data.pictures import write_broken, write_kinds
 
 datasets = pytest.importorskip("datasets")
 
@@ -440,6 +443,12 @@ def broken_image(tmp_path):
     broken(tmp_path).read(torch.tensor([0, 1]))
 
 
+def an_empty_cell(tmp_path):
+    rows = {"image": [grey(0), None], "label": [0, 1]}
+    data = datasets.Dataset.from_dict(rows, features=a_set(1).features)
+    stored(tmp_path, data).train.read(torch.tensor([0, 1]))
+
+
 def broken_image_in_a_worker(tmp_path):
     grey(0).save(tmp_path / "x.png")
     fit, world = FitConfig(steps=1, batch_size=2), World(0, 1, torch.device("cpu"))
@@ -469,11 +478,28 @@ FAULTS = {
     stream_of_unnamed_classes: r"type ClassLabel .*got integers in 'label'\. Set reading.streaming=false",
     stream_with_test_share: r"test_share 0 for a stream.*got 0.1\. Set reading.test_share=0",
     stream_of_digits: r"hf:NAME to stream; got 'digits'",
-    broken_image: r"readable image at image 1 of .*cannot identify",
-    broken_image_in_a_worker: r"^Expected a readable image at image 1 of .*cannot identify",
-    broken_image_of_a_stream: r"^Expected a readable image at image 1 of shard 0 of .*cannot identify",
+    broken_image: r"readable image at image 1 of .*not a PNG, JPEG",
+    an_empty_cell: r"readable image at image 1 of .*an empty cell",
+    broken_image_in_a_worker: r"^Expected a readable image at image 1 of .*not a PNG, JPEG",
+    broken_image_of_a_stream: r"^Expected a readable image at image 1 of shard 0 of .*not a PNG, JPEG",
     more_processes_than_images: r"images for each of 3 processes; there is none for process 2",
 }
+
+
+def test_a_stored_image_is_read_or_refused_like_the_same_file(tmp_path):
+    write_kinds(tmp_path / "files")
+    write_broken(tmp_path / "files")
+    grey(9).convert("P").save(tmp_path / "files" / "x.gif")
+    for path in sorted((tmp_path / "files").iterdir()):
+        try:
+            wanted = read_image(path, 4, 3)
+        except Exception as error:
+            if path.stat().st_size:  # an empty file is a row without bytes
+                with pytest.raises(InputError, match=re.escape(reason_of(error))):
+                    decode_row({"bytes": path.read_bytes(), "path": None}, "row 1", (3, 4, 4), ReadingConfig())
+        else:
+            for row in ({"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
+                assert torch.equal(decode_row(row, "row 1", (3, 4, 4), ReadingConfig()), wanted), path.name
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

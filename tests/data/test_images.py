@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from biflow.data.decode import read_image
-from biflow.data.images import write_images
+from biflow.data.formats import fault_of
+from biflow.data.images import enlarge, make_grid, read_samples, write_images
 from biflow.data.pictures import read_pictures
 from biflow.errors import InputError
 
@@ -71,7 +72,7 @@ def test_unreadable_files_are_listed_with_their_reason(tmp_path):
     found = read_pictures(tmp_path, 8, 1)
     assert found.names == ["good.png"]
     assert found.rejected.keys() == {"broken.jpg", "strip.png"}
-    assert found.rejected["broken.jpg"] == "not a PNG, JPEG, WebP, BMP or TIFF image"
+    assert found.rejected["broken.jpg"] == fault_of(b"no image")
     assert "400x8 pixels" in found.rejected["strip.png"]
 
 
@@ -88,3 +89,71 @@ def test_sample_files_of_another_shape_are_refused(tmp_path):
         read_pictures(tmp_path / ("x" * 300), 4, 1)
     with pytest.raises(InputError, match="4 channels"):
         read_pictures(tmp_path, 4, 4)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for i, folder in enumerate("abc"):
+        (tmp_path / folder).mkdir()
+        Image.new("L", (8, 8), 10 * i).save(tmp_path / folder / "x.png")
+    found = read_pictures([tmp_path / folder / "x.png" for folder in "abc"], 8, 1)
+    assert found.names == ["x.png", "x.png (1)", "x.png (2)"]
+    assert found.pixels[:, 0, 0, 0].tolist() == [0, 10, 20]
+
+
+def test_pictures_of_more_pixels_than_asked_are_skipped(tmp_path):
+    for side in (8, 16):
+        Image.new("L", (side, side)).save(tmp_path / f"{side}.png")
+    found = read_pictures(tmp_path, 8, 1, max_pixels=64)
+    assert found.names == ["8.png"]
+    assert "megapixels" in found.rejected["16.png"]
+
+
+def test_only_images_that_show_the_background_are_said_to_be_composited(tmp_path):
+    for name, alpha in {"opaque": 255, "glass": 254}.items():
+        Image.new("RGBA", (8, 8), (9, 9, 9, alpha)).save(tmp_path / f"{name}.png")
+    assert read_pictures(tmp_path, 8, 3).notes() == ["glass.png was composited on white."]
+
+
+def test_names_of_files_are_printable(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a\x1b[31m.png")
+    (tmp_path / "b\x1b[32m.png").touch()
+    notes = read_pictures(tmp_path, 8, 1).notes()
+    assert notes == [r"Skipped b\x1b[32m.png (an empty file).", r"a\x1b[31m.png was resized to 8x8."]
+
+
+def test_a_folder_of_images_keeps_their_order(tmp_path):
+    pixels = torch.arange(12, dtype=torch.uint8).view(12, 1, 1, 1).expand(12, 1, 8, 8)
+    write_images(tmp_path / "out", pixels, torch.arange(12))
+    found = read_pictures(tmp_path / "out", 8, 1)
+    assert torch.equal(found.pixels, pixels)
+    assert found.names[2] == "02_class2.png"
+
+
+def test_a_grid_has_gaps_between_its_images_only():
+    grid = make_grid(torch.full((4, 1, 2, 2), 9, dtype=torch.uint8))[0]
+    line = [9, 9, 0, 9, 9]
+    assert grid.tolist() == [line, line, [0] * 5, line, line]
+
+
+def test_narrow_images_are_enlarged_to_the_width_at_least():
+    image = torch.arange(3, dtype=torch.uint8).view(1, 1, 3)
+    assert enlarge(image, 4)[0].tolist() == [[0, 0, 1, 1, 2, 2]] * 2
+    assert torch.equal(enlarge(image, 3), image)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"arr_0": np.zeros((2, 8, 8, 4), np.uint8)}, r"got \(2, 8, 8, 4\) torch"),
+        ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, r"got .* torch\.float32"),
+        ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, r"got \(0, 8, 8, 3\)"),
+        (
+            {"arr_0": np.zeros((2, 8, 8, 3), np.uint8), "arr_1": np.zeros(3)},
+            r"a label for each of 2 images.*got \(3,\)",
+        ),
+    ],
+)
+def test_sample_files_of_other_contents_are_refused(tmp_path, arrays, message):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        read_samples(tmp_path / "x.npz")

@@ -8,7 +8,7 @@ from typing import Any
 
 from biflow.app.backend import Backend, TabResult
 from biflow.app.html import error_html, hint_html, result_html
-from biflow.data.decode import IMAGE_SUFFIXES
+from biflow.data.formats import IMAGE_SUFFIXES
 from biflow.errors import InputError
 from biflow.extras import require
 from biflow.sampling.options import SamplingOptions

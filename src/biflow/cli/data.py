@@ -59,6 +59,8 @@ def check(
         tell(f"Cannot read {printable(name)}: {reason}")
     if len(faults) > REJECTS_SHOWN:
         tell(f"... and {len(faults) - REJECTS_SHOWN:,} more unreadable files; --rejected FILE lists all.")
+    for doubt in found.found.doubts():
+        tell(f"Warning: {doubt}")
     if rejected:
         write_rejected(rejected, faults)
         tell(f"Wrote {rejected}.")

@@ -32,7 +32,7 @@ from biflow.cli.edit import edit_app
 from biflow.cli.evaluate import evaluate
 from biflow.cli.export import export, playground
 from biflow.cli.hub import push
-from biflow.cli.process import DISK_FULL, keep_freed_memory, say_error, share_processors
+from biflow.cli.process import DISK_FULL, escape_unencodable, keep_freed_memory, say_error, share_processors
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
 from biflow.config.base import parse_config
 from biflow.config.evaluation import SampleConfig
@@ -333,6 +333,7 @@ def main() -> None:
     Training that was terminated (SIGTERM, as before a pre-emption) and has saved its state ends with 0, training that
     diverged with 1.
     """
+    escape_unencodable()
     keep_freed_memory()
     share_processors()
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # such images are rejected, and named

@@ -1,7 +1,8 @@
-"""How this process treats freed memory, the processors that it shares with others, and errors of one of several."""
+"""How this process treats freed memory, the processors that it shares with others, its errors and its output."""
 
 import ctypes
 import errno
+import io
 import os
 import sys
 import time
@@ -47,3 +48,10 @@ def say_error(error: InputError) -> None:
         if error.alone is None:  # raised before the processes met: the first may have met it as well
             time.sleep(PATIENCE)
         say(f"Error in process {rank}: {error}")
+
+
+def escape_unencodable() -> None:
+    """Have characters that are not in the encoding of the output printed as escapes; by default they are an error."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")

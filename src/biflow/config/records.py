@@ -135,7 +135,7 @@ def check_record(kind: type[R], content: Any, *, origin: str, repair: str) -> R:
     try:
         return check_config(kind, content, origin=origin)
     except InputError as error:
-        raise InputError(f"{shorten(str(error), MOST_LETTERS).rstrip(".")}. {repair}") from None
+        raise InputError(f"{shorten(str(error), MOST_LETTERS).rstrip('.')}. {repair}") from None
 
 
 def reading_of(training: Mapping[str, Any] | None) -> ReadingConfig:

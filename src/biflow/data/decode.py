@@ -1,31 +1,34 @@
 """Decode image files to pixels at the model's size."""
 
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from biflow.data.formats import HEAD_BYTES, SUPPORTED, fault_of
+from biflow.data.greys import Grey, deep_colour, eight_bits, is_wide, strips, white_of
+from biflow.data.pixel_budget import PIXELS
 from biflow.errors import InputError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-SIGNATURES = {
-    b"\x89PNG": "PNG",
-    b"\xff\xd8\xff": "JPEG",
-    b"RIFF": "WebP",
-    b"BM": "BMP",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
-}
-FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # no other decoder of Pillow is tried, whatever the file
-NO_IMAGE = "not a PNG, JPEG, WebP, BMP or TIFF image"
 MAX_ASPECT = 32  # resized to the model's shorter side, a longer strip would not fit into memory
 GREY_MODES = {"1", "L", "I", "F"}
+UPRIGHT = {  # what turns an image of each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FIRST_SIDEWAYS = 5  # from here on, orientations swap width and height
 
 
 class DecodedImage(NamedTuple):
@@ -34,49 +37,89 @@ class DecodedImage(NamedTuple):
     image: Image.Image  # grey or RGB, 8 bits, upright, opaque
     mode: str  # Pillow's mode of the file
     format: str
+    grey: Grey = Grey()
+    composited: bool = False  # it had transparent pixels
 
 
-def read_image(path: Path, size: int, channels: int, *, crop: str = "adm", background: str = "white") -> Tensor:
+class FileFacts(NamedTuple):
+    """Properties of a file that can be decoded."""
+
+    width: int  # upright
+    height: int
+    mode: str
+    format: str
+    white: int  # the value read as white, and the largest one of a file of more than 8 bits
+    largest: int
+
+
+def read_image(
+    source: Path | BytesIO, size: int, channels: int, *, crop: str = "adm", background: str = "white"
+) -> Tensor:
     """Read an image file as uint8 (P, size, size), converted to grey or RGB, resized and cropped."""
-    return at_size(decode(path, background).image, size, channels, crop=crop)
+    with opened(source) as file:
+        return at_size(as_seen(file, background), size, channels, crop=crop)
 
 
 def decode(path: Path, background: str = "white", *, max_pixels: int | None = None) -> DecodedImage:
     """Decode a file completely; of animations and multi-page files, the first frame. Raises if it is unreadable."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError("not a file")
-    if not status.st_size:
-        raise InputError("an empty file")
+    with opened(path, max_pixels) as file:
+        return convert(file, background)
+
+
+def inspect(path: Path) -> FileFacts:
+    """Decode a file as `decode` does, JPEG at an eighth of its size, and keep its properties only."""
+    with opened(path) as file:
+        width, height = file.size
+        file.draft(file.mode, (1, 1))
+        is_draft = file.size != (width, height)
+        if is_draft and _orientation(file) >= FIRST_SIDEWAYS:
+            width, height = height, width
+        image, mode, kind, grey, _ = convert(file)
+        return FileFacts(*((width, height) if is_draft else image.size), mode, kind, *grey)
+
+
+@contextmanager
+def opened(source: Path | BytesIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image file, its header checked and nothing decoded; waits while other threads hold too many pixels."""
+    if isinstance(source, Path):
+        _check_file(source)
     try:
-        with Image.open(path, formats=FORMATS) as file:  # reads the header only
-            _check_size(*file.size, max_pixels or Image.MAX_IMAGE_PIXELS)
-            return DecodedImage(as_seen(file, background), file.mode, file.format or "")
+        file = Image.open(source, formats=tuple(SUPPORTED))
     except UnidentifiedImageError:
-        with path.open("rb") as start:
-            head = start.read(4)
-        damaged = [kind for signature, kind in SIGNATURES.items() if head.startswith(signature)]
-        raise InputError(f"a damaged {damaged[0]} image" if damaged else NO_IMAGE) from None
+        raise InputError(fault_of(_head(source))) from None
+    with file:
+        _check_size(*file.size, max_pixels or Image.MAX_IMAGE_PIXELS)
+        with PIXELS.take(file.width * file.height):
+            yield file
 
 
 def as_seen(image: Image.Image, background: str = "white") -> Image.Image:
-    """Convert an image of any mode to 8-bit grey or RGB: EXIF rotation applied in place, transparency on a background.
+    """Convert an image of any mode to 8-bit grey or RGB: EXIF rotation applied, transparency on a background."""
+    return convert(image, background).image
 
-    16-bit grey is divided by 257; Pillow reduces 16-bit colour itself.
+
+def convert(
+    image: Image.Image, background: str = "white", *, white_of: Callable[[Image.Image, float], int] = white_of
+) -> DecodedImage:
+    """Convert an image of any mode to 8-bit grey or RGB, upright and opaque; Pillow reduces 16-bit colour itself.
+
+    white_of: which value is white in grey of more than 8 bits, from the image and its largest value.
     """
+    mode, kind, grey_of = image.mode, image.format or "", deep_colour(image)
     image.load()  # some formats report or apply the orientation only then
-    with suppress(Exception):  # damaged EXIF; the image itself may be intact
-        ImageOps.exif_transpose(image, in_place=True)
-    image = _eight_bits(image)
+    image = _upright(image)
+    image, grey = eight_bits(image, white_of) if is_wide(image) else (image, grey_of(image))
+    composited = False
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
-    return image.convert("L" if image.mode in GREY_MODES else "RGB")
+        image, composited = _composite(image, background)
+    wanted = "L" if image.mode in GREY_MODES else "RGB"
+    return DecodedImage(image if image.mode == wanted else image.convert(wanted), mode, kind, grey, composited)
 
 
 def at_size(image: Image.Image, size: int, channels: int, *, crop: str = "adm") -> Tensor:
     """Resize the shorter side of a grey or RGB image to `size` and crop the centre: uint8 (P, size, size)."""
-    image = CROPS[crop](image.convert("L" if channels == 1 else "RGB"), size)
+    mode = "L" if channels == 1 else "RGB"
+    image = CROPS[crop](image if image.mode == mode else image.convert(mode), size)
     return torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
 
 
@@ -110,6 +153,23 @@ def reason_of(error: Exception) -> str:
     return system or str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
+def _check_file(path: Path) -> None:
+    """Raise unless this is a file that is not empty."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("not a file")
+    if not status.st_size:
+        raise InputError("an empty file")
+
+
+def _head(source: Path | BytesIO) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(source, BytesIO):
+        return source.getvalue()[:HEAD_BYTES]
+    with source.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
 def _check_size(width: int, height: int, max_pixels: int | None) -> None:
     """Raise if an image of this size, read from the header, would exhaust the memory."""
     if max_pixels is not None and width * height > max_pixels:
@@ -122,17 +182,28 @@ def _too_many_pixels(most: int) -> str:
     return f"more than {most // 10**6} megapixels, which may be a decompression bomb"
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey, or 32-bit grey in the range of 16 bits, to 8 bits; other modes have 8 bits already."""
-    if not image.mode.startswith(("I", "F")):
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, a key of UPRIGHT, or 1 if there is none."""
+    with suppress(Exception):  # damaged EXIF; the image itself may be intact
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return found if found in UPRIGHT else 1
+    return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation."""
+    if (orientation := _orientation(image)) == 1:
         return image
-    values = np.asarray(image).astype(np.float32)
-    if not (values.min() >= 0 and values.max() <= 65535):
-        raise InputError("grey values that do not fit into 16 bits")
-    if image.mode == "F" and values.max() <= 1:
-        raise InputError("floating-point grey values up to 1, not 65535; save them with 8 or 16 bits")
-    grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if "transparency" in image.info:  # the transparent grey value of a PNG
-        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-        return Image.merge("LA", (grey, Image.fromarray(opaque)))
-    return grey
+    turned = image.transpose(UPRIGHT[orientation])
+    turned.format = image.format
+    return turned
+
+
+def _composite(image: Image.Image, background: str) -> tuple[Image.Image, bool]:
+    """Lay an image on a background, as RGB, strip by strip; and whether the background shows through."""
+    done, shows_through = Image.new("RGB", image.size), False
+    for box, strip in strips(image):
+        rgba = strip.convert("RGBA")
+        shows_through |= rgba.getchannel("A").getextrema()[0] != 255
+        done.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba).convert("RGB"), box)
+    return done, shows_through

@@ -73,6 +73,8 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     found = scan(path, layout.names)
     check_rejected(path, found, reading.rejected_share)
     is_test = hold_out(path, layout, found, reading.test_share)
+    for doubt in found.doubts():
+        say_once(f"Warning: {doubt}")
     for note in layout.notes:
         say_once(f"Note: {note}")
     label_of = {name: label for label, name in enumerate(layout.class_names)}

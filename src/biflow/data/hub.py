@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from biflow.config import ReadingConfig
 from biflow.console import counted, say_once, some
 from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split, digest
-from biflow.data.decode import as_seen, at_size, reason_of
+from biflow.data.decode import as_seen, at_size, read_image, reason_of
 from biflow.data.hub_columns import Columns, HubData, find_columns
 from biflow.errors import InputError
 from biflow.extras import require
@@ -177,8 +178,13 @@ def decode_row(row: Any, name: str, image_shape: Shape, reading: ReadingConfig) 
 
     channels, size, _ = image_shape
     try:
-        image = as_seen(Image().decode_example(row), reading.background)
-        return at_size(image, size, channels, crop=reading.crop)
+        if row is None or not (row["bytes"] or row["path"]):
+            raise InputError("an empty cell")
+        if not row["bytes"] and "://" in row["path"]:  # a file on the hub
+            image = as_seen(Image().decode_example(row), reading.background)
+            return at_size(image, size, channels, crop=reading.crop)
+        stored = BytesIO(row["bytes"]) if row["bytes"] else Path(row["path"])
+        return read_image(stored, size, channels, crop=reading.crop, background=reading.background)
     except Exception as error:  # Pillow's decoders raise a dozen types
         raise InputError(
             f"Expected a readable image at {name}; got: {reason_of(error)}. Remove it with select and save_to_disk."

@@ -10,7 +10,7 @@ from stat import S_ISDIR
 from typing import NamedTuple
 
 from biflow.console import printable, some
-from biflow.data.decode import IMAGE_SUFFIXES
+from biflow.data.formats import IMAGE_SUFFIXES
 from biflow.data.listing import Listing, list_folder
 from biflow.errors import InputError
 

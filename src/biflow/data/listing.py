@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from biflow.console import printable, some
-from biflow.data.decode import IMAGE_SUFFIXES
+from biflow.data.formats import IMAGE_SUFFIXES
 from biflow.errors import InputError
 
 LEFTOVERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"}  # folders that archives, servers and Windows leave behind

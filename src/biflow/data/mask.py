@@ -4,14 +4,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from biflow.data.decode import at_size, decode, reason_of
+from biflow.data.decode import at_size, convert, opened, reason_of
+from biflow.data.greys import highest, is_wide, white_of
 from biflow.data.pictures import Picture
 from biflow.errors import InputError
 
+WHITE = 128  # of 255: from here on a mask is white
 BOX = "LEFT,TOP,RIGHT,BOTTOM in pixels"
 Box = tuple[int, ...]
 """Left, top, right and bottom, in pixels."""
@@ -32,11 +35,35 @@ def read_mask(given: str) -> Image.Image | Box:
             raise InputError(f"Expected a box with an area, such as 0,4,8,8; got {given!r}. Give {BOX}.")
         return box
     try:
-        return decode(Path(given), background="black").image.convert("L")
+        with opened(Path(given)) as file:
+            grey = to_grey(file)
     except Exception as error:  # Pillow's decoders raise a dozen types
         raise InputError(
             f"Expected a mask as an image file; cannot read {given!r} ({reason_of(error)}). Give a PNG or {BOX}."
         ) from None
+    check_white(grey)
+    return grey
+
+
+def to_grey(mask: Image.Image) -> Image.Image:
+    """A mask of any mode as 8-bit grey, black where it is transparent; one of 0 and 1 becomes black and white."""
+    grey = convert(mask, "black", white_of=white_of_mask).image.convert("L")
+    return grey.point(lambda value: 255 * value) if highest(grey) == 1 and not is_wide(mask) else grey
+
+
+def white_of_mask(mask: Image.Image, largest: float) -> int:
+    """The value that is white in a mask of more than 8 bits: 1 if none is larger, else as in other images."""
+    return 1 if largest <= 1 else white_of(mask, largest)
+
+
+def check_white(grey: Image.Image) -> None:
+    """Raise if a mask has a bright part, but none that counts as white."""
+    brightest = highest(grey)
+    if 0 < brightest < WHITE:
+        raise InputError(
+            f"Expected a mask with a white part to resample, values of {WHITE} or more; its brightest value is "
+            f"{brightest} of 255. Paint that part white."
+        )
 
 
 def fit_mask(mask: Image.Image | Box, pictures: Sequence[Picture]) -> Tensor:
@@ -44,7 +71,7 @@ def fit_mask(mask: Image.Image | Box, pictures: Sequence[Picture]) -> Tensor:
     masks = []
     for picture in pictures:
         whole = mask_of_size(mask, picture)
-        fitted = at_size(whole, picture.pixels.shape[-1], 1, crop=picture.crop)[0] >= 128
+        fitted = at_size(whole, picture.pixels.shape[-1], 1, crop=picture.crop)[0] >= WHITE
         if whole.getbbox() and not fitted.any():
             raise InputError(
                 f"Expected a mask in the square that is kept of {picture.name}, the central {min(picture.size)} "
@@ -78,11 +105,13 @@ def mask_of_size(mask: Image.Image | Box, picture: Picture) -> Image.Image:
 def to_mask(mask: Image.Image | Tensor, pixels: Tensor) -> Tensor:
     """Convert one mask for all images (N, P, H, W), or one per image, to bool (N, 1, H, W).
 
-    mask: a PIL image, white (128 or more of 255) where to resample, or a bool tensor (H, W) or (N, H, W).
+    mask: a bool tensor (H, W) or (N, H, W), or a PIL image, white where to resample, 128 or more of 255; it counts as
+    black where it is transparent.
     """
     if isinstance(mask, Image.Image):
-        grey = mask.convert("L")
-        mask = torch.tensor(list(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width) >= 128
+        grey = to_grey(mask)
+        check_white(grey)
+        mask = torch.from_numpy(np.array(grey)) >= WHITE
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         what = f"a tensor of {mask.dtype}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise InputError(f"Expected a mask as a PIL image or a bool tensor, true where to resample; got {what}.")

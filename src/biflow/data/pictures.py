@@ -10,7 +10,9 @@ from torch import Tensor
 
 from biflow.config.run import PictureReading
 from biflow.console import printable
-from biflow.data.decode import FORMATS, IMAGE_SUFFIXES, at_size, decode, reason_of
+from biflow.data.decode import at_size, convert, opened, reason_of
+from biflow.data.formats import IMAGE_SUFFIXES
+from biflow.data.greys import is_doubtful
 from biflow.data.images import read_samples
 from biflow.data.listing import list_folder
 from biflow.data.scan import in_words
@@ -23,7 +25,7 @@ DEFAULT_READING = PictureReading()
 class Picture(NamedTuple):
     """An image at the model's size."""
 
-    name: str
+    name: str  # printable
     pixels: Tensor  # uint8 (P, H, W)
     size: tuple[int, int] = (0, 0)  # width and height of the file
     changes: tuple[str, ...] = ()  # conversions applied, in words
@@ -114,13 +116,15 @@ def read_picture(
     max_pixels: int | None = None,
 ) -> Picture:
     """Read one image file at the model's size; raises Pillow's errors."""
-    image, mode, _ = decode(file, reading.background, max_pixels=max_pixels)
-    if mode in ("1", "L", "LA") or mode.startswith("I"):
-        image = image.convert("L")  # LA composited on a grey level is still grey
-    laid = [f"composited on {reading.background}"] * shows_through(file)
-    changes = (*laid, *changes_to(image, size, channels))
-    pixels = at_size(image, size, channels, crop=reading.crop)
-    return Picture(printable(name or file.name), pixels, image.size, changes, reading.crop)
+    with opened(file, max_pixels) as source:
+        image, mode, _, grey, composited = convert(source, reading.background)
+        if mode in ("1", "L", "LA") or mode.startswith("I"):
+            image = image.convert("L")  # LA composited on a grey level is still grey
+        dark = ["read as 16-bit grey, nearly black; save 12-bit images with 8 bits"] * is_doubtful(grey)
+        laid = [f"composited on {reading.background}"] * composited
+        changes = (*dark, *laid, *changes_to(image, size, channels))
+        pixels = at_size(image, size, channels, crop=reading.crop)
+        return Picture(printable(name or file.name), pixels, image.size, changes, reading.crop)
 
 
 def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
@@ -132,14 +136,6 @@ def changes_to(image: Image.Image, size: int, channels: int) -> list[str]:
     grey = ["converted to grey"] * (image.mode == "RGB" and channels == 1)
     resized = [f"resized to {size}x{size}"] * (image.size != (size, size))
     return [*grey, *resized, *["cropped to the central square"] * (image.width != image.height)]
-
-
-def shows_through(file: Path) -> bool:
-    """Whether an image file has transparent pixels."""
-    with Image.open(file, formats=FORMATS) as image:
-        if not image.has_transparency_data or image.mode.startswith("I"):
-            return image.has_transparency_data
-        return image.convert("RGBA").getchannel("A").getextrema()[0] != 255
 
 
 def notes_on(pictures: Sequence[Picture]) -> list[str]:

@@ -15,13 +15,14 @@ from PIL import Image
 from rich.console import Console
 
 from biflow.console import counting, printable, some
-from biflow.data.decode import decode, reason_of
+from biflow.data.decode import inspect, reason_of
+from biflow.data.greys import Grey, doubts
 from biflow.errors import InputError
 from biflow.files import cache_folder, write_text
 
 CHUNK = 64  # files per task of the thread pool
 FILES_WITH_PROGRESS = 2000  # fewer are read too quickly for a progress bar
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 R = TypeVar("R")
 
@@ -35,6 +36,8 @@ class Facts(NamedTuple):
     height: int
     mode: str
     format: str
+    white: int  # the value read as white, and the largest one of a file of more than 8 bits
+    largest: int
     digest: str = ""  # of the content, where it was compared with others
 
 
@@ -43,6 +46,10 @@ class Scan(NamedTuple):
 
     readable: dict[str, Facts]
     rejected: dict[str, str]  # name -> reason
+
+    def doubts(self) -> list[str]:
+        """Warnings about how grey values were read."""
+        return doubts(Grey(facts.white, facts.largest) for facts in self.readable.values())
 
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:
@@ -94,8 +101,7 @@ def _decode_some(root: Path, known: Mapping[str, Facts], names: Sequence[str]) -
             status = (root / name).stat()
             facts = known.get(name)
             if facts is None or facts[:2] != (status.st_size, status.st_mtime_ns):
-                image, mode, kind = decode(root / name)
-                facts = Facts(status.st_size, status.st_mtime_ns, *image.size, mode, kind)
+                facts = Facts(status.st_size, status.st_mtime_ns, *inspect(root / name))
             found.readable[name] = facts
         except Exception as error:  # Pillow's decoders raise many types
             found.rejected[name] = reason_of(error)
