@@ -48,7 +48,10 @@ def describe_session(world: World) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Commit of biflow's source, with a plus if it has local changes; None if it is not in a git repository."""
+    """Commit of biflow's source, with a plus if it has local changes; None if it is not in biflow's repository.
+
+    The package may have been installed or copied into another repository, whose commits say nothing about it.
+    """
     folder = Path(biflow.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -56,7 +59,12 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("cat-file", "-e", "HEAD:./__init__.py")  # the package may be installed inside another repository
+        own = git("rev-parse", "--show-prefix") == "src/biflow/" and 'name = "biflow"' in git(
+            "show", "HEAD:pyproject.toml"
+        )
+        if not own:
+            return None
+        git("cat-file", "-e", "HEAD:./__init__.py")
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
