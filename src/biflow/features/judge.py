@@ -13,7 +13,7 @@ from biflow.config.records import JudgeRecord, read_record
 from biflow.errors import InputError
 from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
-from biflow.tensors import read_safetensors
+from biflow.tensors import hash_tensors, read_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
 FORMAT_VERSION = 1
@@ -55,11 +55,12 @@ def save_judge(judge: Judge, folder: Path, *, trained_on: Mapping[str, Any] | No
     """
     if not (folder / CONFIG_FILE).exists():
         check_new_folder(folder)
+    weights = {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}
     sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
-    content = {**sizes, "trained_on": dict(trained_on or {})}
+    content = {**sizes, "sha256": hash_tensors(weights), "trained_on": dict(trained_on or {})}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
+        save_file(weights, temporary / WEIGHTS_FILE)
         (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only the owner can read
 
 
@@ -69,6 +70,10 @@ def load_judge(folder: Path) -> Judge:
     with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(sizes.channels, sizes.num_classes)
     weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    if sizes.sha256 is not None and sizes.sha256 != hash_tensors(weights):
+        raise InputError(
+            f"Expected intact weights in {folder / WEIGHTS_FILE}; they have changed. Copy the folder again."
+        )
     origin = f"weights that belong to {folder / CONFIG_FILE}"
     return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
