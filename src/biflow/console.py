@@ -1,6 +1,7 @@
 """Command-line output: results, notes, tables, progress."""
 
 import os
+import shlex
 import shutil
 import sys
 import unicodedata
@@ -23,11 +24,22 @@ DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder
 
 
 def program() -> str:
-    """The command that started this program, for the commands it suggests."""
-    called = Path(sys.argv[0])
-    if shutil.which("biflow") or not called.exists():
+    """The command that starts this program, for the commands it suggests."""
+    called, found = Path(sys.argv[0]), shutil.which("biflow")
+    if called.stem == "biflow" and called.is_file():  # the installed command, perhaps not on the path
+        return "biflow" if found and called.samefile(found) else quote(called)
+    if not called.exists() or (found and Path(found).parent == Path(sys.executable).parent):
         return "biflow"
-    return f"{sys.executable} -m biflow" if called.name == "__main__.py" else sys.argv[0]
+    return f"{quote(sys.executable)} -m biflow"
+
+
+def quote(path: str | Path) -> str:
+    """A path as it is written in a shell's command.
+
+    >>> quote("runs/my model")
+    "'runs/my model'"
+    """
+    return shlex.quote(str(path))
 
 
 def tell(message: str) -> None:

@@ -496,7 +496,7 @@ def test_the_page_builds_for_every_kind_of_model(tmp_path, autoencoder):
 def test_a_too_large_request_is_rejected_before_it_is_read(length, status):
     import asyncio
 
-    from biflow.app.server import LimitBody
+    from biflow.app.middleware import LimitBody
 
     async def app(_scope, _receive, send):
         await send({"type": "http.response.start", "status": 200})
@@ -529,7 +529,7 @@ def test_a_too_large_request_is_rejected_before_it_is_read(length, status):
 def test_cross_site_requests_can_only_read(method, origin, passed):
     import asyncio
 
-    from biflow.app.server import LocalOriginOnly
+    from biflow.app.middleware import LocalOriginOnly
 
     sent = []
 
@@ -542,6 +542,78 @@ def test_cross_site_requests_can_only_read(method, origin, passed):
     headers = [(b"origin", origin.encode())] if origin is not None else []
     asyncio.run(LocalOriginOnly(app)({"type": "http", "method": method, "headers": headers}, None, send))
     assert sent[0]["status"] == (200 if passed else 403)
+
+
+def through(middleware, **request):
+    """What an app behind this middleware is asked, and the headers of its answer."""
+    import asyncio
+
+    asked, sent = [], []
+
+    async def app(scope, _receive, send):
+        asked.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"server", b"x")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(middleware(app)({"type": "http", **request}, None, send))
+    return asked[0], sent
+
+
+def test_no_page_may_show_this_one_in_a_frame():
+    from biflow.app.middleware import NoFrames
+
+    _, (start, body) = through(NoFrames, headers=[])
+    assert start["headers"] == [(b"server", b"x"), (b"content-security-policy", b"frame-ancestors 'none'")]
+    assert body == {"type": "http.response.body", "body": b""}
+
+
+def test_a_request_cannot_claim_another_address_of_the_page():
+    from biflow.app.middleware import OwnAddress
+
+    claims = [(b"x-forwarded-host", b"evil.example"), (b"x-gradio-server", b"http://evil.example")]
+    asked, _ = through(OwnAddress, path="/", headers=[(b"host", b"localhost"), *claims])
+    assert asked == {"type": "http", "path": "/", "headers": [(b"host", b"localhost")]}
+
+
+LEAVE_UPLOADS = """
+import os, signal, sys
+from pathlib import Path
+from biflow.app.traces import upload_folder
+
+with upload_folder() as folder:
+    Path(folder, "upload.png").write_bytes(b"x")
+    print(folder, flush=True)
+    if sys.argv[1:]:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_uploads_are_deleted_however_the_app_ends(killed):
+    command = [sys.executable, "-c", LEAVE_UPLOADS, *["kill"] * killed]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL if killed else 0, "")
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("biflow-app-")
+    for _ in range(100 if killed else 1):
+        if folder.exists():
+            time.sleep(0.1)
+    assert not folder.exists()
+
+
+def test_what_is_written_to_stderr_is_cut(capsys):
+    from biflow.app.traces import short_errors
+
+    with short_errors():
+        sys.stderr.write("a sentence\n")
+        sys.stderr.write("x" * 10**6 + "\n")
+        assert sys.stderr.isatty() is False
+    sys.stderr.write("y" * 1000)
+    lines = capsys.readouterr().err.split("\n")
+    assert lines == ["a sentence", "x" * 500 + "... (1,000,001 characters)", "y" * 1000]
 
 
 def test_an_unknown_address_and_a_port_in_use_raise_different_errors():
@@ -648,6 +720,31 @@ def test_the_page_works_in_a_browser_without_external_requests(server, visit, up
     assert (tmp_path / "log.txt").read_text() == f"Open {server}/ in a browser; press Ctrl-C to stop.\n"
 
 
+def dependency_of(config, elem_id):
+    """The event of Gradio that has this component among its inputs, and the component's index there."""
+    component = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == elem_id)
+    found = next(each for each in config["dependencies"] if component in each["inputs"])
+    return found, found["inputs"].index(component)
+
+
+@pytest.mark.slow
+def test_a_rejected_value_and_a_claimed_address_come_back_nowhere(server, tmp_path):
+    for name in ("X-Forwarded-Host", "X-Gradio-Server"):
+        assert "evil.example" not in fetch(f"{server}/", **{name: "http://evil.example"})[1]
+    with urllib.request.urlopen(server, timeout=20) as response:
+        assert response.headers["content-security-policy"] == "frame-ancestors 'none'"
+    inpaint, index = dependency_of(json.loads(fetch(f"{server}/config")[1]), "edit-region")
+    data = [None] * len(inpaint["inputs"])
+    data[index] = "secret" * 10**6
+    body = {"data": data, "fn_index": inpaint["id"], "session_hash": "s"}
+    post = {"Content-Type": "application/json"}
+    assert fetch(f"{server}/gradio_api/queue/join", json.dumps(body).encode(), **post)[0] == 200
+    response = fetch(f"{server}/gradio_api/queue/data?session_hash=s")[1]
+    assert '"success":false' in response.replace(" ", "")
+    assert "secret" in (log := (tmp_path / "log.txt").read_text())
+    assert len(log) < 10_000
+
+
 @pytest.mark.slow
 def test_the_server_exposes_no_files_and_no_api_docs(server):
     secret = Path(__file__)
@@ -656,8 +753,7 @@ def test_the_server_exposes_no_files_and_no_api_docs(server):
     assert fetch(f"{server}/", Host="elsewhere.example")[0] == 400
     assert fetch(f"{server}/gradio_api/upload", b"", Origin="http://elsewhere.example")[0] == 403
     config = json.loads(fetch(f"{server}/config")[1])
-    files = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "rank-files")
-    rank = next(each for each in config["dependencies"] if files in each["inputs"])
+    rank, _ = dependency_of(config, "rank-files")
     given = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}]
     body = {"data": [given, "no class"], "fn_index": rank["id"], "session_hash": "s"}
     post = {"Content-Type": "application/json"}

@@ -4,6 +4,8 @@ import json
 import os
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from biflow.checkpoint import TRAINING_FILE, load_training, save_model
 from biflow.config.records import EvaluationRecord, JudgeRecord, TrainingRecord, read_record
@@ -98,6 +100,23 @@ def test_a_folder_of_a_judge_is_read_or_refused_in_one_sentence(tmp_path):
         except InputError:
             continue
         assert (record["channels"], record["num_classes"]) == (1, 3)
+
+
+def test_a_judge_whose_weights_have_changed_is_refused(tmp_path):
+    save_judge(Judge(1, 3), tmp_path / "judge")
+    path = tmp_path / "judge" / "judge.safetensors"
+    content, weights = path.read_bytes(), load_file(path)
+    bits = torch.randint(0, 8 * len(content), (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(InputError, match=r"Expected .* Copy "):
+            load_judge(tmp_path / "judge")
+    for dtype in (torch.int8, torch.bool, torch.bfloat16):
+        save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, path)
+        with pytest.raises(InputError, match=r"Expected intact weights .* Copy the folder again"):
+            load_judge(tmp_path / "judge")
 
 
 @pytest.mark.parametrize("kind", [TrainingRecord, EvaluationRecord, JudgeRecord])

@@ -3,22 +3,21 @@
 import errno
 import os
 import socket
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from biflow.app.backend import MAX_PIXELS, Backend
 from biflow.app.controls import import_gradio
+from biflow.app.middleware import LOCAL, LimitBody, LocalOriginOnly, NoFrames, OwnAddress
 from biflow.app.tabs import make_page
+from biflow.app.traces import short_errors, upload_folder
 from biflow.errors import InputError
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 MAX_FILE_SIZE = "32mb"  # of one upload
 MAX_BODY_BYTES = 512 * 2**20  # of all uploads in one request
 MAX_QUEUE = 20  # requests waiting behind the one that runs
@@ -26,11 +25,11 @@ MAX_QUEUE = 20  # requests waiting behind the one that runs
 
 @contextmanager
 def serve(backend: Backend, *, host: str, port: int) -> Iterator[str]:
-    """Serve the page until the context exits, which deletes all uploads; yields the address."""
+    """Serve the page until the context exits; yields the address."""
     gr = import_gradio()
     check_address(host, port)
     refuse_large_images()
-    with tempfile.TemporaryDirectory(prefix="biflow-app-") as folder:
+    with upload_folder() as folder, short_errors():
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = make_page(backend).queue(max_size=MAX_QUEUE, api_open=False)
         try:
@@ -83,67 +82,15 @@ def launch_options(gr: Any) -> dict[str, Any]:
 
 
 def app_options(host: str) -> dict[str, Any]:
-    """Options of the FastAPI app: no API docs, limits on request size, host and origin."""
+    """Options of the FastAPI app: no API docs, no frames, limits on request size, host and origin."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    middleware = [Middleware(LimitBody, max_bytes=MAX_BODY_BYTES)]
+    middleware = [Middleware(NoFrames), Middleware(OwnAddress), Middleware(LimitBody, max_bytes=MAX_BODY_BYTES)]
     if host in LOCAL:  # against DNS rebinding and cross-site requests
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         middleware.append(Middleware(LocalOriginOnly))
     return {"openapi_url": None, "docs_url": None, "redoc_url": None, "middleware": middleware}
-
-
-class LocalOriginOnly:
-    """ASGI middleware that rejects cross-site requests other than GET and HEAD."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Forward the request, or respond with 403."""
-        origin = dict(scope.get("headers") or ()).get(b"origin")
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD") or origin is None or is_local(origin):
-            await self.app(scope, receive, send)
-            return
-        await respond(send, 403, "Expected a request from this app's own page. Open its address in the browser.")
-
-
-def is_local(origin: bytes) -> bool:
-    """Whether an Origin header names a server on this machine.
-
-    >>> is_local(b"http://127.0.0.1:7860"), is_local(b"http://evil.example"), is_local(b"null")
-    (True, False, False)
-    """
-    try:
-        parts = urlsplit(origin.decode("latin-1"))
-        return parts.scheme == "http" and parts.hostname in LOCAL
-    except ValueError:
-        return False
-
-
-async def respond(send: Any, status: int, text: str) -> None:
-    """Send a plain-text ASGI response."""
-    content_type = (b"content-type", b"text/plain; charset=utf-8")
-    await send({"type": "http.response.start", "status": status, "headers": [content_type]})
-    await send({"type": "http.response.body", "body": text.encode()})
-
-
-class LimitBody:
-    """ASGI middleware that rejects too large request bodies before they are read."""
-
-    def __init__(self, app: Any, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Forward the request, or respond with 411 or 413."""
-        headers = dict(scope.get("headers") or ())
-        chunked = b"transfer-encoding" in headers  # has no content-length
-        if scope["type"] != "http" or not (chunked or int(headers.get(b"content-length", b"0")) > self.max_bytes):
-            await self.app(scope, receive, send)
-            return
-        text = f"Expected at most {self.max_bytes // 2**20} MiB at once, with a Content-Length. Select fewer files."
-        await respond(send, 411 if chunked else 413, text)
 
 
 def refuse_large_images() -> None:

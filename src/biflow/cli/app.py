@@ -18,7 +18,8 @@ def app(
     """Open a web page: sample, edit, classify, rank, compare."""
     from biflow.app.backend import Backend
     from biflow.app.controls import import_gradio
-    from biflow.app.server import LOCAL, serve
+    from biflow.app.middleware import LOCAL
+    from biflow.app.server import serve
 
     import_gradio()
 

@@ -36,7 +36,7 @@ from biflow.cli.process import DISK_FULL, escape_unencodable, keep_freed_memory,
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
 from biflow.config.base import parse_config
 from biflow.config.evaluation import SampleConfig
-from biflow.console import console, counted, program, say, say_once, table, tell
+from biflow.console import console, counted, program, quote, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
 
 app = typer.Typer(
@@ -62,7 +62,7 @@ def quickstart(out: OutFolder = Path("runs/quickstart"), smoke: Smoke = False, r
     report = run_quickstart(out, make_plan(small=smoke), resume=resume, console=console)
     for summary in summary_tables(report):
         console.print(summary)
-    tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {out / 'model'} --out grid.png")
+    tell(f"Open {out / 'report.html'}; sample more with: {program()} sample {quote(out / 'model')} --out grid.png")
 
 
 @app.command(rich_help_panel=START)
@@ -87,7 +87,7 @@ def train(recipe: Recipe, out: OutFolder, set_: Settings = None, smoke: Smoke = 
         run.world.on_main(lambda: keep_model(run, trained, model))
     if run.world.is_main:
         method = "" if trained.model.reverse else " --method sequential"
-        tell(f"Saved {model}; sample with: {program()} sample {model}{method} --out grid.png")
+        tell(f"Saved {model}; sample with: {program()} sample {quote(model)}{method} --out grid.png")
 
 
 IMAGES_HELP = "A folder of images, one image, or a .npz of samples."
@@ -272,7 +272,7 @@ def tarflow(
     tell(
         f"Saved {out}: {size}x{size} images of {counted(config.channels, 'channel')} in patches of {patch}x{patch}, "
         f"{config.num_classes or 'no'} classes, {flow.blocks} blocks of {flow.layers} layers, width {flow.width}. "
-        f"Sample with: {program()} sample {out} --method gs-jacobi --out grid.png"
+        f"Sample with: {program()} sample {quote(out)} --method gs-jacobi --out grid.png"
     )
 
 

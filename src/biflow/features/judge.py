@@ -69,7 +69,9 @@ def load_judge(folder: Path) -> Judge:
         judge = Judge(sizes.channels, sizes.num_classes)
     weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
     if sizes.sha256 is not None and sizes.sha256 != hash_tensors(weights):
-        raise InputError(f"Expected the weights that were saved in {folder}; they have changed. Copy the folder again.")
+        raise InputError(
+            f"Expected intact weights in {folder / WEIGHTS_FILE}; they have changed. Copy the folder again."
+        )
     origin = f"weights that belong to {folder / CONFIG_FILE}"
     return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 

@@ -98,20 +98,23 @@ def describe_change(before: Any, after: Any, split: str) -> str | None:
 
 
 def git_revision() -> str | None:
-    """Commit of biflow's source, with a plus if it has local changes; None if this is not a clone of biflow.
+    """Commit of biflow's source, with a plus if it has local changes; None if it is not in biflow's repository.
 
-    The package may be installed, or committed, inside the repository of something else.
+    The package may have been installed or copied into another repository, whose commits say nothing about it.
     """
-    folder = Path(biflow.__file__).resolve().parent
+    folder = Path(biflow.__file__).parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        root = Path(git("rev-parse", "--show-toplevel"))
-        if folder != root / "src" / "biflow" or 'name = "biflow"' not in (root / "pyproject.toml").read_text("utf-8"):
+        own = git("rev-parse", "--show-prefix") == "src/biflow/" and 'name = "biflow"' in git(
+            "show", "HEAD:pyproject.toml"
+        )
+        if not own:
             return None
+        git("cat-file", "-e", "HEAD:./__init__.py")
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
