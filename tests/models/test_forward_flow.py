@@ -124,6 +124,15 @@ def test_a_block_maps_each_patch_by_the_patches_read_before_it(index):
     assert not torch.allclose(before[:, last_read], after[:, last_read])
 
 
+def test_a_block_predicts_log_scales_first_as_tarflow_does():
+    block = tiny_flow().flow_blocks[0]
+    block.project_out.weight.data.zero_()
+    block.project_out.bias.data.copy_(torch.arange(8.0))
+    found = block.predict(torch.randn(1, 1, 4).double(), block.classes(torch.tensor([0])))
+    assert found.log_scale.flatten().tolist() == [0, 1, 2, 3]
+    assert found.shift.flatten().tolist() == [4, 5, 6, 7]
+
+
 def test_blocks_alternate_their_reading_direction():
     assert [block.reads_backwards for block in tiny_flow().blocks] == [False, True, False]
 

@@ -14,6 +14,7 @@ from biflow.features.encoders import make_encoder
 from biflow.losses.representation import FEATURE_DISTANCES, cosine_distance, resample
 from biflow.models.alignment_paths import ALIGNMENT_PATHS
 from biflow.models.forward_flow import ForwardFlow
+from biflow.models.patches import patchify
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.hooks import read_history
@@ -83,6 +84,34 @@ def test_the_distance_is_added_with_its_weight_and_trains_the_projector(strategy
     loss.total.backward()
     assert all(parameter.grad.any() for parameter in objective.model["projector"].parameters())
     assert all(parameter.grad is None for parameter in objective.alignment.encoder.parameters())
+
+
+@pytest.mark.parametrize("distance", FEATURE_DISTANCES)
+def test_the_distance_is_the_mean_over_layers_and_images_of_that_of_projected_features(distance):
+    objective = aligned(tiny_model().flow, strategy="detach", distance=distance)
+    alignment, flow = objective.alignment, objective.flow
+    features = flow(patchify(batch().noisy, 2), batch().labels, [(2, 1), (3, 2)]).features
+    target = resample(alignment.encoder(batch().clean), 2)
+    compare = FEATURE_DISTANCES[distance]
+    expected = sum(compare(alignment.projector(features[layer]), target).mean() for layer in [(2, 1), (3, 2)]) / 2
+    torch.testing.assert_close(objective(batch()).parts["representation"], expected.detach())
+
+
+def test_a_sweep_per_patch_has_the_gradient_of_the_exact_inverse():
+    def gradients(**changes) -> list[torch.Tensor]:
+        objective = aligned(tiny_model().flow, layers=[[1, 1]], **changes).double()
+        doubled = batch().map(lambda part: part.double() if part.is_floating_point() else part)
+        objective(doubled).total.backward()
+        return [parameter.grad for parameter in objective.model["flow"].parameters() if parameter.grad is not None]
+
+    exact, few, many = (
+        gradients(strategy="reverse_sequential"),
+        gradients(strategy="reverse", sweeps=1),
+        gradients(strategy="reverse", sweeps=4),
+    )
+    for ours, theirs in zip(many, exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    assert any(not torch.allclose(ours, theirs, rtol=1e-3) for ours, theirs in zip(few, exact, strict=True))
 
 
 def test_every_strategy_has_the_same_loss():

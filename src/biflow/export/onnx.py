@@ -328,7 +328,7 @@ def verify(run: SampleFunction, pipe: Pipeline, *, images: bool, tolerance: floa
         for strength in checked_strengths(pipe):
             labels = checked_labels(batch, pipe.config.num_classes)
             noise = normal_for(range(batch), (pipe.config.num_patches, pipe.config.patch_dim), "export", batch)
-            found = run(noise, labels, torch.full((batch,), strength))
+            found = run(noise, labels, torch.full((batch,), strength, dtype=torch.float32))
             wanted = expected(pipe, noise, labels, strength, images=images)
             if found.shape != wanted.shape:
                 raise InputError(f"Expected images {tuple(wanted.shape)}; the file gives {tuple(found.shape)}.")
