@@ -60,9 +60,9 @@ def session(work: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def saving(folder: Path, pid: int) -> bool:
-    """Whether this process is writing a checkpoint, or was when it was killed."""
-    return any(folder.glob(f"states/*/.step_*.{pid}.*"))
+def unfinished(folder: Path) -> set[Path]:
+    """The checkpoints that are being written, or were when a process was killed."""
+    return set(folder.glob("states/*/.step_*.part"))
 
 
 def kill_and_resume(folder: Path, kills: int, draw: random.Random) -> dict[str, Any]:
@@ -70,16 +70,17 @@ def kill_and_resume(folder: Path, kills: int, draw: random.Random) -> dict[str, 
     done = in_a_save = 0
     start = time.perf_counter()
     while done < kills:
+        left = unfinished(folder)  # by earlier kills
         process = session(train, folder)
         time.sleep(draw.uniform(0.05, 1.2))
-        while done % 2 and process.is_alive() and not saving(folder, process.pid):
+        while done % 2 and process.is_alive() and unfinished(folder) <= left:
             time.sleep(0.0005)
         if not process.is_alive():
             raise RuntimeError("The run finished before all kills; increase the steps in SETTINGS.")
         time.sleep(draw.uniform(0, 0.004) if done % 2 else 0)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        in_a_save += saving(folder, process.pid)
+        in_a_save += not unfinished(folder) <= left
         done += 1
     last = session(train, folder)
     last.join()

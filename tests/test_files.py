@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from biflow.data.images import write_npz
 from biflow.errors import InputError
 from biflow.files import (
     CannotWrite,
@@ -50,7 +50,7 @@ def test_a_folder_is_kept_if_replacing_it_fails(tmp_path, monkeypatch):
     rename = Path.rename
 
     def fail_for_the_replacement(self, target):
-        if self.name.endswith(".part"):
+        if self.name == "new":
             raise OSError(5, "Input/output error")
         return rename(self, target)
 
@@ -140,16 +140,16 @@ def test_what_a_killed_process_left_never_blocks_and_is_removed(tmp_path):
     assert (tmp_path / "model" / "w").read_text() == "whole"
 
 
-def test_old_leftovers_go_when_the_same_path_is_written_and_recent_ones_may_be_of_another_process(tmp_path):
-    old, recent, other = (tmp_path / f".{name}.0123abcd.part" for name in ("a.txt", "a.txt.b", "b"))
-    for each in (old, recent, other):
-        each.write_text("half")
-    mine = tmp_path / ".a.txt.4567abcd.part"
-    mine.write_text("half")
-    for each in (old, other):
-        os.utime(each, (time.time() - 200_000,) * 2)
-    write_text(tmp_path / "a.txt", "whole")
-    assert entries(tmp_path) == sorted([recent.name, other.name, mine.name, "a.txt"])
+def test_leftovers_of_a_path_go_when_it_is_written_again_unless_a_process_still_writes_to_them(tmp_path):
+    for name in ("a.txt", "a.txt.b"):
+        kill_while(f"with replace_file(Path({name!r})) as t: t.write_text('half'); KILL", tmp_path)
+    with replace_file(tmp_path / "a.txt") as first:
+        first.write_text("first")
+        write_text(tmp_path / "a.txt", "second")
+        remove_leftovers(tmp_path, "a.txt")
+        assert first.exists()
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert [each.startswith(".a.txt.b.") for each in entries(tmp_path)] == [True, False]
 
 
 def test_a_folder_whose_replacement_was_killed_between_two_renames_is_restored(tmp_path):
@@ -158,7 +158,7 @@ def test_a_folder_whose_replacement_was_killed_between_two_renames_is_restored(t
     kill_while(
         """
         rename = Path.rename
-        Path.rename = lambda path, to: rename(path, to) if path.suffix != ".part" else KILL
+        Path.rename = lambda path, to: rename(path, to) if path.name != "new" else KILL
         with replace_folder(Path("model")) as t: (t / "w").write_text("new")
         """,
         tmp_path,
@@ -195,7 +195,7 @@ WRITERS = {
     "png": lambda path: Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99), np.uint8)).save(
         path, "PNG"
     ),
-    "npz": lambda path: np.savez(path.open("wb"), np.zeros(2000)),
+    "npz": lambda path: write_npz(path, torch.zeros(99, 3, 9, 9).byte().random_(), torch.zeros(99)),
 }
 
 

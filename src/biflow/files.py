@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from biflow.errors import InputError
 
 LOCK_FILE = ".lock"
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.(?P<kind>part|old)", re.DOTALL)  # see `_hidden`
-LEFTOVER_AGE = 86_400  # seconds, after which no process is still writing to a temporary name
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.part", re.DOTALL)  # see `_temporary_folder`
+LEFTOVER_AGE = 86_400  # seconds, after which no process is still writing to a temporary folder
+REPLACED = "replaced"  # folder in a temporary folder, with what is replaced, until that has succeeded
 NAME_BYTES = 200  # of a temporary name; file systems allow 255 in total
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG}
 
@@ -38,16 +39,10 @@ def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path`, or a symlink's target, if the block succeeds."""
     path = path.resolve()
     _check_replaceable(path, "file")
-    temporary = _hidden(path, "part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers_of(path)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), _temporary_folder(path) as temporary:
+        yield temporary / "new"
+        _flush(temporary / "new")
+        (temporary / "new").replace(path)
 
 
 @contextmanager
@@ -55,43 +50,36 @@ def replace_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; an existing folder is replaced at the end, or kept if that fails."""
     path = path.resolve()
     _check_replaceable(path, "folder")
-    temporary, old = (_hidden(path, kind) for kind in ("part", "old"))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers_of(path)
-        temporary.mkdir()
+    with writing(path), _temporary_folder(path) as temporary:
+        new, old = temporary / "new", temporary / REPLACED / path.name
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            old.parent.mkdir()
+            path.rename(old)
         try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _flush(file)
-            if path.exists():
-                path.rename(old)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
 
 
 def delete_folder(path: Path) -> None:
     """Delete a folder under a temporary name, so that a process killed meanwhile leaves no part of it behind."""
-    temporary = _hidden(path, "part")
-    with writing(path):
-        path.rename(temporary)
-    shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path), _temporary_folder(path) as temporary:
+        path.rename(temporary / "deleted")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write to this path, by the system or the libraries of tensors, into `CannotWrite`."""
+    """Turn a failure to write to this path or below it, by the system or libraries of tensors, into `CannotWrite`."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (CannotWrite, OSError, RuntimeError, SafetensorError) as error:
         if reason := _why_not_written(error, path):
             fault = f"Expected to write {path}; got: {reason}. Free some space, or choose another output path."
             failure = CannotWrite(fault)
@@ -143,11 +131,15 @@ def has_files(folder: Path) -> bool:
     )
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed processes left in a folder that no other process writes to, and restore what they replaced."""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes left in a folder, of one output or of all, and restore what they replaced."""
     for each in folder.iterdir() if folder.is_dir() else ():
-        if leftover := LEFTOVER.fullmatch(each.name):
-            _remove_leftover(each, folder / leftover["name"])
+        leftover = LEFTOVER.fullmatch(each.name)
+        if leftover and name in {None, leftover["name"]} and _is_abandoned(each):
+            for replaced in (each / REPLACED).glob("*"):  # killed between two renames
+                if not (folder / replaced.name).exists():
+                    replaced.rename(folder / replaced.name)
+            _delete(each)
 
 
 @contextmanager
@@ -203,34 +195,55 @@ def _check_replaceable(path: Path, expected: str) -> None:
         raise InputError(f"Expected a {expected} to write; {path} is a {kind}. Choose another name.")
 
 
-def _hidden(path: Path, kind: str) -> Path:
-    """A new temporary name beside the path, of this attempt alone: in containers, process ids repeat."""
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside the path, of this attempt alone, and locked until it is deleted.
+
+    Its name has no process id: in containers they repeat.
+    """
     name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
-    return path.with_name(f".{name}.{secrets.token_hex(4)}.{kind}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, name)
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    temporary.mkdir()
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _remove_leftovers_of(path: Path) -> None:
-    """Restore a folder whose replacement was killed half-way, and delete old leftovers of its name."""
-    for each in path.parent.iterdir():
-        leftover = LEFTOVER.fullmatch(each.name)
-        if leftover and leftover["name"] == path.name:
-            with suppress(OSError):  # another process may have removed it
-                old = each.lstat().st_mtime < time.time() - LEFTOVER_AGE
-                if old or (leftover["kind"] == "old" and not path.exists()):
-                    _remove_leftover(each, path)
+def _is_abandoned(leftover: Path) -> bool:
+    """Whether no process is writing to a temporary folder any more: nothing holds its lock."""
+    try:
+        descriptor = os.open(leftover, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return os.fstat(descriptor).st_mtime < time.time() - LEFTOVER_AGE
+    finally:
+        os.close(descriptor)
 
 
-def _remove_leftover(leftover: Path, path: Path) -> None:
-    if leftover.name.endswith(".old") and not path.exists():  # the process was killed between two renames
-        leftover.rename(path)
-    elif leftover.is_dir():
-        shutil.rmtree(leftover, ignore_errors=True)
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        leftover.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _why_not_written(error: Exception, path: Path) -> str | None:
     """Why writing to this path failed; None for an error of another kind, or with another file."""
+    if isinstance(error, CannotWrite):
+        return error.reason
     if isinstance(error, OSError):
         named = isinstance(error.filename, str | bytes)
         here = named and Path(os.fsdecode(error.filename)).is_relative_to(path.parent)

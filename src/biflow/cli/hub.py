@@ -20,14 +20,15 @@ def push(
     preview: Annotated[Path | None, typer.Option(help="Write the upload to this new folder instead.")] = None,
 ) -> None:
     """Upload a model and its card to the Hugging Face hub."""
-    from biflow.files import check_new_folder
+    from biflow.files import check_new_folder, replace_folder
     from biflow.pipeline import Pipeline
 
     if preview:
         check_new_folder(preview)
     pipe = Pipeline.from_pretrained(model)
     if preview:
-        pipe.save_for_hub(preview, repository, evaluation=evaluation, licence=licence)
+        with replace_folder(preview) as folder:
+            pipe.save_for_hub(folder, repository, evaluation=evaluation, licence=licence)
         tell(f"Wrote {preview}; nothing was uploaded.")
         return
     address = pipe.push_to_hub(repository, evaluation=evaluation, licence=licence, private=private or None)
