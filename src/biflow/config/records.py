@@ -114,7 +114,6 @@ class JudgeRecord(Record):
     format_version: int
     channels: Annotated[PositiveInt, Field(le=1024)]
     num_classes: Annotated[PositiveInt, Field(le=10**6)]
-    sha256: str | None = None  # of the weights; older ones lack it
     trained_on: dict[str, Any] = Field(default_factory=dict)
     sha256: str | None = None
     """Of the weights; earlier versions wrote none."""
