@@ -18,6 +18,7 @@ from biflow.config.base import check_config
 from biflow.data.datasets import digits
 from biflow.data.decode import read_image, reason_of
 from biflow.data.hub import decode_row
+from biflow.data.hub_columns import Columns
 from biflow.data.images import to_pil
 from biflow.data.loader import make_reader, some_examples
 from biflow.data.open import open_data
@@ -177,11 +178,25 @@ def test_integer_labels_name_classes_without_gaps(tmp_path, capsys, kind, given,
     assert ("named by their labels" in capsys.readouterr().err) == (names[0] != "0")
 
 
-def test_classes_of_a_test_split_are_matched_by_name(tmp_path):
-    def of(names, labels):
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
-        return datasets.Dataset.from_dict({"image": [grey(0)] * len(labels), "label": labels}, features=features)
+def of(names: list[str], labels: list[int]) -> "datasets.Dataset":
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"image": [grey(0)] * len(labels), "label": labels}, features=features)
 
+
+def test_a_stream_for_testing_must_name_the_same_classes_in_the_same_order(tmp_path):
+    both = datasets.DatasetDict(train=of(["a", "b"], [0, 1]), test=of(["b", "a"], [0, 1]))
+    with pytest.raises(InputError, match=r"training split, a, b, in the .* got b, a\. Set reading\.streaming=false"):
+        stored(tmp_path, both, streaming=True)
+    both["test"] = of(["a", "b"], [1, 1])
+    both.save_to_disk(tmp_path / "same")
+    assert opened(tmp_path / "same", streaming=True).test.count(0) == 2
+
+
+def test_class_names_are_printable(tmp_path):
+    assert stored(tmp_path, of(["a\x1b[31m", "b"], [0, 1])).train.class_names == (r"a\x1b[31m", "b")
+
+
+def test_classes_of_a_test_split_are_matched_by_name(tmp_path):
     both = datasets.DatasetDict(train=of(["a", "b"], [0, 1]), test=of(["b", "a", "c"], [0, 1, 1]))
     assert stored(tmp_path, both).test.labels.tolist() == [1, 0, 0]
     both["test"] = of(["b", "c"], [0, 1])
@@ -196,12 +211,30 @@ def test_classes_without_images_are_told(tmp_path, capsys):
     assert "have no images: cat." in told
 
 
-def test_copies_stay_on_one_side_of_the_test_share(tmp_path):
+def as_files(images, folder):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        image.save(folder / f"{i}.png")
+    return [str(folder / f"{i}.png") for i in range(len(images))]
+
+
+@pytest.mark.parametrize("stored_as", ["bytes", "files"])
+def test_copies_stay_on_one_side_of_the_test_share(tmp_path, stored_as):
     images = [grey(i % 60) for i in range(240)]
-    data = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
+    given = images if stored_as == "bytes" else as_files(images, tmp_path / "files")
+    data = datasets.Dataset.from_dict({"image": given}, features=datasets.Features({"image": datasets.Image()}))
     split = stored(tmp_path, data, test_share=0.25)
     train, test = ({*values(part.read(torch.arange(len(part))))} for part in (split.train, split.test))
     assert (train & test, len(train | test), 12 <= len(test) <= 18) == (set(), 60, True)
+
+
+def test_images_that_are_missing_or_elsewhere_are_no_copies(tmp_path):
+    (tmp_path / "empty.png").touch()
+    given = [None, None, {"bytes": None, "path": str(tmp_path / "none.png")}, grey(1), grey(1), None]
+    given += [{"bytes": b"", "path": None}, {"bytes": b"", "path": str(tmp_path / "empty.png")}, grey(2)]
+    data = datasets.Dataset.from_dict({"image": given}, features=datasets.Features({"image": datasets.Image()}))
+    for some in (data, data.select([*range(1, 9), 0]).select([8, *range(8)])):
+        assert Columns("image", None, "").originals(some).tolist() == [0, 1, 2, 3, 3, 5, 6, 7, 8]
 
 
 def test_the_test_share_is_chosen_by_index_and_evenly_over_classes(tmp_path):

@@ -1,6 +1,7 @@
 """The command line's `export` and `playground`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -50,4 +51,4 @@ def playground(
 
     written = write_site(model, out, runtime=runtime)
     tell(f"The page's images differ from the model's by at most {written.check.grey_levels:.2g} grey levels.")
-    tell(f"Wrote {out}. Serve it with: python -m http.server 8000 --directory {out}")
+    tell(f"Wrote {out}. Serve it with: python -m http.server 8000 --directory {quote(str(out))}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -130,7 +131,8 @@ def check_rejected(path: Path, found: Scan, allowed: float) -> None:
     if count > allowed * total:
         raise InputError(
             f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} such: "
-            f"{in_words(found.rejected)}. List all with biflow data check {path}, or raise reading.rejected_share."
+            f"{in_words(found.rejected)}. List all with biflow data check {quote(str(path))}, or raise "
+            "reading.rejected_share."
         )
 
 

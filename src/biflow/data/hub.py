@@ -38,15 +38,9 @@ def open_hub_set(name: str, image_shape: Shape, reading: ReadingConfig) -> Split
     columns = find_columns(splits["train"], reading, name)
     tests = [splits[split] for split in TEST_NAMES if split in splits and columns.are_in(splits[split])]
     if reading.streaming:
-        class_names = columns.class_names_of(splits["train"])
-        if columns.label and not class_names:
-            raise InputError(
-                f"Expected labels of type ClassLabel in a stream, {name!r}; got integers in {columns.label!r}. "
-                "Set reading.streaming=false."
-            )
-        train = HubStream(columns.of(splits["train"]), columns, class_names, image_shape, reading)
-        empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), train.class_names)
-        return Split(train, replace(train, dataset=columns.of(tests[0])) if tests else empty)
+        stream = open_stream(splits["train"], columns, image_shape, reading)
+        empty = ImageSet(torch.empty(0, *image_shape, dtype=torch.uint8), torch.empty(0).long(), stream.class_names)
+        return Split(stream, stream.for_testing(tests[0]) if tests else empty)
     images = open_stored(splits["train"], columns, image_shape, reading)
     for test in tests:
         if columns.labels_of(test).ge(0).all():
@@ -114,7 +108,7 @@ def _renumbered(labels: Tensor, names: Sequence[str], wanted: Sequence[str], ori
     if unknown := [names[i] for i in labels[found < 0].unique().tolist()]:
         raise InputError(
             f"Expected the classes of the training images in the test split of {origin!r}; got {some(unknown)}. "
-            "Remove these images with filter."
+            "Remove these images with filter, or give integers the names of the classes with cast_column."
         )
     return found
 
@@ -129,6 +123,17 @@ def _say_what_is_odd(labels: Tensor, names: tuple[str, ...], origin: str) -> Non
             f"Note: the classes of {origin!r} are named by their labels, {names[0]} to {names[-1]}, "
             f"and counted from 0 to {len(names) - 1}."
         )
+
+
+def open_stream(data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig) -> "HubStream":
+    """Open a split as a stream, whose labels must have names: they cannot be counted beforehand."""
+    class_names = columns.class_names_of(data)
+    if columns.label and not class_names:
+        raise InputError(
+            f"Expected labels of type ClassLabel in a stream, {columns.origin!r}; got integers in {columns.label!r}. "
+            "Set reading.streaming=false."
+        )
+    return HubStream(columns.of(data), columns, class_names, image_shape, reading)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,16 @@ class HubStream(ImageStream):
         labels = [_check_label(label, self.class_names, name) for name, _, label in examples]
         images = [decode_row(row, name, self.image_shape, self.reading) for name, row, _ in examples]
         return torch.stack(images), torch.tensor(labels)
+
+    def for_testing(self, data: HubData) -> "HubStream":
+        """Another split as a stream; raises unless it names the same classes in the same order."""
+        if (names := self.columns.class_names_of(data)) != self.class_names:
+            raise InputError(
+                f"Expected the classes of the training split, {some(self.class_names)}, in the test split of "
+                f"{self.columns.origin!r}, in this order; got {some(names) or 'no names'}. "
+                "Set reading.streaming=false, which matches classes by name."
+            )
+        return replace(self, dataset=self.columns.of(data))
 
     def without_classes(self) -> "HubStream":
         """The same images without classes: every label is 0."""

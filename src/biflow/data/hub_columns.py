@@ -1,6 +1,8 @@
 """Finds the image and label columns of a data set of `datasets`."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -8,10 +10,12 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
+from biflow.console import printable
 from biflow.errors import InputError
 
 IMAGE_NAMES = ("image", "img", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "cls", "fine_label")
+ROWS_AT_ONCE = 1000
 
 HubData = Any  # datasets.Dataset or datasets.IterableDataset, which are imported only where they are used
 
@@ -35,8 +39,8 @@ class Columns(NamedTuple):
         return data.select_columns(self.names).cast_column(self.image, Image(decode=False))
 
     def class_names_of(self, data: HubData) -> tuple[str, ...]:
-        """The class names, if the data has them."""
-        return tuple(getattr(data.features[self.label], "names", ())) if self.label else ()
+        """The class names, printable, if the data has them."""
+        return tuple(map(printable, getattr(data.features[self.label], "names", ()))) if self.label else ()
 
     def are_in(self, data: HubData) -> bool:
         """Whether the data has these columns."""
@@ -57,16 +61,25 @@ class Columns(NamedTuple):
 
     def originals(self, data: HubData) -> Tensor:
         """The index (N,) of the first image that has the same bytes as each; only images of equal length are read."""
-        rows = self.of(data).with_format("arrow", columns=[self.image])[:][self.image]
-        stored = [each for chunk in rows.chunks for each in chunk.field("bytes")]
-        lengths = [each.as_buffer().size if each.is_valid else 0 for each in stored]
+        lengths = [len(content) for content in self._contents(data)]
         common = {length for length, count in Counter(lengths).items() if length and count > 1}
         first: dict[bytes, int] = {}
-        found = torch.arange(len(stored))
-        for i, length in enumerate(lengths):
-            if length in common:
-                found[i] = first.setdefault(blake2b(stored[i].as_buffer(), digest_size=16).digest(), i)
+        found = torch.arange(len(lengths))
+        for i, content in enumerate(self._contents(data)):
+            if lengths[i] in common:
+                found[i] = first.setdefault(blake2b(content, digest_size=16).digest(), i)
         return found
+
+    def _contents(self, data: HubData) -> Iterator[Any]:
+        """The encoded images, as buffers: stored, or mapped from their files; empty if missing or elsewhere."""
+        from pyarrow import memory_map  # type: ignore[import-untyped]
+
+        for rows in self.of(data).with_format("arrow").iter(ROWS_AT_ONCE):
+            for row in rows[self.image]:
+                content: Any = b""
+                with suppress(OSError, TypeError, ValueError):  # missing; not on this machine; an empty file
+                    content = row["bytes"].as_buffer() or memory_map(row["path"].as_py()).read_buffer()
+                yield content
 
 
 def find_columns(data: HubData, reading: ReadingConfig, origin: str) -> Columns:
