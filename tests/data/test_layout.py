@@ -14,6 +14,7 @@ from biflow.data.check import check_folder, notes_on
 from biflow.data.folder import open_folder
 from biflow.data.layout import lay_out
 from biflow.data.listing import list_folder
+from biflow.errors import InputError
 from tests.data.pictures import noise
 
 SHAPE = (1, 8, 8)
@@ -63,6 +64,33 @@ def test_a_lone_split_without_classes_has_none_but_a_lone_class_stays_one(tmp_pa
     write(tmp_path / "a", "train/x.png")
     write(tmp_path / "b", "cat/x.png", "cat/y.png", "cat/more/z.png")
     assert [lay_out(tmp_path / name).class_names for name in "ab"] == [(), ("cat",)]
+
+
+def test_a_lone_folder_of_one_name_in_both_splits_is_entered_and_said_to_be(tmp_path):
+    write(tmp_path, *classes_in("train/images", "val/images"))
+    layout = lay_out(tmp_path)
+    assert (layout.class_names, sum(layout.is_test)) == (KINDS, 4)
+    assert layout.notes == (f"train/images/ and val/images/ of {tmp_path} are used.",)
+
+
+def test_a_test_split_of_one_class_with_subfolders_keeps_it(tmp_path):
+    write(tmp_path, *classes_in("train"), "test/cat/more/0.png")
+    layout = lay_out(tmp_path)
+    assert (layout.class_names, layout.classes[-1]) == (KINDS, "cat")
+
+
+@pytest.mark.parametrize(
+    "tops", ["train2017 val2017", "seg_train seg_test seg_pred", "Training_Set test_set", "train val2"]
+)
+def test_folders_called_like_splits_are_refused(tmp_path, tops):
+    write(tmp_path, *(f"{top}/x.png" for top in tops.split()))
+    with pytest.raises(InputError, match=r"which may be either. Rename them train, val and test if they are splits"):
+        lay_out(tmp_path)
+
+
+def test_classes_may_have_words_of_splits_in_their_names(tmp_path):
+    write(tmp_path, "test tube/x.png", "beaker/x.png", "validator/x.png", "trainer/x.png")
+    assert lay_out(tmp_path).class_names == ("beaker", "test tube", "trainer", "validator")
 
 
 def test_a_class_may_be_called_train(tmp_path):
