@@ -1,7 +1,9 @@
 """Folders as people have them: their classes, splits, and what is passed over."""
 
+import inspect
 import os
 import shutil
+import sys
 import unicodedata
 from collections import Counter
 
@@ -129,6 +131,19 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(f"Note: in {tmp_path}, passed over: 50 .raw9, 2 .svg, 1 ")
     assert told[1] == f"Note: no images in bird/ of {tmp_path}."
+
+
+def test_folders_may_be_nested_more_deeply_than_calls(tmp_path):
+    deep = "a/" * 90  # few enough for shutil, which pytest calls to remove them
+    (tmp_path / deep).mkdir(parents=True)
+    write(tmp_path, f"{deep}x.png")
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 60)
+        found = list_folder(tmp_path).images
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [f"{deep}x.png"]
 
 
 @pytest.fixture
