@@ -1,7 +1,9 @@
 """Folders as people have them: their classes, splits, and what is passed over."""
 
+import inspect
 import os
 import shutil
+import sys
 import unicodedata
 from collections import Counter
 
@@ -14,6 +16,7 @@ from biflow.data.check import check_folder, notes_on
 from biflow.data.folder import open_folder
 from biflow.data.layout import lay_out
 from biflow.data.listing import list_folder
+from biflow.errors import InputError
 from tests.data.pictures import noise
 
 SHAPE = (1, 8, 8)
@@ -65,6 +68,33 @@ def test_a_lone_split_without_classes_has_none_but_a_lone_class_stays_one(tmp_pa
     assert [lay_out(tmp_path / name).class_names for name in "ab"] == [(), ("cat",)]
 
 
+def test_a_lone_folder_of_one_name_in_both_splits_is_entered_and_said_to_be(tmp_path):
+    write(tmp_path, *classes_in("train/images", "val/images"))
+    layout = lay_out(tmp_path)
+    assert (layout.class_names, sum(layout.is_test)) == (KINDS, 4)
+    assert layout.notes == (f"train/images/ and val/images/ of {tmp_path} are used.",)
+
+
+def test_a_test_split_of_one_class_with_subfolders_keeps_it(tmp_path):
+    write(tmp_path, *classes_in("train"), "test/cat/more/0.png")
+    layout = lay_out(tmp_path)
+    assert (layout.class_names, layout.classes[-1]) == (KINDS, "cat")
+
+
+@pytest.mark.parametrize(
+    "tops", ["train2017 val2017", "seg_train seg_test seg_pred", "Training_Set test_set", "train val2"]
+)
+def test_folders_called_like_splits_are_refused(tmp_path, tops):
+    write(tmp_path, *(f"{top}/x.png" for top in tops.split()))
+    with pytest.raises(InputError, match=r"which may be either. Rename them train, val and test if they are splits"):
+        lay_out(tmp_path)
+
+
+def test_classes_may_have_words_of_splits_in_their_names(tmp_path):
+    write(tmp_path, "test tube/x.png", "beaker/x.png", "validator/x.png", "trainer/x.png")
+    assert lay_out(tmp_path).class_names == ("beaker", "test tube", "trainer", "validator")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     write(tmp_path, "bus/1.png", "train/1.png", "train/2.png")
     layout = lay_out(tmp_path)
@@ -101,6 +131,19 @@ def test_what_is_passed_over_is_counted_by_kind(tmp_path, capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith(f"Note: in {tmp_path}, passed over: 50 .raw9, 2 .svg, 1 ")
     assert told[1] == f"Note: no images in bird/ of {tmp_path}."
+
+
+def test_folders_may_be_nested_more_deeply_than_calls(tmp_path):
+    deep = "a/" * 90  # few enough for shutil, which pytest calls to remove them
+    (tmp_path / deep).mkdir(parents=True)
+    write(tmp_path, f"{deep}x.png")
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 60)
+        found = list_folder(tmp_path).images
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [f"{deep}x.png"]
 
 
 @pytest.fixture

@@ -79,7 +79,10 @@ def wrapper(names: Sequence[str]) -> str:
 
 
 def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """The splits to use, train first, each with its subfolder and a slash; {"train": ""} without such subfolders."""
+    """The splits to use, train first, each with its subfolder and a slash; {"train": ""} without such subfolders.
+
+    A lone folder of the same name in both splits is entered.
+    """
     tops = sorted({name.partition("/")[0] if "/" in name else "" for name in names})
     found: dict[str, list[str]] = defaultdict(list)
     for top in tops:
@@ -88,14 +91,29 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
     splits = [top for same in found.values() for top in same]
     others = [top or "loose images" for top in tops if top not in splits]
     if not found or (others and len(splits) == 1 and not _has_folders(splits[0], names)):
+        _check_unlike_splits(folder, tops)
         return {"train": ""}  # also the class "train" beside "bus"
     if others or "train" not in found or max(map(len, found.values())) > 1:
         raise InputError(
             f"Expected in {folder} either class folders, or train/ with val/ or test/ and nothing else; got "
             f"{_some([*splits, *others])}. Move the others out, or make a folder with links to those that you want."
         )
-    chosen = [found[split][0] for split in ("train", "test" if "test" in found else "valid")]
-    return dict(zip(("train", "test"), (f"{top}/" for top in chosen), strict=True))
+    chosen = [f"{found[split][0]}/" for split in ("train", "test" if "test" in found else "valid")]
+    around = {wrapper([name.removeprefix(top) for name in names if name.startswith(top)]) for top in chosen}
+    inside = around.pop() if len(around) == 1 else ""
+    return dict(zip(("train", "test"), (top + inside for top in chosen), strict=True))
+
+
+def _check_unlike_splits(folder: Path, tops: Iterable[str]) -> None:
+    """Raise if folders are called like splits, such as train2017 and val2017, but not as they must be."""
+    words = {top: re.findall("[a-z]+", top.lower()) for top in tops}
+    alike = {top: {SPLIT_OF[word] for word in words[top] if word in SPLIT_OF} for top in tops}
+    if "train" in (kinds := set().union(*alike.values())) and len(kinds) > 1:
+        raise InputError(
+            f"Expected in {folder} class folders, or train/ with val/ or test/; got "
+            f"{_some([top for top in tops if alike[top]])}, which may be either. Rename them train, val and test if "
+            "they are splits, else give the classes other names."
+        )
 
 
 def _has_folders(top: str, names: Iterable[str]) -> bool:
@@ -129,9 +147,11 @@ def _notes(root: Path, inside: str, splits: dict[str, str], listing: Listing) ->
     if inside:
         yield f"all images of {root} are in {printable(inside)}, which is read in its place."
     tops = {name.removeprefix(inside).partition("/")[0] for name in listing.images}
-    if left := sorted({f"{top}/" for top in tops} - {*splits.values()}) if splits["train"] else []:
-        yield f"{splits['train']} and {splits['test']} of {root / inside} are used; {left[0]} is left out."
-    if not splits["train"] and (odd := [top for top in tops if top.lower() in SPLIT_OF]):
+    if train := printable(splits["train"]):
+        left = [f"; {top}/ is left out" for top in tops - {part.partition("/")[0] for part in splits.values()}]
+        if left or train.count("/") > 1:
+            yield f"{train} and {printable(splits['test'])} of {root / inside} are used{''.join(left)}."
+    elif odd := [top for top in tops if top.lower() in SPLIT_OF]:
         yield f"{odd[0]}/ in {root / inside} is read as a class, as the folders beside it are."
     if listing.passed:
         yield f"in {root}, {listing.passed_over()}."
