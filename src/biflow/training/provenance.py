@@ -109,12 +109,10 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        own = git("rev-parse", "--show-prefix") == "src/biflow/" and 'name = "biflow"' in git(
-            "show", "HEAD:pyproject.toml"
-        )
-        if not own:
+        if git("rev-parse", "--show-prefix") != "src/biflow/":
             return None
-        git("cat-file", "-e", "HEAD:./__init__.py")
+        if 'name = "biflow"' not in git("show", "HEAD:pyproject.toml"):
+            return None
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
