@@ -37,7 +37,8 @@ def tiny_config(**changes: object) -> ModelConfig:
 def tiny_model(config: ModelConfig | None = None, seed: int = 0) -> Model:
     """Networks in eval mode whose every weight is random, so that no block is the identity."""
     torch.manual_seed(seed)
-    model = new_model(config or tiny_config(), tuple("abc"))
+    config = config or tiny_config()
+    model = new_model(config, tuple("abc") if config.num_classes == NUM_CLASSES else ())
     for network in (model.flow, model.reverse):
         if network is not None:
             _randomise(network)

@@ -8,6 +8,7 @@ import biflow
 ROOT = Path(biflow.__file__).parent
 ROWS = [
     {"errors", "_version", "console", "losses"},
+    {"inputs"},
     {"files", "tensors", "config", "distributed", "extras"},
     {"nn", "features", "data"},
     {"models"},

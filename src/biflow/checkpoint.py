@@ -1,43 +1,55 @@
 """Save and load model folders.
 
-config.json has the format version, the `ModelConfig` and the class names; model.safetensors the weights of the flow
-(`flow.*`) and, if there is one, the reverse model (`reverse.*`).
+config.json has the format version, the `ModelConfig`, the class names and checksums; model.safetensors the weights of
+the flow (`flow.*`) and, if there is one, the reverse model (`reverse.*`).
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from torch import Tensor
 
 from biflow.config import ModelConfig
-from biflow.config.base import parse_config
+from biflow.config.base import check_config
 from biflow.errors import InputError
 from biflow.files import check_writable, replace_folder
+from biflow.inputs import printable, read_json
 from biflow.models.model import Model, new_model
-from biflow.tensors import describe_faults, read_safetensors, shapes
+from biflow.tensors import (
+    Shapes,
+    describe_faults,
+    hash_tensors,
+    read_safetensors,
+    read_shapes,
+    shapes,
+    write_safetensors,
+)
 
-FORMAT_VERSION = 4  # 1 lacked the prior variance, 2 the digest of the reverse model's flow, 3 had other settings
+FORMAT_VERSION = 5  # 1 lacked the prior variance, 2 the digest of the reverse model's flow, 3 had other settings
+UNCHECKED_VERSION = 4  # lacked the checksums of weights and settings; still read
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"  # optional record of the training
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Precisions that the weights may be rounded to in the file, for which config.json has a checksum."""
+REFIT = "Fit a reverse model to it: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
 
 
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
     """Write a model folder, atomically, with a record of the training; keeps other files of a folder it replaces."""
     check_model_output(folder)
-    description = {
-        "format_version": FORMAT_VERSION,
-        "class_names": list(model.class_names),
-        "model": model.config.model_dump(mode="json"),
-    }
+    check_complete(model)
+    tensors = model.networks.state_dict()
+    described = _describe(model.config, model.class_names)
+    description = {"format_version": FORMAT_VERSION, **described, "digests": _digests(tensors, described)}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        tensors = {name: tensor.contiguous() for name, tensor in model.networks.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors makes it readable by the owner only
+        write_safetensors(tensors, temporary / WEIGHTS_FILE)
         if training:
             (temporary / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         for other in folder.iterdir() if folder.is_dir() else ():
@@ -61,6 +73,20 @@ def check_model_output(folder: Path) -> None:
             ) from None
 
 
+def check_complete(model: Model) -> None:
+    """Raise unless the model's parts belong together: what is written can be loaded."""
+    if model.class_names and len(model.class_names) != model.config.num_classes:
+        raise InputError(
+            f"Expected {model.config.num_classes} class names to save; got {len(model.class_names)}. "
+            "Name every class, or none."
+        )
+    if model.reverse and not model.reverse.matches_flow(model.flow):
+        raise InputError(
+            "Expected the flow that the reverse model was fitted to; this flow has other weights, so that the folder "
+            f"could not be loaded. Save the flow alone, with_networks(flow, None). {REFIT}"
+        )
+
+
 def load_model(folder: Path) -> Model:
     """Load a model folder, on the CPU, in eval mode."""
     if not folder.is_dir():
@@ -68,52 +94,130 @@ def load_model(folder: Path) -> Model:
         raise InputError(f"Expected a model folder; {folder} {what}. Train one with biflow quickstart.")
     if not (folder / CONFIG_FILE).exists() and (folder / "model" / CONFIG_FILE).exists():
         raise InputError(f"Expected a model folder; {folder} is a run folder. Use {folder / 'model'}.")
-    description = _read_description(folder / CONFIG_FILE)
-    config = parse_config(ModelConfig, json.dumps(description["model"]), origin=str(folder / CONFIG_FILE))
-    model = new_model(config, tuple(str(name) for name in description["class_names"]))
-    tensors, own = read_safetensors(folder / WEIGHTS_FILE, "the model folder"), model.networks.state_dict()
-    if faults := describe_faults(shapes(own), shapes(tensors)):
-        raise InputError(
-            f"Expected weights in {folder / WEIGHTS_FILE} that match its config.json; {faults}. Copy the folder again."
-        )
+    description, weights = _read_description(folder / CONFIG_FILE), folder / WEIGHTS_FILE
+    config = check_config(ModelConfig, description["model"], origin=str(folder / CONFIG_FILE))
+    names = _class_names(description, config, folder / CONFIG_FILE)
+    _check_shapes(config, read_shapes(weights, "the model folder"), weights)
+    tensors = read_safetensors(weights, "the model folder")
+    digests = description.get("digests")
+    if digests is not None:
+        _check_digests(tensors, _describe(config, names), digests, folder)
+    model = new_model(config, names)
     model.networks.load_state_dict(tensors)
     if model.reverse and not model.reverse.matches_flow(model.flow):
-        raise InputError(
-            f"Expected the flow that the reverse model was fitted to in {folder / WEIGHTS_FILE}; its flow has other "
-            "weights. Fit a reverse model to it: biflow train RECIPE --set stage=reverse --set flow_from=FOLDER."
-        )
+        if digests is None:
+            raise InputError(
+                f"Expected the flow that the reverse model was fitted to in {weights}; its flow has other weights. "
+                f"{REFIT}"
+            )
+        model.reverse.record_flow(model.flow)  # the same pair, rounded in the file
     return model.frozen()
 
 
 def load_training(folder: Path) -> dict[str, Any] | None:
     """Load the record of a model's training, if its folder has one."""
-    path = folder / TRAINING_FILE
-    if not path.is_file():
+    path, repair = folder / TRAINING_FILE, "Remove it to load the model."
+    if not path.exists():
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Remove it to load the model.") from None
+    found = read_json(path, repair)
+    stages = found.get("stages", {}) if isinstance(found, dict) else None
+    if not isinstance(stages, dict) or not all(_is_stage(each) for each in stages.values()):
+        raise InputError(f"Expected the record of a training in {path}; got something else. {repair}")
+    return dict(found)
+
+
+def _is_stage(facts: Any) -> bool:
+    """Whether this is the record of one stage, as `training_facts` writes it."""
+    if not isinstance(facts, dict) or not isinstance(last := facts.get("last"), dict):
+        return False
+    counts = [facts.get("steps") or 0, facts.get("batch_size") or 0, facts.get("seconds"), *last.values()]
+    return all(isinstance(number, int | float) for number in counts)
+
+
+def _describe(config: ModelConfig, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What config.json says of a model."""
+    return {"class_names": [*map(printable, class_names)], "model": config.model_dump(mode="json")}
+
+
+def _digests(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of weights and description, for the weights rounded to each precision.
+
+    The codec is left out: its name may change, when it is uploaded.
+    """
+    settings = {**described, "model": {**described["model"], "codec": ""}}
+    text = json.dumps(settings, sort_keys=True)
+    return {
+        name: hash_tensors(
+            {key: each.to(dtype) if each.is_floating_point() else each for key, each in tensors.items()}, text
+        )
+        for name, dtype in PRECISIONS.items()
+    }
+
+
+def _check_digests(tensors: Mapping[str, Tensor], described: Mapping[str, Any], digests: Any, folder: Path) -> None:
+    """Raise unless weights and settings are those that were saved, or the weights rounded to half precision."""
+    given = digests if isinstance(digests, dict) else {}
+    stored = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    found = _digests(tensors, described)
+    names = [name for name, dtype in PRECISIONS.items() if stored == {dtype}] or ["float32"]
+    if not all(given.get(name) == found[name] for name in names):
+        raise InputError(
+            f"Expected the settings and weights that were saved in {folder}; they have changed since. Copy the folder "
+            f"again, or set digests to null in {CONFIG_FILE} if you changed them on purpose."
+        )
+
+
+def _check_shapes(config: ModelConfig, held: Shapes, path: Path) -> None:
+    """Raise unless a file's tensors are those of the config; nothing is built that the file could not fill."""
+    values = sum(map(math.prod, held.values()))
+    if _least_tensors(config) > len(held) or _largest_size(config) > values:
+        faults = f"it holds {len(held):,} tensors of {values:,} values, fewer than those settings need"
+    else:
+        with torch.device("meta"):
+            faults = describe_faults(shapes(new_model(config, ()).networks.state_dict()), held)
+    if faults:
+        raise InputError(f"Expected weights in {path} that match its config.json; {faults}. Copy the folder again.")
+
+
+def _least_tensors(config: ModelConfig) -> int:
+    """Fewer tensors than the networks have, without building them."""
+    flow, reverse = config.flow, config.reverse
+    layers = flow.layers * flow.blocks if isinstance(flow.layers, int) else sum(flow.layers)
+    return layers + (flow.blocks * reverse.layers if reverse else 0)
+
+
+def _largest_size(config: ModelConfig) -> float:
+    """The largest of the sizes that tensors of the networks have."""
+    networks = [config.flow, *([config.reverse] if config.reverse else [])]
+    widths = [network.width * max(1, network.mlp_ratio) for network in networks]
+    tokens = config.reverse.width * config.reverse.class_tokens if config.reverse else 1
+    return max(config.num_patches * config.patch_dim, config.num_classes, tokens, *widths)
+
+
+def _class_names(description: Mapping[str, Any], config: ModelConfig, path: Path) -> tuple[str, ...]:
+    names = tuple(printable(str(name)) for name in description["class_names"])
+    if names and len(names) != config.num_classes:
+        raise InputError(
+            f"Expected {config.num_classes} class names in {path}, as its num_classes says; got {len(names)}. "
+            "Name every class, or none."
+        )
+    return names
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"Expected {path}; it is missing or unreadable. Check that this is a model folder.") from None
-    except ValueError:  # not UTF-8, or not JSON
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Save or copy the model again.") from None
+    description = read_json(path, "Check that this is a whole model folder, or copy it again.")
     version = description.get("format_version") if isinstance(description, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
+    if type(version) is int and version not in {UNCHECKED_VERSION, FORMAT_VERSION}:
         repair = "Update biflow to read it" if version > FORMAT_VERSION else "Train the model again with this biflow"
         raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. {repair}.")
     if (
-        not isinstance(version, int)
+        type(version) is not int
         or not isinstance(description.get("class_names"), list)
-        or "model" not in description
+        or not isinstance(description.get("model"), dict)
+        or (version == FORMAT_VERSION and "digests" not in description)
     ):
         raise InputError(
-            f"Expected format_version, class_names, model in {path}; this is not a biflow model folder. "
+            f"Expected format_version, class_names, model, digests in {path}; this is not a biflow model folder. "
             "Give the folder that training wrote."
         )
     return dict(description)

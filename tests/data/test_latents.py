@@ -1,18 +1,30 @@
 import json
+import random
 import re
+import shutil
+from contextlib import suppress
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from biflow.cli import main as cli
 from biflow.config import ReadingConfig
 from biflow.data.datasets import ImageSet
 from biflow.data.images import to_pil
-from biflow.data.latents import LatentWriter, damaged_shards, open_latents, write_manifest
+from biflow.data.latents import (
+    LatentWriter,
+    damaged_shards,
+    manifest_checksum,
+    open_latents,
+    read_manifest,
+    write_manifest,
+)
 from biflow.data.open import open_data
 from biflow.errors import InputError
 from biflow.models.codec import make_codec
+from biflow.tensors import file_checksum
 from biflow.training.cache_latents import encode_data
 from biflow.training.stages import check_data, to_latents
 from tests.builders import read_npz, tiny_config, tiny_run
@@ -133,7 +145,11 @@ def test_a_changed_shard_is_found(codec, tmp_path):
     ("damage", "message"),
     [
         (lambda folder: (folder / "latents.json").unlink(), "it has no latents.json"),
-        (lambda folder: (folder / "latents.json").write_text("{"), "a manifest of latents, format 1"),
+        (lambda folder: (folder / "latents.json").write_text("{"), "latents.json; the file is damaged"),
+        (
+            lambda folder: (folder / "latents.json").write_text('{"format_version": 2}'),
+            "a manifest of latents, format 1",
+        ),
         (lambda folder: (folder / "train_00000.safetensors").unlink(), "missing or truncated"),
         (lambda folder: (folder / "train_00000.safetensors").write_bytes(b"x"), "missing or truncated"),
     ],
@@ -142,6 +158,102 @@ def test_an_incomplete_cache_is_refused(codec, tmp_path, damage, message):
     damage(write(tmp_path / "cache", codec, colours()).folder)
     with pytest.raises(InputError, match=message):
         open_data(f"latents:{tmp_path / 'cache'}", (3, 8, 8), ReadingConfig())
+
+
+def test_a_shard_that_has_changed_is_not_read(codec, tmp_path):
+    """One flipped bit, anywhere: the shards that are intact are read, this one is refused when its turn comes."""
+    cache = write(tmp_path / "cache", codec, colours())
+    path = cache.folder / "train_00001.safetensors"
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(10):
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match=r"train_00001"):
+            open_latents(cache.folder, ReadingConfig()).train.read(torch.tensor([0, 5]))
+    path.write_bytes(whole)
+    opened = open_latents(cache.folder, ReadingConfig()).train
+    assert torch.equal(opened.read(torch.tensor([0, 5])), cache.read(torch.tensor([0, 5])))
+
+
+def rewrite(folder, change, *, signed=True):
+    """Change the manifest; signed: with the right checksum, as someone who means it would write."""
+    content = json.loads((folder / "latents.json").read_text())
+    change(content)
+    if signed:
+        content["sha256"] = manifest_checksum(content)
+    (folder / "latents.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda facts, key=key: facts.pop(key) for key in ("codec", "image_shape", "class_names", "shards")),
+        *(lambda facts, key=key: facts["shards"][0].pop(key) for key in ("file", "split", "count", "bytes", "sha256")),
+        lambda facts: facts["shards"][0].update(file="/etc/passwd"),
+        lambda facts: facts["shards"][0].update(file="../cache/train_00000.safetensors"),
+        lambda facts: facts["shards"][0].update(count=3),
+        lambda facts: facts["shards"][0].update(count=-4),
+        lambda facts: facts["shards"][0].update(count="4"),
+        lambda facts: facts["shards"][0].update(sha256=4),
+        lambda facts: facts["shards"].append(facts["shards"][0]),
+        lambda facts: facts.update(shards={"file": 1}),
+        lambda facts: facts.update(shards=[[]]),
+        lambda facts: facts.update(image_shape=[3, 8]),
+        lambda facts: facts.update(image_shape=[3, 8, 0]),
+        lambda facts: facts.update(latent_shape=[4, 4, 5]),
+        lambda facts: facts.update(class_names=["a"]),
+        lambda facts: facts.update(class_names=[[], 1]),
+        lambda facts: facts.update(codec={"name": "x"}),
+        lambda facts: facts.update(codec="x"),
+        lambda facts: facts.update(stranger=1),
+    ],
+)
+def test_a_manifest_of_something_else_is_one_sentence(whole_cache, tmp_path, change, signed):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    rewrite(tmp_path / "cache", change, signed=signed)
+    with pytest.raises(InputError) as caught:
+        open_latents(tmp_path / "cache", ReadingConfig())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def whole_cache(autoencoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("caches") / "cache"
+    write(folder, make_codec(f"vae:{autoencoder}"), colours())
+    return folder
+
+
+def test_a_flipped_bit_of_the_manifest_changes_no_number(whole_cache, tmp_path):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    path, draw, right = tmp_path / "cache" / "latents.json", random.Random(0), read_manifest(whole_cache)
+    whole = path.read_bytes()
+    for _ in range(60):
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        with suppress(InputError):
+            assert read_manifest(tmp_path / "cache") == right  # a blank that became another
+
+
+def test_a_manifest_without_a_checksum_is_read(whole_cache, tmp_path):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    rewrite(tmp_path / "cache", lambda facts: facts.pop("sha256"), signed=False)
+    assert len(open_latents(tmp_path / "cache", ReadingConfig()).train) == 10
+
+
+def test_moments_that_are_nan_are_not_read(whole_cache, tmp_path):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    path = tmp_path / "cache" / "train_00000.safetensors"
+    tensors = load_file(path)
+    tensors["moments"][2, 3] = torch.nan
+    save_file(tensors, path)
+    rewrite(tmp_path / "cache", lambda facts: facts["shards"][0].update(sha256=file_checksum(path)))
+    cache = open_latents(tmp_path / "cache", ReadingConfig()).train
+    cache.read(torch.tensor([0, 1, 3]))
+    with pytest.raises(InputError, match="Expected finite moments"):
+        cache.read(torch.tensor([2]))
 
 
 @pytest.mark.parametrize("change", [{"flip": True}, {"test_share": 0.1}])

@@ -156,7 +156,7 @@ def test_other_than_uint8_pixels_is_refused(wrong, folder):
     [
         ("inceptoin", "Unknown feature network 'inceptoin'; did you mean inception"),
         ("judge", "Expected the folder of a judge, written by save_judge; got none"),
-        ("judge:nowhere", "judge.json; it is missing or cannot be read. Give a folder written by save_judge"),
+        ("judge:nowhere", "judge.json; it is missing or unreadable. Give a folder written by save_judge"),
         ("inception:nowhere.pth", r"cannot read nowhere.pth \(No such file"),
         ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a reachable name on the"),
     ],
@@ -173,13 +173,21 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
     for text, message in (
         ("{", "Expected JSON in .*judge.json; the file is damaged"),
         ("[]", "Expected format_version 1 in .*judge.json; got None"),
-        (whole.replace('"channels": 1', '"channels": 0'), r"both above 0; got \(0, 2\)"),
+        (whole.replace('"channels": 1', '"channels": 0'), r"from 1 to 100,000; got \(0, 2\)"),
+        (whole.replace('"channels": 1', '"channels": true'), r"from 1 to 100,000; got \(True, 2\)"),
+        (whole.replace('"channels": 1', f'"channels": {10**40}'), r"from 1 to 100,000; got"),
+        (whole.replace('"channels": 1', '"channels": [1]'), r"from 1 to 100,000; got \(\[1\], 2\)"),
         (whole.replace('"num_classes": 2', '"num_classes": 3'), "Expected weights that belong to .*readout.bias has"),
     ):
         (folder / "judge.json").write_text(text)
         with pytest.raises(InputError, match=message):
             load_judge(folder)
     (folder / "judge.json").write_text(whole)
+    weights = bytearray((folder / "judge.safetensors").read_bytes())
+    weights[-2] ^= 1
+    (folder / "judge.safetensors").write_bytes(weights)
+    with pytest.raises(InputError, match="Expected the weights that were saved"):
+        load_judge(folder)
     (folder / "judge.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"Expected intact weights in .*judge.safetensors; the file is damaged"):
         load_judge(folder)

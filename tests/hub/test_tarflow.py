@@ -2,6 +2,8 @@
 
 import json
 import math
+import random
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.jacobi import invert_by_jacobi
 from biflow.sampling.sequential import invert_sequentially
+from biflow.tensors import file_checksum, read_state_dict
 from tests.builders import read_npz
 from tests.reference_tarflow import ReferenceTARFlow
 
@@ -229,6 +232,105 @@ def test_files_with_other_objects_than_tensors_are_rejected(tmp_path, content, m
     with pytest.raises(InputError, match=message):
         load_tarflow(tmp_path / "file.pth", noise_std=0.1)
     assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x * torch.nan, "var has NaN or Inf"),
+        (lambda x: x.double() * 1e200, "var has NaN or Inf"),
+        (lambda x: x.int(), "var is of type int32"),
+        (lambda x: x > 0, "var is of type bool"),
+        (lambda x: x.to(torch.complex64), "var is of type complex64"),
+        (lambda x: x.to("meta"), "var is a shape without values"),
+        (lambda x: x.to_sparse(), "var is sparse"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "var is of type qint8|cannot read"),
+        (lambda _: torch.ones(1, 1).expand(10**9, 64), "some repeat or share theirs"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_only_dense_finite_weights_are_imported(tmp_path, change, message):
+    state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
+    with pytest.raises(InputError, match=message) as caught:
+        load_tarflow(changed(tmp_path, {"var": change(state["var"])}), noise_std=0.1, image_size=8)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_of_an_archive_changes_no_weight(tmp_path):
+    whole, draw = (GOLDEN / "tarflow_conditional.pth").read_bytes(), random.Random(0)
+    right, refused = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True), 0
+    for _ in range(60):
+        data = bytearray(whole)
+        data[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        (tmp_path / "file.pth").write_bytes(data)
+        try:
+            found = read_state_dict(tmp_path / "file.pth", "a file")
+        except InputError:
+            refused += 1
+            continue
+        assert all(torch.equal(found[name], tensor) for name, tensor in right.items())
+    assert refused > 40
+
+
+def test_an_older_file_is_verified_by_the_hash_in_its_name(tmp_path):
+    state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    named = tmp_path / f"net-{file_checksum(tmp_path / 'old.pth')[:8]}.pth"
+    (tmp_path / "old.pth").rename(named)
+    assert read_state_dict(named, "a file").keys() == state.keys()
+    data = bytearray(named.read_bytes())
+    data[-5] ^= 1
+    named.write_bytes(data)
+    with pytest.raises(InputError, match=r"the checksums of .* differ"):
+        read_state_dict(named, "a file")
+
+
+def test_a_compressed_archive_is_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(10**7))
+    with pytest.raises(InputError, match="Expected an intact file"):
+        read_state_dict(tmp_path / "bomb.pth", "a file")
+
+
+@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "blocks.0._orig_mod.{}"])
+def test_names_of_wrapped_models_are_those_of_the_model(tmp_path, wrap):
+    """Of DistributedDataParallel, torch.compile, and AveragedModel with its counter."""
+    state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
+    if wrap.startswith("blocks"):  # the first block alone is compiled
+        wrapped = {name.replace("blocks.0.", "blocks.0._orig_mod."): tensor for name, tensor in state.items()}
+    else:
+        wrapped = {wrap.format(name): tensor for name, tensor in state.items()} | {"n_averaged": torch.tensor(7)}
+    torch.save(wrapped, tmp_path / "wrapped.pth")
+    model = load_tarflow(tmp_path / "wrapped.pth", noise_std=0.1, image_size=8)
+    plain = load_tarflow(GOLDEN / "tarflow_conditional.pth", noise_std=0.1, image_size=8)
+    for name, tensor in plain.flow.state_dict().items():
+        assert torch.equal(model.flow.state_dict()[name], tensor)
+
+
+def test_a_model_that_stands_in_a_file_twice_is_refused(tmp_path):
+    torch.save({"var": torch.ones(1), "module.var": torch.ones(1)}, tmp_path / "twice.pth")
+    with pytest.raises(InputError, match="some stand twice"):
+        read_state_dict(tmp_path / "twice.pth", "a file")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_of_another_precision_are_loaded_by_value(tmp_path, dtype):
+    state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)
+    torch.save({name: tensor.to(dtype) for name, tensor in state.items()}, tmp_path / "other.pth")
+    flow = load_tarflow(tmp_path / "other.pth", noise_std=0.1, image_size=8).flow
+    assert flow.prior_variance.dtype == torch.float32
+    stored = state["blocks.0.proj_in.weight"].to(dtype).float()
+    assert torch.equal(flow.blocks[0].project_in.weight, stored)
+
+
+@pytest.mark.parametrize("name", ["blocks.99999999999.x", f"blocks.{'9' * 5000}.x", "blocks.٣.x", "x\x1b[2J\n"])
+def test_names_of_no_model_are_one_sentence(tmp_path, name):
+    path = changed(tmp_path, {name: torch.zeros(1)})
+    with pytest.raises(InputError) as caught:
+        load_tarflow(path, noise_std=0.1, image_size=8)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_damaged_and_missing_files_are_rejected(tmp_path):

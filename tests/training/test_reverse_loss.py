@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from biflow.errors import InputError, Interrupted
 from biflow.models.codec import PixelCodec
 from biflow.models.patches import patchify
 from biflow.pipeline import Pipeline
+from biflow.tensors import write_safetensors
 from biflow.training.batches import Batch
 from biflow.training.hooks import read_history
 from biflow.training.reverse_loss import ReverseLoss
@@ -171,13 +173,20 @@ def test_a_flow_of_another_kind_is_refused_before_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reverse_model_of_another_flow_is_refused_at_load(tmp_path):
+def test_a_reverse_model_of_another_flow_is_refused_at_save_and_at_load(tmp_path):
     first, second = train_in(tmp_path / "a"), train_in(tmp_path / "b", seed=1)
-    save_model(first.with_networks(first.flow, second.reverse), tmp_path / "mixed")
+    mixed = first.with_networks(first.flow, second.reverse)
     with pytest.raises(InputError, match="Expected the flow that the reverse model was fitted to"):
-        load_model(tmp_path / "mixed")
+        save_model(mixed, tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
     save_model(first, tmp_path / "right")
     load_model(tmp_path / "right")
+    config = tmp_path / "right" / "config.json"  # a mixture by hand, whose author removed the checksums
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"digests": None}))
+    load_model(tmp_path / "right")
+    write_safetensors(mixed.networks.state_dict(), tmp_path / "right" / "model.safetensors")
+    with pytest.raises(InputError, match="Expected the flow that the reverse model was fitted to"):
+        load_model(tmp_path / "right")
 
 
 def test_the_loss_of_trained_guidance_uses_the_recovered_state():

@@ -10,17 +10,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import Field, PositiveInt
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from biflow.config import ReadingConfig
+from biflow.config.base import Config, check_config
 from biflow.data.datasets import ImageSource, Split
 from biflow.errors import InputError
 from biflow.files import replace_file, write_text
+from biflow.inputs import printable, read_json
+from biflow.tensors import file_checksum, read_shapes, write_safetensors
 
 MANIFEST_FILE = "latents.json"
 FORMAT_VERSION = 1
@@ -37,17 +40,55 @@ class MomentsCodec(Protocol):
         """A checksum of everything that determines the moments."""
 
 
+class CodecFacts(Config):
+    """The autoencoder that made a cache."""
+
+    name: str
+    sha256: str
+    scale: float | None = None
+    shift: float | None = None
+
+
+class ShardFacts(Config):
+    """One shard of a cache."""
+
+    file: Annotated[str, Field(pattern=r"^(train|test)_[0-9]{5,9}\.safetensors$")]
+    split: Literal["train", "test"]
+    count: PositiveInt
+    mirrored: bool
+    bytes: PositiveInt
+    sha256: str
+
+
+class Manifest(Config):
+    """What latents.json says of a cache, checked when it is read."""
+
+    format_version: Literal[1]
+    data: str = ""
+    codec: CodecFacts
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    latent_shape: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    class_names: tuple[str, ...]
+    shards: tuple[ShardFacts, ...]
+    sha256: str | None = None
+    """Of all the rest; caches of earlier versions lack it."""
+
+
 class LatentSet(ImageSource):
-    """Moments of a cache's images, read by index; mirrored copies follow the originals."""
+    """Moments of a cache's images, read by index; mirrored copies follow the originals.
+
+    A shard's checksum is verified when its moments are first read.
+    """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
         self.folder, self.manifest = folder, manifest
         self.shards = [shard for shard in manifest["shards"] if shard["split"] == split]
         self.ends = list(accumulate(shard["count"] for shard in self.shards))
-        self.class_names = tuple(manifest["class_names"])
+        self.class_names = tuple(map(printable, manifest["class_names"]))
         channels, height, width = manifest["image_shape"]
         self.image_shape = (channels, height, width)
-        stored = [self._tensors(shard).get_tensor("labels") for shard in self.shards]
+        self.verified: set[str] = set()
+        stored = [self._labels(shard) for shard in self.shards]
         self.labels = torch.cat([torch.empty(0).long(), *stored])
 
     def read(self, indices: Tensor) -> Tensor:
@@ -56,11 +97,38 @@ class LatentSet(ImageSource):
         for index in indices.tolist():
             number = bisect_right(self.ends, index)
             start = self.ends[number] - self.shards[number]["count"]
-            moments.append(self._tensors(self.shards[number]).get_slice("moments")[index - start])
-        return torch.stack(moments)
+            moments.append(self._moments(self.shards[number])[index - start])
+        read = torch.stack(moments)
+        if not read.isfinite().all():
+            raise InputError(f"Expected finite moments in {self.folder}; got NaN or Inf. Encode again.")
+        return read
 
-    def _tensors(self, shard: Mapping[str, Any]) -> Any:
-        return safe_open(self.folder / shard["file"], framework="pt")  # memory-maps the file
+    def _labels(self, shard: Mapping[str, Any]) -> Tensor:
+        """The labels of a shard's images, (n,); raises unless labels and moments have the sizes of the manifest."""
+        path, count = self.folder / shard["file"], shard["count"]
+        held = read_shapes(path, "the cache")
+        moments, wanted = held.get("moments", ()), self.manifest.get("latent_shape")
+        fits = len(moments) == 4 and moments[0] == count and not moments[1] % 2 and 0 not in moments
+        fits = fits and (wanted is None or (moments[1] // 2, *moments[2:]) == tuple(wanted))
+        if not fits or held.get("labels") != (count,):
+            raise InputError(f"Expected moments and labels of {count} images in {path}; got others. Encode again.")
+        tensors = safe_open(path, framework="pt")
+        labels, dtype = tensors.get_tensor("labels"), tensors.get_slice("moments").get_dtype()
+        most = max(1, len(self.class_names))
+        if labels.dtype != torch.int64 or dtype != "F32" or not ((labels >= 0) & (labels < most)).all():
+            raise InputError(
+                f"Expected float32 moments and labels from 0 to {most - 1} in {path}; got others. Encode again."
+            )
+        return labels
+
+    def _moments(self, shard: Mapping[str, Any]) -> Any:
+        """The moments of a shard, memory-mapped, from a file with the checksum of the manifest."""
+        path = self.folder / shard["file"]
+        if path.name not in self.verified:
+            if _differs(path, shard["sha256"]):
+                raise InputError(f"Expected the shard that was encoded in {path}; it has changed since. Encode again.")
+            self.verified.add(path.name)
+        return safe_open(path, framework="pt").get_slice("moments")
 
 
 def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
@@ -80,25 +148,36 @@ def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a cache."""
+    """Read the manifest of a cache; raises unless it is whole and what `biflow data encode` wrote."""
     path = folder / MANIFEST_FILE
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.exists():
         raise InputError(
             f"Expected complete latents in {folder}; it has no {MANIFEST_FILE}. Run biflow data encode to its end."
-        ) from None
-    except ValueError:
-        manifest = {}
-    if manifest.get("format_version") != FORMAT_VERSION:
+        )
+    content = read_json(path, "Encode again.")
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise InputError(f"Expected a manifest of latents, format {FORMAT_VERSION}, in {path}. Encode again.")
-    return manifest
+    check_config(Manifest, content, origin=str(path))
+    names = [shard["file"] for shard in content["shards"]]
+    if content.get("sha256", found := manifest_checksum(content)) != found or len({*names}) < len(names):
+        raise InputError(f"Expected the manifest that was written in {path}; it has changed since. Encode again.")
+    return content
+
+
+def manifest_checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its own checksum."""
+    facts = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def damaged_shards(folder: Path) -> list[str]:
     """The shards whose checksum differs from the manifest; reads all files."""
     shards = read_manifest(folder)["shards"]
-    return [shard["file"] for shard in shards if checksum(folder / shard["file"]) != shard["sha256"]]
+    return [shard["file"] for shard in shards if _differs(folder / shard["file"], shard["sha256"])]
+
+
+def _differs(path: Path, checksum: str) -> bool:
+    return not path.is_file() or file_checksum(path) != checksum
 
 
 class LatentShard(NamedTuple):
@@ -142,22 +221,22 @@ class LatentWriter:
         for batch in indices.split(self.batch_size):
             pixels = data.read(batch)
             moments.append(self.codec.moments(pixels.flip(-1) if mirrored else pixels).cpu())
-        tensors = {"moments": torch.cat(moments).contiguous(), "labels": data.labels[indices].contiguous()}
+        tensors = {"moments": torch.cat(moments), "labels": data.labels[indices]}
         with replace_file(self.folder / name) as temporary:
-            save_file(tensors, temporary)
+            write_safetensors(tensors, temporary)
         path = self.folder / name
         shard = {"file": name, "split": name.partition("_")[0], "count": len(indices), "mirrored": mirrored}
-        facts = {**shard, "bytes": path.stat().st_size, "sha256": checksum(path), "codec": self.identity}
+        facts = {**shard, "bytes": path.stat().st_size, "sha256": file_checksum(path), "codec": self.identity}
         write_text(description(path), json.dumps(facts) + "\n")
 
     def _is_written(self, name: str, count: int) -> bool:
         """Whether an earlier, interrupted command wrote this shard with this codec."""
         path = self.folder / name
         try:
-            facts = json.loads(description(path).read_text(encoding="utf-8"))
+            facts = read_json(description(path), "Encode again.")
             same = facts["count"] == count and facts["codec"] == self.identity
-            return bool(same and facts["sha256"] == checksum(path))
-        except (OSError, ValueError, KeyError):
+            return bool(same and facts["sha256"] == file_checksum(path))
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
@@ -168,6 +247,7 @@ def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> 
         shard = json.loads(description(folder / name).read_text(encoding="utf-8"))
         shards.append({key: shard[key] for key in ("file", "split", "count", "mirrored", "bytes", "sha256")})
     content = {"format_version": FORMAT_VERSION, **facts, "shards": shards}
+    content["sha256"] = manifest_checksum(content)
     write_text(folder / MANIFEST_FILE, json.dumps(content, indent=1) + "\n")
     for name in names:
         description(folder / name).unlink()
@@ -177,9 +257,3 @@ def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> 
 def description(path: Path) -> Path:
     """The file with a shard's manifest entry, until the manifest is written."""
     return path.with_suffix(".json")
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

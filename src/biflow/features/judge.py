@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from biflow.errors import InputError
 from biflow.features.pretrained import freeze
 from biflow.files import check_new_folder, replace_folder
-from biflow.tensors import read_safetensors
+from biflow.inputs import brief, read_json
+from biflow.tensors import hash_tensors, read_safetensors, write_safetensors
 
 CONFIG_FILE, WEIGHTS_FILE = "judge.json", "judge.safetensors"
 FORMAT_VERSION = 1
+MOST_SIZE = 100_000  # channels or classes
 
 
 class Judge(nn.Module):
@@ -50,37 +51,34 @@ def save_judge(judge: Judge, folder: Path) -> None:
     """Write judge.json and judge.safetensors atomically, to a new folder or over another judge."""
     if not (folder / CONFIG_FILE).exists():
         check_new_folder(folder)
-    sizes = {"format_version": FORMAT_VERSION, "channels": judge.channels, "num_classes": judge.num_classes}
+    sizes: dict[str, Any] = {"format_version": FORMAT_VERSION, "channels": judge.channels}
+    sizes |= {"num_classes": judge.num_classes, "sha256": hash_tensors(judge.state_dict())}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-        save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, temporary / WEIGHTS_FILE)
-        (temporary / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only the owner can read
+        write_safetensors(judge.state_dict(), temporary / WEIGHTS_FILE)
 
 
 def load_judge(folder: Path) -> Judge:
     """Load a judge from its folder, on the CPU, frozen and in eval mode."""
-    channels, num_classes = _read_sizes(folder / CONFIG_FILE)
+    channels, num_classes, digest = _read_sizes(folder / CONFIG_FILE)
     with torch.device("meta"):  # no random init for weights that are replaced
         judge = Judge(channels, num_classes)
     weights = read_safetensors(folder / WEIGHTS_FILE, "the judge's folder")
+    if digest is not None and digest != hash_tensors(weights):
+        raise InputError(f"Expected the weights that were saved in {folder}; they have changed. Copy the folder again.")
     origin = f"weights that belong to {folder / CONFIG_FILE}"
     return freeze(judge, weights, origin=origin, hint="Copy the whole folder.")
 
 
-def _read_sizes(path: Path) -> tuple[int, int]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(
-            f"Expected {path}; it is missing or cannot be read. Give a folder written by save_judge."
-        ) from None
-    except ValueError:  # not UTF-8, or not JSON
-        raise InputError(f"Expected JSON in {path}; the file is damaged. Copy the judge's folder again.") from None
+def _read_sizes(path: Path) -> tuple[int, int, str | None]:
+    content = read_json(path, "Give a folder written by save_judge, or copy it again.")
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     version, channels, num_classes = (found.get(key) for key in ("format_version", "channels", "num_classes"))
     if version != FORMAT_VERSION:
-        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {version}. Save the judge again.")
-    if not all(isinstance(number, int) and number > 0 for number in (channels, num_classes)):
-        sizes = f"({channels}, {num_classes})"
-        raise InputError(f"Expected channels and num_classes in {path}, both above 0; got {sizes}. Copy it again.")
-    return int(found["channels"]), int(found["num_classes"])
+        raise InputError(f"Expected format_version {FORMAT_VERSION} in {path}; got {version!r}. Save the judge again.")
+    if not all(type(number) is int and 0 < number <= MOST_SIZE for number in (channels, num_classes)):
+        raise InputError(
+            f"Expected channels and num_classes in {path}, from 1 to {MOST_SIZE:,}; got "
+            f"{brief(repr((channels, num_classes)))}. Copy it again."
+        )
+    return int(found["channels"]), int(found["num_classes"]), found.get("sha256")

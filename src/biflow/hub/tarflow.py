@@ -15,6 +15,7 @@ from biflow.models.model import Model, new_model
 from biflow.tensors import describe_faults, read_state_dict, shapes
 
 HEAD_WIDTH = 64  # of every published model; cannot be inferred from the tensors
+INDEX = r"([0-9]{1,6})\."
 
 # names of a block's parameters here -> in the file
 BLOCK = {
@@ -148,7 +149,7 @@ def _patch_shape(length: int, patch_dim: int, image_size: int | None) -> tuple[i
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Number of different indices after this prefix in the names; they must be 0, 1, 2, ..."""
-    numbers = {int(match[1]): match[0] for name in tensors if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    numbers = {int(match[1]): match[0] for name in tensors if (match := re.match(re.escape(prefix) + INDEX, name))}
     for i in range(len(numbers) or 1):
         if i not in numbers:
             more = f", though there is {numbers[max(numbers)]}*" if numbers else ""

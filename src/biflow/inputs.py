@@ -1,0 +1,91 @@
+"""Files that others wrote, at the door: regular files, bounded JSON, text without control characters."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from biflow.errors import InputError
+
+MOST_BYTES = 16 * 2**20  # of a JSON file: class names and a training's record take a few MB at most
+MOST_DEPTH = 32
+LONGEST = 100  # characters of a name in an error
+CONTROLS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder the text that follows
+
+
+def check_regular(path: Path, repair: str) -> None:
+    """Raise unless there is a regular file: a pipe would block, and a device never end."""
+    try:
+        kind = "a folder" if path.is_dir() else "a device or a pipe" if path.exists() and not path.is_file() else ""
+    except (OSError, ValueError):  # a name that no file can have
+        kind = "no name of a file"
+    if kind:
+        raise InputError(f"Expected a file; {path} is {kind}. {repair}")
+
+
+def read_json(path: Path, repair: str) -> Any:
+    """The contents of a JSON file; every fault is one `InputError` that ends with the repair."""
+    check_regular(path, repair)
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MOST_BYTES else b""
+    except OSError:
+        raise InputError(f"Expected {path}; it is missing or unreadable. {repair}") from None
+    if size > MOST_BYTES:
+        raise InputError(f"Expected at most {MOST_BYTES / 2**20:.0f} MiB of JSON in {path}; got more. {repair}")
+    try:
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=_once, parse_constant=_finite)
+        if _is_deeper(found, MOST_DEPTH):
+            raise ValueError("nested too deep")
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or not what anyone would write
+        raise InputError(f"Expected JSON in {path}; the file is damaged. {repair}") from None
+    return found
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters escaped, so that it cannot steer a terminal or break a line.
+
+    >>> printable("cat\x1b[31m"), printable("café ☕")
+    ('cat\\x1b[31m', 'café ☕')
+    """
+    return "".join(_escape(each) if _is_control(each) else each for each in text)
+
+
+def brief(text: str) -> str:
+    """The same, cut after 100 characters, for errors."""
+    return printable(text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}...")
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in CONTROLS or character in DIRECTIONS
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _finite(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether lists and mappings are nested deeper than this."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            each
+            for outer in level
+            if isinstance(outer, dict | list)
+            for each in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
