@@ -1,7 +1,9 @@
 """`biflow doctor`: what it says of a machine is so."""
 
 import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from biflow import __version__
 from biflow.cli import doctor
 from biflow.cli import main as cli
+from biflow.training import provenance
 
 
 @pytest.fixture
@@ -50,3 +53,46 @@ def test_a_package_that_cannot_be_imported_is_named_with_the_reason(tmp_path, mo
     (fault,) = doctor.faults()
     assert "torchvision::nms does not exist" in fault
     assert "pip uninstall torchvision" in fault
+
+
+def install(folder, name, number):
+    """The metadata of a package of this version, as pip leaves it."""
+    facts = folder / f"{name}-{number}.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        ("torch", "2.9.1+cu128", "CVE-2026-24747"), ("torch", "2.10.0", None), ("torch", "2.13.0+cpu", None),
+        ("transformers", "4.57.6", "CVE-2026-4372"), ("transformers", "5.4.0", "CVE-2026-5241"),
+        ("transformers", "5.5.0", None), ("transformers", "10.0", None),
+    ],
+)  # fmt: skip
+def test_a_version_with_a_known_fault_is_named_with_its_advisory(tmp_path, monkeypatch, name, number, said):
+    install(tmp_path, name, number)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [each for each in doctor.advisories() if f" {name} " in each]
+    assert bool(found) == bool(said)
+    assert not said or said in found[0]
+
+
+def test_the_required_versions_are_those_without_a_known_fault():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    for name, (first, _) in doctor.ADVISORIES.items():
+        assert f'"{name}>={".".join(map(str, first))}"' in text
+
+
+@pytest.mark.parametrize("cloned", [True, False])
+def test_the_commit_is_that_of_a_clone_of_biflow(tmp_path, monkeypatch, cloned):
+    """And not of a repository that someone keeps the installed package in."""
+    package = tmp_path / ("src" if cloned else "site-packages") / "biflow"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "biflow"\n' if cloned else '[project]\nname = "mine"\n')
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    monkeypatch.setattr(provenance.biflow, "__file__", str(package / "__init__.py"))
+    assert bool(provenance.git_revision()) == cloned

@@ -239,3 +239,14 @@ def test_smoke_keeps_the_model_and_shrinks_the_training():
     config = load_recipe("biflow_digits")
     assert smoke(config).model == config.model
     assert smoke(config).fit_flow.steps < config.fit_flow.steps
+
+
+def test_a_run_says_which_modules_its_recipe_imports():
+    align = 'fit_flow.align={encoder: module, network: "mine:Encoder", layers: [[1, 1]]}'
+    distances = 'fit_reverse.distances=[{kind: mse}, {kind: module, network: "torch.nn:Identity"}]'
+    assert load_recipe("biflow_digits").modules == []
+    assert load_recipe("biflow_digits", [align, distances]).modules == ["mine:Encoder", "torch.nn:Identity"]
+    flow = ["stage=flow", align, distances]
+    assert load_recipe("biflow_digits", flow).modules == ["mine:Encoder"]
+    reverse = ["stage=reverse", "flow_from=x", align, distances]
+    assert load_recipe("biflow_digits", reverse).modules == ["torch.nn:Identity"]

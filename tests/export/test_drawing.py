@@ -71,6 +71,8 @@ def test_the_exported_encoder_matches_the_flow_at_any_batch_size(tmp_path, chang
         shape = (pipe.config.channels, 4, 4)
         image, labels = normal_for(range(batch), shape, "test"), torch.arange(batch) % (NUM_CLASSES + 1)
         found = run(image, labels)
+        elsewhere = run(image, labels.where(labels < NUM_CLASSES, -1))  # of no class
+        assert torch.equal(found.log_prob, elsewhere.log_prob)
         patches = patchify(image, 2)
         with torch.no_grad():
             wanted = flow(patches, labels)

@@ -100,6 +100,35 @@ def test_a_torch_program_gives_the_pipelines_images_at_any_batch_size(folder, to
     torch.testing.assert_close(found, one_by_one(folder, *given), atol=1e-4, rtol=0)
 
 
+def out_of_range(run, null_label):
+    """Labels of no class and strengths that nobody means give what the nearest usable ones do."""
+    noise, _, _ = inputs(6)
+    given = (
+        torch.tensor([-1, -2, -11, null_label + 1, 2**40, 0]),
+        torch.tensor([-1, torch.nan, -torch.inf, 0.5, 0.0, 1e9]),
+    )
+    meant = torch.tensor([null_label] * 5 + [0]), torch.tensor([0, 0, 0, 0.5, 0, 100.0])
+    found = run(noise, *given)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, run(noise, *meant), atol=0, rtol=0)
+
+
+def test_an_onnx_file_gives_every_input_a_defined_meaning(onnx_file):
+    out_of_range(export.read_onnx(onnx_file), NUM_CLASSES)
+
+
+def test_a_torch_program_gives_every_input_a_defined_meaning(torch_file):
+    out_of_range(export.read_torch(torch_file), NUM_CLASSES)
+
+
+@pytest.mark.parametrize("guidance", ["trained", "two_passes"])
+def test_guidance_below_zero_is_none(tmp_path, guidance):
+    """Trained guidance scales by w / (1 + w), which has a pole at -1."""
+    folder = model_of(tmp_path / "model", reverse=ReverseConfig(**SMALL, guidance=guidance))
+    with torch.no_grad():
+        out_of_range(export.make_sampler(Pipeline.from_pretrained(folder)), NUM_CLASSES)
+
+
 def test_the_files_say_what_they_are(onnx_file, torch_file):
     import onnxruntime
 

@@ -208,6 +208,14 @@ def test_networks_with_an_input_size_see_the_window_of_the_batch():
     assert first["alignment"] == second["alignment"]
 
 
+def test_training_says_that_it_imports_a_module_before_it_does(tmp_path, capsys):
+    fit = fit_with(DistanceConfig(kind="module", network="nowhere.to.be.found:Network"))
+    run = open_run(tiny_run(fit_reverse=fit), tiny_images(), tmp_path / "run", resume=False, console=Console())
+    with pytest.raises(InputError, match="importable"), run:
+        pass
+    assert "Imports nowhere.to.be.found:Network, which run as code" in capsys.readouterr().out
+
+
 def test_distances_are_computed_in_float32_under_autocast():
     """Small differences would be lost in bfloat16."""
     objective = tiny_objective(tiny_model(), distances=[DistanceConfig(kind="l1")], precision="bfloat16")

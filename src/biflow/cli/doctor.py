@@ -3,12 +3,13 @@
 import importlib
 import os
 import platform
+import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 from biflow._version import __version__
 from biflow.console import console, table, tell
-from biflow.extras import DISTRIBUTIONS, EXTRAS
+from biflow.extras import ADVISORIES, DISTRIBUTIONS, EXTRAS
 from biflow.files import cache_folder
 
 Rows = list[list[str]]
@@ -28,6 +29,8 @@ def doctor() -> None:
         tell(f"Broken: {fault}")
     if not broken:
         tell("Installed packages can be imported.")
+    for advice in advisories():
+        tell(advice)
     if missing := missing_extras():
         tell(f"Missing extras; install those that you need: pip install 'biflow[{','.join(missing)}]'")
 
@@ -105,6 +108,26 @@ def faults() -> list[str]:
             repair = REPAIRS.get(module, "Install it again.")
             found.append(f"{module} is installed and cannot be imported ({reason}). {repair}")
     return found
+
+
+def advisories() -> list[str]:
+    """Installed packages with a known fault by which other people's files run code, in sentences."""
+    found = []
+    for module, (safe, fault) in ADVISORIES.items():
+        number = _version(module)
+        if number and _release(number) < safe:
+            package, first = DISTRIBUTIONS.get(module, module), ".".join(map(str, safe))
+            found.append(f"Unsafe: {package} {number} ({fault}). Update it: pip install '{package}>={first}'")
+    return found
+
+
+def _release(number: str) -> tuple[int, ...]:
+    """The numbers that a version begins with, for comparison.
+
+    >>> _release("2.10.0+cpu"), _release("5.5rc1")
+    ((2, 10, 0), (5, 5))
+    """
+    return tuple(int(each) for each in re.match(r"[\d.]*", number)[0].split(".") if each)  # type: ignore[index]
 
 
 def _version(module: str) -> str | None:

@@ -82,6 +82,15 @@ class RunConfig(Config):
     """How the reverse model is trained; none for stage "flow"."""
     watch: WatchConfig = WatchConfig()
 
+    @property
+    def modules(self) -> list[str]:
+        """The modules, package.module:name, that this run imports: code that the recipe chooses."""
+        align, fit_reverse = self.fit_flow.align, self.fit_reverse
+        chosen = [align.network] if align and align.encoder == "module" and self.stage != "reverse" else []
+        distances = fit_reverse.distances if fit_reverse and self.stage != "flow" else ()
+        chosen += [each.network for each in distances if each.kind == "module"]
+        return [name for name in chosen if name]
+
     @model_validator(mode="after")
     def _aligned_layers_exist(self) -> Self:
         layers = self.model.flow.block_layers

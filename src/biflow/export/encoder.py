@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from biflow.config import ModelConfig
 from biflow.data.augment import add_noise
 from biflow.errors import InputError
-from biflow.export.onnx import CHECKED_BATCHES, check_size, checked_labels, open_onnx, quiet, trace_batches, write_onnx
+from biflow.export.onnx import (
+    CHECKED_BATCHES,
+    check_size,
+    checked_labels,
+    known_label,
+    open_onnx,
+    quiet,
+    trace_batches,
+    write_onnx,
+)
 from biflow.models.codec import training_noise
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import patchify
@@ -48,6 +57,7 @@ class ExportedEncoder(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor) -> EncoderOutput:
         """Images (B, P, H, W), [-1, 1] plus the training noise, label (B,) int64 -> `EncoderOutput`."""
+        label = known_label(label, self.flow.config.null_label)
         found = self.flow(patchify(image, self.flow.config.patch_size), label)
         return EncoderOutput(found.z / self.scale, self.flow.log_prob_of(found))
 

@@ -47,6 +47,7 @@ CARD = "biflow"  # metadata key in an ONNX file; with the suffix .json in a torc
 LEVELS = 127.5  # grey levels in a distance of 1
 MOST_BYTES = 2_000_000_000  # of weights in one ONNX file; the rest of 2 GiB is for the graph
 MOST_DECODED = 63  # images; from 64 on, diffusers' decoder takes another code path
+LIMIT_GUIDANCE = 100.0  # beyond it, a file uses this
 MOST_GUIDANCE = 4.0  # verified when guidance was not trained
 
 
@@ -85,11 +86,32 @@ class ExportedSampler(nn.Module):
     def forward(self, noise: Tensor, label: Tensor, guidance: Tensor) -> Tensor:
         """Standard normal noise (B, T, D), label (B,) int64, guidance (B,) -> images (B, P, H, W) in [-1, 1].
 
-        Without a codec, latents.
+        Without a codec, latents.  Labels of no class are taken as the null label, guidance is limited to 0 or more.
         """
+        label, guidance = known_label(label, self.config.null_label), usable_guidance(guidance)
         patches = self.reverse(noise * self.scale, label, guidance).image
         latents = unpatchify(patches, self.config.patch_size, self.config.channels)
         return latents if self.codec is None else self.codec.to_images(latents).clamp(-1, 1)
+
+
+def known_label(label: Tensor, null_label: int) -> Tensor:
+    """The labels (B,), with the null label in place of those that are of no class.
+
+    A file cannot raise, and the lookup would count a negative label from the end.
+
+    >>> known_label(torch.tensor([-1, 0, 2, 3, 99]), null_label=3).tolist()
+    [3, 0, 2, 3, 3]
+    """
+    return torch.where((label >= 0) & (label <= null_label), label, null_label)
+
+
+def usable_guidance(guidance: Tensor) -> Tensor:
+    """Guidance strengths (B,) from 0 to `LIMIT_GUIDANCE`: nearest to those given, 0 for NaN.
+
+    >>> usable_guidance(torch.tensor([-1, 0.5, torch.inf, torch.nan])).tolist()
+    [0.0, 0.5, 100.0, 0.0]
+    """
+    return torch.where(guidance > 0, guidance, 0.0).clamp(max=LIMIT_GUIDANCE)
 
 
 def export_model(

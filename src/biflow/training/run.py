@@ -17,6 +17,7 @@ from biflow.data.scan import write_rejected
 from biflow.distributed import World, join_world
 from biflow.errors import InputError, Interrupted
 from biflow.files import check_writable, write_text
+from biflow.inputs import brief
 from biflow.models.codec import Codec, make_codec
 from biflow.training.batches import check_splits
 from biflow.training.hooks import History, ProgressBoard
@@ -60,6 +61,9 @@ def open_run(
     codec = codec or make_codec(config.model.codec)
 
     def begin() -> RunNetworks:
+        if config.modules:
+            message = f"Imports {', '.join(map(brief, config.modules))}, which run as code on this machine."
+            console.print(message, markup=False, highlight=False, soft_wrap=True)
         networks = prepare(config, data, codec)
         check_batches(config, world)
         check_run_folder(folder, config, resume=resume)
