@@ -21,7 +21,7 @@ from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
-SHARED = ("machine", "runs", "seeds")  # imported by the others; no commands
+SHARED = ("machine", "mutations", "runs", "seeds")  # imported by the others; no commands
 RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGES = [  # page, script, function that renders it
     *((name, name, "render") for name in ("certify", "editing", "export", "faults", "outliers")),

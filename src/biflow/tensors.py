@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from biflow.errors import InputError
-from biflow.inputs import brief, check_regular
+from biflow.inputs import brief, check_regular, open_regular
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -152,7 +152,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def file_checksum(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

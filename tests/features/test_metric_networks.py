@@ -156,7 +156,10 @@ def test_other_than_uint8_pixels_is_refused(wrong, folder):
     [
         ("inceptoin", "Unknown feature network 'inceptoin'; did you mean inception"),
         ("judge", "Expected the folder of a judge, written by save_judge; got none"),
-        ("judge:nowhere", "judge.json; it is missing or unreadable. Give a folder written by save_judge"),
+        (
+            "judge:nowhere",
+            r"judge.json; cannot read it \(No such file or directory\). Give a folder written by save_judge",
+        ),
         ("inception:nowhere.pth", r"cannot read nowhere.pth \(No such file"),
         ("dinov2:nobody/nothing", "'nobody/nothing' to be a local folder or a reachable name on the"),
     ],

@@ -1,6 +1,6 @@
 """Settings as text: frozen models, YAML in and out, `path=value` overrides, and every fault as one sentence."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from biflow.errors import InputError, nearest
+from biflow.inputs import brief, brief_repr
 
 
 class Config(BaseModel):
@@ -28,6 +29,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+MOST_FAULTS = 5  # named in one error
 
 PLAIN = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 """pydantic's types of faults, by how they begin -> what was expected."""
@@ -137,7 +139,8 @@ def _explain(kind: type[Config], error: ValidationError) -> str:
     for fault in error.errors():
         path = ".".join(_keys(kind, fault["loc"], unknown=fault["type"] == "extra_forbidden"))
         explained.setdefault(path, _explain_one(kind, path, fault))
-    return "; ".join(explained.values())
+    more = f"; and {len(explained) - MOST_FAULTS} more" if len(explained) > MOST_FAULTS else ""
+    return "; ".join([*explained.values()][:MOST_FAULTS]) + more
 
 
 def _keys(kind: type[Config] | None, location: Sequence[str | int], *, unknown: bool) -> Iterator[str]:
@@ -155,7 +158,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
         *parents, last = path.split(".")
         for key in parents:
             kind = kind if key.isdigit() else _field_config(kind, key)
-        return f"unknown key {path!r}; {nearest(last, kind.model_fields)}"
+        return f"unknown key {brief(repr(path))}; {nearest(last, kind.model_fields)}"
     if fault["type"] == "missing":
         return f"key {path!r} is missing"
     message = fault["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
@@ -163,22 +166,23 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
     if expected := next((PLAIN[start] for start in PLAIN if fault["type"].startswith(start)), None):
         message = f"expected {expected}"
     if fault["type"] == "model_type":
-        return f"{path}: expected keys of its own; got {fault['input']!r}"
+        return f"{path}: expected keys of its own; got {brief_repr(fault['input'])}"
     if fault["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {message[:1].lower()}{message[1:]}; got {fault['input']!r}"
+    return f"{path}: {message[:1].lower()}{message[1:]}; got {brief_repr(fault['input'])}"
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without tags, in which a key that stands twice is a fault."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} twice", node.value[i][0].start_mark
-                )
+        seen: set[Any] = set()
+        for node_of_key, _ in node.value:
+            key = self.construct_object(node_of_key, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                problem = f"the key {brief_repr(key)} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node_of_key.start_mark)
+            seen |= {key} if isinstance(key, Hashable) else set()
         return super().construct_mapping(node, deep)
 
 
@@ -188,5 +192,9 @@ def _load_yaml(text: str, origin: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "text that cannot be read"
+        problem = brief(getattr(error, "problem", None) or "text that cannot be read")
         raise InputError(f"Expected valid YAML in {origin}; got a fault{where}: {problem}.") from None
+    except ValueError:  # the 45th of a month, a number of 5,000 digits
+        raise InputError(f"Expected valid YAML in {origin}; got a date or number that does not exist.") from None
+    except RecursionError:
+        raise InputError(f"Expected valid YAML in {origin}; got lists or keys nested too deep.") from None

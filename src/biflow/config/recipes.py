@@ -10,8 +10,10 @@ from biflow.config.base import parse_config, parse_values
 from biflow.config.run import RunConfig
 from biflow.config.training import Fit
 from biflow.errors import InputError, nearest
+from biflow.inputs import read_text
 
 EXTENDS = "extends"
+MOST_BYTES = 256 * 1024  # of a recipe; YAML is read slowly
 
 
 def recipe_names() -> list[str]:
@@ -27,7 +29,7 @@ def recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_text(path, most=MOST_BYTES)
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "not text in UTF-8"
             raise InputError(f"Expected a readable recipe file; got {name!r} ({why}).") from None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from biflow.errors import InputError
 from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
+from biflow.inputs import open_regular
 
 Images = Sequence[Image.Image] | Tensor
 """PIL images of one size, grey or RGB, or uint8 (N, P, H, W)."""
@@ -110,7 +111,7 @@ class Samples(NamedTuple):
 def read_samples(path: Path) -> Samples:
     """Read an ADM sample file: arr_0 uint8 (N, H, W, P) and, optionally, arr_1 (N,)."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             pixels = torch.from_numpy(file["arr_0"])
             labels = torch.from_numpy(file["arr_1"]).long() if "arr_1" in file.files else None
     except Exception:  # other files raise many types

@@ -15,6 +15,7 @@ import torch
 
 from biflow.config import FitConfig
 from biflow.files import replace_folder
+from biflow.inputs import open_regular, read_text
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -104,7 +105,7 @@ def listed(folder: Path) -> tuple[list[Checkpoint], list[str]]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
@@ -117,13 +118,13 @@ def render_manifest(content: Mapping[str, Any]) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read a manifest and verify its checksum; raises `Damaged`."""
     try:
-        text = path.read_bytes().decode()
+        text = read_text(path)
         content = json.loads(text)
         content.pop("sha256")
         intact = render_manifest(content) == text and content["format_version"] == FORMAT_VERSION
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise Damaged(f"{path} has changed")
