@@ -46,7 +46,8 @@ def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = 
     check_complete(model)
     tensors = model.networks.state_dict()
     described = _describe(model.config, model.class_names)
-    description = {"format_version": FORMAT_VERSION, **described, "digests": _digests(tensors, described)}
+    digests = {name: _digest(tensors, described, dtype) for name, dtype in PRECISIONS.items()}
+    description = {"format_version": FORMAT_VERSION, **described, "digests": digests}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         write_safetensors(tensors, temporary / WEIGHTS_FILE)
@@ -139,28 +140,22 @@ def _describe(config: ModelConfig, class_names: tuple[str, ...]) -> dict[str, An
     return {"class_names": [*map(printable, class_names)], "model": config.model_dump(mode="json")}
 
 
-def _digests(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of weights and description, for the weights rounded to each precision.
+def _digest(tensors: Mapping[str, Tensor], described: Mapping[str, Any], dtype: torch.dtype) -> str:
+    """SHA-256 of the description and of the weights, rounded to a precision.
 
     The codec is left out: its name may change, when it is uploaded.
     """
     settings = {**described, "model": {**described["model"], "codec": ""}}
-    text = json.dumps(settings, sort_keys=True)
-    return {
-        name: hash_tensors(
-            {key: each.to(dtype) if each.is_floating_point() else each for key, each in tensors.items()}, text
-        )
-        for name, dtype in PRECISIONS.items()
-    }
+    rounded = {name: each.to(dtype) if each.is_floating_point() else each for name, each in tensors.items()}
+    return hash_tensors(rounded, json.dumps(settings, sort_keys=True))
 
 
 def _check_digests(tensors: Mapping[str, Tensor], described: Mapping[str, Any], digests: Any, folder: Path) -> None:
     """Raise unless weights and settings are those that were saved, or the weights rounded to half precision."""
     given = digests if isinstance(digests, dict) else {}
     stored = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    found = _digests(tensors, described)
-    names = [name for name, dtype in PRECISIONS.items() if stored == {dtype}] or ["float32"]
-    if not all(given.get(name) == found[name] for name in names):
+    name = next((name for name, dtype in PRECISIONS.items() if stored == {dtype}), "float32")
+    if given.get(name) != _digest(tensors, described, PRECISIONS[name]):
         raise InputError(
             f"Expected the settings and weights that were saved in {folder}; they have changed since. Copy the folder "
             f"again, or set digests to null in {CONFIG_FILE} if you changed them on purpose."
