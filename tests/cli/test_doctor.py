@@ -1,7 +1,6 @@
 """`biflow doctor`: what it says of a machine is so."""
 
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from biflow import __version__
 from biflow.cli import doctor
 from biflow.cli import main as cli
-from biflow.training import provenance
 
 
 @pytest.fixture
@@ -82,17 +80,3 @@ def test_the_required_versions_are_those_without_a_known_fault():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     for name, (first, _) in doctor.ADVISORIES.items():
         assert f'"{name}>={".".join(map(str, first))}"' in text
-
-
-@pytest.mark.parametrize("cloned", [True, False])
-def test_the_commit_is_that_of_a_clone_of_biflow(tmp_path, monkeypatch, cloned):
-    """And not of a repository that someone keeps the installed package in."""
-    package = tmp_path / ("src" if cloned else "site-packages") / "biflow"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "biflow"\n' if cloned else '[project]\nname = "mine"\n')
-    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all"]):
-        subprocess.run(["git", "-C", tmp_path, *command], check=True)
-    monkeypatch.setattr(provenance.biflow, "__file__", str(package / "__init__.py"))
-    assert bool(provenance.git_revision()) == cloned

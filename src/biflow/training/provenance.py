@@ -48,20 +48,15 @@ def describe_session(world: World) -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """Commit of biflow's source, with a plus if it has local changes; None if this is not a clone of biflow.
-
-    The package may be installed, or committed, inside the repository of something else.
-    """
-    folder = Path(biflow.__file__).resolve().parent
+    """Commit of biflow's source, with a plus if it has local changes; None if it is not in a git repository."""
+    folder = Path(biflow.__file__).parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        root = Path(git("rev-parse", "--show-toplevel"))
-        if folder != root / "src" / "biflow" or 'name = "biflow"' not in (root / "pyproject.toml").read_text("utf-8"):
-            return None
+        git("cat-file", "-e", "HEAD:./__init__.py")  # the package may be installed inside another repository
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
         return None
