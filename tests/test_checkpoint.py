@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from biflow.checkpoint import load_model, load_training, save_model
 from biflow.errors import InputError
 from biflow.inputs import MOST_BYTES
-from biflow.tensors import write_safetensors
+from biflow.tensors import hash_tensors, write_safetensors
 from tests.builders import tiny_config, tiny_model, with_names
 
 
@@ -186,6 +186,20 @@ def test_float64_weights_are_loaded_by_value(folder):
     assert torch.equal(load_model(folder).flow.prior_variance, tiny_model().flow.prior_variance)
 
 
+def test_halved_weights_that_were_widened_again_are_loaded(fitted, tmp_path):
+    save_model(fitted, tmp_path / "model")
+    halve(tmp_path / "model", torch.bfloat16)
+    halve(tmp_path / "model", torch.float32)
+    assert load_model(tmp_path / "model").reverse is not None
+
+
+@pytest.mark.parametrize("digests", [{}, [], "x", 5, {"float32": None}, {"float32": ["a"]}])
+def test_a_folder_whose_checksums_are_gone_is_refused(folder, digests):
+    edit_config(folder, digests=digests)
+    with pytest.raises(InputError, match="changed since"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("kind", ["fitted", "unfitted", "flow alone"])
 def test_a_flipped_bit_of_the_weights_is_never_accepted(fitted, tmp_path, kind):
     models = {"fitted": fitted, "unfitted": tiny_model(), "flow alone": tiny_model(tiny_config(reverse=None))}
@@ -350,3 +364,29 @@ def test_a_setting_that_nobody_would_write_is_one_short_sentence(folder, value):
             load_model(folder)
         assert len(str(caught.value)) < 2000
         assert str(caught.value).isprintable()
+
+
+def test_a_replaced_models_record_of_training_goes_with_it(tmp_path):
+    save_model(tiny_model(), tmp_path / "model", {"data": "digits"})
+    assert load_training(tmp_path / "model") == {"data": "digits"}
+    save_model(tiny_model(seed=1), tmp_path / "model")
+    assert load_training(tmp_path / "model") is None
+
+
+def test_a_loaded_model_is_frozen_and_in_eval_mode(folder):
+    loaded = load_model(folder)
+    for network in (loaded.flow, loaded.reverse):
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_other_users_can_read_the_weights(folder):
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_hash_of_tensors_tells_names_and_shapes_apart_but_not_their_order():
+    a, b = torch.arange(4.0), torch.ones(2)
+    right = hash_tensors({"a": a, "b": b})
+    assert hash_tensors({"b": b, "a": a}) == right
+    others = [{"b": a, "a": b}, {"a": a.view(2, 2), "b": b}, {"a": a, "c": b}, {"a": a}, {"a": a, "b": -b}]
+    assert len({right, hash_tensors({"a": a, "b": b}, "text"), *map(hash_tensors, others)}) == 7

@@ -46,7 +46,7 @@ def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = 
     check_complete(model)
     tensors = model.networks.state_dict()
     described = _describe(model.config, model.class_names)
-    digests = {name: _digest(tensors, described, dtype) for name, dtype in PRECISIONS.items()}
+    digests = {name: _digest(_rounded(tensors, dtype), described) for name, dtype in PRECISIONS.items()}
     description = {"format_version": FORMAT_VERSION, **described, "digests": digests}
     with replace_folder(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -140,22 +140,23 @@ def _describe(config: ModelConfig, class_names: tuple[str, ...]) -> dict[str, An
     return {"class_names": [*map(printable, class_names)], "model": config.model_dump(mode="json")}
 
 
-def _digest(tensors: Mapping[str, Tensor], described: Mapping[str, Any], dtype: torch.dtype) -> str:
-    """SHA-256 of the description and of the weights, rounded to a precision.
+def _digest(tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> str:
+    """SHA-256 of the description and the values of the weights.
 
     The codec is left out: its name may change, when it is uploaded.
     """
     settings = {**described, "model": {**described["model"], "codec": ""}}
-    rounded = {name: each.to(dtype) if each.is_floating_point() else each for name, each in tensors.items()}
-    return hash_tensors(rounded, json.dumps(settings, sort_keys=True))
+    return hash_tensors(tensors, json.dumps(settings, sort_keys=True))
+
+
+def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: each.to(dtype) if each.is_floating_point() else each for name, each in tensors.items()}
 
 
 def _check_digests(tensors: Mapping[str, Tensor], described: Mapping[str, Any], digests: Any, folder: Path) -> None:
     """Raise unless weights and settings are those that were saved, or the weights rounded to half precision."""
     given = digests if isinstance(digests, dict) else {}
-    stored = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    name = next((name for name, dtype in PRECISIONS.items() if stored == {dtype}), "float32")
-    if given.get(name) != _digest(tensors, described, PRECISIONS[name]):
+    if _digest(tensors, described) not in given.values():
         raise InputError(
             f"Expected the settings and weights that were saved in {folder}; they have changed since. Copy the folder "
             f"again, or set digests to null in {CONFIG_FILE} if you changed them on purpose."
