@@ -154,6 +154,14 @@ def test_a_damaged_image_is_distinguished_from_other_files(tmp_path):
         decode(tmp_path / "x.png")
 
 
+def test_heic_without_its_decoder_names_the_package(tmp_path):
+    if "HEIF" in SUPPORTED:
+        pytest.skip("pillow-heif is installed")
+    (tmp_path / "x.png").write_bytes(b"\0\0\0\x1cftypheic")
+    with pytest.raises(InputError, match="a HEIC image, which Pillow cannot read here; install pillow-heif"):
+        decode(tmp_path / "x.png")
+
+
 def test_a_file_of_any_supported_ending_is_listed_and_read(tmp_path):
     image = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
     for suffix in IMAGE_SUFFIXES:

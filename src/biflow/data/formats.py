@@ -54,9 +54,8 @@ def fault_of(head: bytes) -> str:
     """
     for name, each in KNOWN.items():
         if re.match(each.signature, head, re.DOTALL):
-            here = name in SUPPORTED
-            return f"a {each.title} image" + (
-                ", damaged or of a rare kind" if here else ", which Pillow cannot read here"
-            )
+            if name in SUPPORTED:
+                return f"a {each.title} image, damaged or of a rare kind"
+            return f"a {each.title} image, which Pillow cannot read here" + "; install pillow-heif" * (name == "HEIF")
     *titles, last = (each.title for each in SUPPORTED.values())
     return f"not a {', '.join(titles)} or {last} image"
