@@ -61,7 +61,7 @@ QUANTISER = "127.5 x + 127.5, rounded and clipped to 0..255"
 CONVENTIONS = {
     "kernel_distance": "cubic kernel, 100 subsets of up to 1,000 images",
     "precision_and_recall": "third nearest neighbour, up to 10,000 real images",
-    "inception_score": "splits of 5,000 images, in an order shuffled by a fixed seed",
+    "inception_score": "equal splits of 5,000 images or more, in an order shuffled by a fixed seed",
 }
 RESULT_FILE, REPORT_FILE = "evaluation.json", "evaluation.html"
 
