@@ -5,11 +5,12 @@ import torch
 
 from biflow.config import FlowConfig
 from biflow.models.flow_block import FlowBlock, restore, shift_to_next_patch
+from biflow.models.model import new_model
 from biflow.sampling.jacobi import LARGEST_GUESS, bounded, invert_by_jacobi
 from biflow.sampling.refine import refine
 from biflow.sampling.result import SamplerOutput
 from biflow.sampling.sequential import invert_sequentially
-from tests.builders import noise_and_labels, tiny_flow
+from tests.builders import noise_and_labels, tiny_config, tiny_flow
 
 
 def refine_from_zero(flow, z, labels, **options) -> SamplerOutput:
@@ -107,6 +108,14 @@ def test_the_residual_of_refine_is_the_largest_last_change_of_a_block(tolerance)
     assert found.rounds == rounds
     assert 0 < found.residual.item() == pytest.approx(max(residual), rel=1e-6)
     torch.testing.assert_close(found.x, states[0], rtol=0, atol=1e-12)
+
+
+def test_a_tolerance_of_zero_stops_when_nothing_changes():
+    flow, (z, labels) = new_model(tiny_config(), tuple("abc")).flow, noise_and_labels()  # fresh: the identity
+    for found in (invert_by_jacobi(flow, z, labels, tolerance=0), refine(flow, z, labels, start=[z] * 3, tolerance=0)):
+        assert torch.equal(found.x, z)
+        assert found.network_calls == 3
+        assert not found.residual.any()
 
 
 @pytest.mark.parametrize("value", [5.0, float("nan"), float("inf"), -1e30])

@@ -22,7 +22,7 @@ CONFIG = {
     "betas": (0.6, 0.8),
     "weight_decay": 0.3,
     "clip_norm": 0.5,
-    "ema_decay": 0.4,
+    "ema_decay": 0.5,
     "log_every": 1,
 }
 
@@ -87,7 +87,7 @@ def by_hand() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
             update = first[i] / (1 - 0.6**count) / ((second[i] / (1 - 0.8**count)).sqrt() + 1e-8)
             decay = 0.3 if p.ndim == 2 else 0.0
             p.data = p.data * (1 - rate * decay) - rate * update
-            kept = min(0.4, (1 + step) / (10 + step))
+            kept = min(0.5, (1 + step) / (10 + step))
             averages[i] = kept * averages[i] + (1 - kept) * p.data
     return [p.detach() for p in weights], averages
 

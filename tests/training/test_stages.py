@@ -7,10 +7,11 @@ from biflow.config import FitConfig, ReadingConfig, ReverseConfig
 from biflow.data.augment import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.datasets import indices_at
 from biflow.models.codec import PixelCodec
+from biflow.models.patches import patchify
 from biflow.training.objectives import FitFlow, FitJoint
 from biflow.training.stages import training_batches
 from tests.builders import tiny_config, tiny_images, tiny_model, tiny_objective
-from tests.training.test_training import make_run
+from tests.training.test_training import make_run, train_in
 
 SIZES = {"layers": 1, "width": 16, "head_width": 8}
 
@@ -43,3 +44,11 @@ def test_a_batch_is_drawn_for_the_keys_of_seed_stage_step_and_image(stage):
         assert batch.window == draw_window(*keys)
         assert batch.images is None
         assert not torch.equal(clean, PixelCodec().encode(data.images[indices]))  # some are mirrored
+
+
+def test_a_fitted_reverse_model_knows_the_root_mean_squares_of_the_states_of_its_flow(tmp_path):
+    model, data = train_in(tmp_path / "run"), tiny_images()
+    noisy = add_noise(PixelCodec().encode(data.images), range(12), 0.2, 0, "state rms")
+    states = model.flow(patchify(noisy, 2), data.labels).states[:-1]
+    expected = torch.stack([state.square().mean().sqrt() for state in states])
+    torch.testing.assert_close(model.reverse.state_rms, expected)

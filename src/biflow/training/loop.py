@@ -100,7 +100,6 @@ class Trainer:
                 raise Interrupted(f"saved after step {self.step} of {self.config.steps}")
             start = time.perf_counter()
         self.ema.copy_to_model()
-        self.objective.eval()
         self._unshard()
 
     @torch.no_grad()
