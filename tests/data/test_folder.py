@@ -250,13 +250,13 @@ def test_reading_follows_its_settings(tmp_path):
 
 
 def test_a_second_scan_decodes_only_changed_files(tmp_path, cache):
-    write_grey(tmp_path, "a.png", "b.png", "c.png")
+    write_grey(tmp_path, "a.png", "b.png", "c.png", "d.png")
     names = list_folder(tmp_path).images
     first = scan(tmp_path, names)
     assert len(list((cache / "biflow" / "scans").iterdir())) == 1
-    for name in ("a.png", "b.png"):  # broken, the first one without a change in size or time
+    for name in ("a.png", "b.png", "d.png"):  # broken, the first one without a change in size or time
         status = (tmp_path / name).stat()
-        (tmp_path / name).write_bytes(bytes(status.st_size))
+        (tmp_path / name).write_bytes(bytes(status.st_size + (name == "d.png")))
         changed = status.st_mtime_ns + (name == "b.png")
         os.utime(tmp_path / name, ns=(changed, changed))
     second = scan(tmp_path, names)
@@ -271,7 +271,7 @@ def test_a_damaged_record_of_a_scan_is_ignored(tmp_path, cache, damage):
     first = scan(tmp_path, ["a.png"])
     (record,) = (cache / "biflow" / "scans").iterdir()
     text = record.read_text()
-    record.write_text(damage if damage != "cut" else text.replace('"PNG"]', "]"))
+    record.write_text(damage if damage != "cut" else text.replace('"PNG", 255, 255', '"PNG"'))
     assert scan(tmp_path, ["a.png"]) == first
     assert record.read_text() == text
 
@@ -285,6 +285,13 @@ def test_an_unusable_cache_folder_is_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "images"))
     assert scan(tmp_path / "images", ["a.png"]).readable
     assert state_of(tmp_path / "images") == before
+
+
+def test_a_known_file_is_decoded_again_when_the_limit_changes(tmp_path, monkeypatch):
+    write_grey(tmp_path, "a.png")
+    assert scan(tmp_path, ["a.png"]).readable
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert "megapixels" in scan(tmp_path, ["a.png"]).rejected["a.png"]
 
 
 def test_file_names_of_any_bytes_are_read_and_escaped(tmp_path):

@@ -68,11 +68,26 @@ def test_sixteen_bits_that_hold_eight_or_ten_are_refused(tmp_path, suffix, large
 
 @pytest.mark.parametrize(
     ("kind", "largest"),
-    [(np.float32, 1), (np.float32, 2), (np.float32, 300), (np.int32, 1), (np.int32, 4095), (np.int16, 4000)],
+    [
+        (np.float32, 1),
+        (np.float32, 2),
+        (np.float32, 300),
+        (np.int32, 1),
+        (np.int32, 4095),
+        (np.int16, 4000),
+        (np.int16, 30000),
+    ],
 )
 def test_a_range_that_neither_type_nor_values_tell_is_refused(tmp_path, kind, largest):
     write_tiff(tmp_path / "x.tif", (RAMP * (largest / 255)).astype(kind))
     with pytest.raises(InputError, match=f"grey values up to {largest}, neither the range 0-255 nor 0-65535"):
+        decode(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-100, 200), (0, 70000), (0, np.nan)])
+def test_values_outside_16_bits_are_refused(tmp_path, low, high):
+    write_tiff(tmp_path / "x.tif", np.float32([[low, high]] * 2))
+    with pytest.raises(InputError, match=r"grey values from .*, outside 0-65535; save them with 8"):
         decode(tmp_path / "x.tif")
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -346,6 +347,20 @@ def test_the_order_differs_between_seeds_stages_epochs_and_from_the_files(parque
     assert all(sorted(order) == list(range(COUNT)) for order in orders)
 
 
+def test_shards_are_dealt_anew_in_every_epoch(parquet):
+    stream = stream_of(opened(parquet, streaming=True).train, part=(0, 2))
+    dealt = [stream._shards(epoch) for epoch in range(8)]
+    assert all(len(set(shards)) == SHARDS // 2 for shards in dealt)
+    assert len({frozenset(shards) for shards in dealt}) > 2
+
+
+def test_processes_that_share_a_shard_shuffle_it_apart(tmp_path):
+    folder = write_parquet(a_set(), tmp_path / "parquet", shards=1)
+    first, second = (of_process(folder, rank, 2, COUNT // 2, steps=COUNT // 2) for rank in range(2))
+    assert sorted(first + second) == list(range(COUNT))
+    assert [value // 2 for value in first] != [value // 2 for value in second]
+
+
 def test_a_saved_data_set_streams_as_its_files_of_parquet_do(tmp_path, parquet):
     a_set().save_to_disk(tmp_path / "saved", num_shards=SHARDS)
     one, two = (opened(path, streaming=True).train for path in (parquet, tmp_path / "saved"))
@@ -523,16 +538,18 @@ def test_a_stored_image_is_read_or_refused_like_the_same_file(tmp_path):
     write_kinds(tmp_path / "files")
     write_broken(tmp_path / "files")
     grey(9).convert("P").save(tmp_path / "files" / "x.gif")
+    settings = {"crop": "tarflow", "background": "black"}
+    read = partial(decode_row, name="row 1", image_shape=(3, 4, 4), reading=ReadingConfig(**settings))
     for path in sorted((tmp_path / "files").iterdir()):
         try:
-            wanted = read_image(path, 4, 3)
+            wanted = read_image(path, 4, 3, **settings)
         except Exception as error:
             if path.stat().st_size:  # an empty file is a row without bytes
                 with pytest.raises(InputError, match=re.escape(reason_of(error))):
-                    decode_row({"bytes": path.read_bytes(), "path": None}, "row 1", (3, 4, 4), ReadingConfig())
+                    read({"bytes": path.read_bytes(), "path": None})
         else:
             for row in ({"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
-                assert torch.equal(decode_row(row, "row 1", (3, 4, 4), ReadingConfig()), wanted), path.name
+                assert torch.equal(read(row), wanted), path.name
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

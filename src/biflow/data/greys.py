@@ -62,7 +62,7 @@ def eight_bits(image: Image.Image, white_of: Callable[[Image.Image, float], int]
     """Convert wide grey to 8 bits, with its transparent value as alpha; white is what `white_of` tells."""
     low, high = extremes(image)
     if not (low >= 0 and high <= SIXTEEN):
-        raise InputError(f"grey values from {low:.4g} to {high:.4g}, outside 0-65535; save them with 8 or 16 bits")
+        raise InputError(f"grey values from {low:.6g} to {high:.6g}, outside 0-65535; save them with 8 or 16 bits")
     white, transparent = white_of(image, high), image.info.get("transparency")  # a grey value, in PNG
     inverted = image.format == "TIFF" and _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO
 
@@ -96,7 +96,7 @@ def white_of(image: Image.Image, largest: float) -> int:
             return white
     kind = "floating-point" if image.mode == "F" else "signed"
     raise InputError(
-        f"{kind} grey values up to {largest:.4g}, neither the range 0-255 nor 0-65535; save them with 8 or 16 bits"
+        f"{kind} grey values up to {largest:.6g}, neither the range 0-255 nor 0-65535; save them with 8 or 16 bits"
     )
 
 
