@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from biflow.data.images import to_pixels
+from biflow.errors import InputError
 from biflow.inference.classify import classify_images
 from biflow.inference.edit import Editor
 from biflow.inference.likelihood import cycle_error, score_images
@@ -107,6 +108,59 @@ def test_arguments_of_an_interpolation(pipe):
     expected = with_options(OPTIONS)(pipe, "interpolate", (PIXELS, PIXELS.flip(0)), pair, steps=4)
     assert torch.equal(found, expected)
     assert pipe.interpolate(PIXELS, PIXELS, **OPTIONS).pixels.shape[1] == 7
+
+
+MASK = torch.ones(4, 4, dtype=torch.bool)
+OTHER_KINDS = {
+    "labels: unsigned": lambda p: p.sample(np.array([9], np.uint16)),
+    "labels: more than there are": lambda p: p.sample(np.array([2**64 - 1], np.uint64)),
+    "labels: complex": lambda p: p.sample(torch.tensor([1j])),
+    "labels: sparse": lambda p: p.sample(torch.tensor([1]).to_sparse()),
+    "labels: meta": lambda p: p.sample(torch.zeros(1, dtype=torch.long, device="meta")),
+    "label: number": lambda p: p.log_prob(PIXELS, torch.tensor(1.5)),
+    "images: sparse": lambda p: p.classify(PIXELS.to_sparse()),
+    "images: meta": lambda p: p.classify(PIXELS.to("meta")),
+    "indices: negative": lambda p: p.noise([0, -1], 0),
+    "indices: halves": lambda p: p.noise([0.5], 0),
+    "indices: names": lambda p: p.noise(["a"], 0),
+    "indices: one": lambda p: p.noise(3, 0),
+    "start: negative": lambda p: p.draw([0], start=-1),
+    "start: half": lambda p: p.draw([0], start=0.5),
+    "seed of a recipe": lambda _: Pipeline.from_recipe("biflow_digits", seed=0.5),
+    "latents: complex": lambda p: p([0], latents=torch.zeros(1, 4, 4, dtype=torch.complex64)),
+    "noise: complex": lambda p: p.decode(torch.zeros(1, 4, 4, dtype=torch.complex64), [0]),
+    "noise: sparse": lambda p: p.decode(torch.ones(1, 4, 4).to_sparse(), [0]),
+    **{
+        f"{name}: {value!r}": lambda p, call=call, value=value: call(p, value)
+        for name, call in {
+            "score noise": lambda p, value: p.log_prob(PIXELS, noise=value),
+            "average": lambda p, value: p.log_prob(PIXELS, average=value),
+            "method": lambda p, value: p.classify(PIXELS, method=value),
+            "noise": lambda p, value: p.classify(PIXELS, noise=value),
+            "start": lambda p, value: p.inpaint(PIXELS, MASK, start=value),
+            "output_type": lambda p, value: p([0], output_type=value),
+            "sampler": lambda p, value: p.sample([0], method=value),
+        }.items()
+        for value in (None, 1, [], {})
+    },
+}
+
+
+@pytest.mark.parametrize("call", OTHER_KINDS.values(), ids=OTHER_KINDS.keys())
+def test_arguments_of_another_kind_are_refused_in_one_sentence(pipe, call):
+    with pytest.raises(InputError, match=r"Expected |Unknown "):
+        call(pipe)
+
+
+def test_whole_numbers_of_every_kind_count_by_their_value(pipe):
+    expected = pipe.sample_pixels([2, 1])
+    for kind in (np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int64):
+        assert torch.equal(pipe.sample_pixels(np.array([2, 1], kind)), expected)
+    for indices in (np.arange(2), torch.arange(2), range(2), (np.uint8(0), np.int64(1))):
+        assert torch.equal(pipe.noise(indices, 0), pipe.noise([0, 1], 0))
+    found = pipe.interpolate(PIXELS, PIXELS, steps=np.int64(3)).pixels
+    assert torch.equal(found, pipe.interpolate(PIXELS, PIXELS, steps=3).pixels)
+    assert torch.equal(pipe.draw([1], start=np.int64(1)).pixels, expected[1:])
 
 
 def test_images_and_a_mask_that_are_not_square_keep_their_sides():
