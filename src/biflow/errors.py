@@ -49,7 +49,7 @@ def check_choice(name: str, options: Iterable[str], what: str) -> None:
     >>> check_choice("grey", ["draw", "grey"], "start")
     """
     if name not in (known := list(options)):
-        raise InputError(f"Unknown {what} {name!r}; {nearest(name, known)}")
+        raise InputError(f"Unknown {what} {name!r}; {nearest(str(name), known)}")
 
 
 def choose(options: Mapping[K, V], name: K, what: str) -> V:

@@ -15,6 +15,7 @@ from biflow.config.records import reading_of
 from biflow.data.images import Images, to_pil
 from biflow.data.labels import Labels
 from biflow.data.mask import to_mask
+from biflow.errors import check_number
 from biflow.hub.repository import find_model, upload, write_upload
 from biflow.hub.tarflow import load_tarflow
 from biflow.inference.classify import Classification, classify_images
@@ -23,7 +24,7 @@ from biflow.inference.likelihood import Scores, cycle_error, score_images
 from biflow.models.model import Model, new_model
 from biflow.sampling.diffusers import ImagePipelineOutput, OutputType, as_output, given_labels, given_noise, guidance_of
 from biflow.sampling.draw import REDRAWS, Drawn, Engine
-from biflow.sampling.options import SamplingOptions, SamplingSettings
+from biflow.sampling.options import SamplingOptions, SamplingSettings, check_indices
 from biflow.sampling.samplers import Sampler
 from biflow.tensors import check_device, check_precision
 
@@ -70,6 +71,7 @@ class Pipeline:
         >>> Pipeline.from_recipe("biflow_digits", ["model.flow.blocks=2"])
         Pipeline(flow and reverse model, 8x8x1, 10 classes, cpu, torch.float32)
         """
+        check_number(seed, "seed", whole=True)
         config = load_recipe(name, overrides).model
         return cls(new_model(config, tuple(str(label) for label in range(config.num_classes)), seed=seed).frozen())
 
@@ -234,7 +236,7 @@ class Pipeline:
 
     def noise(self, indices: Sequence[int], seed: int) -> Tensor:
         """The noise z (N, T, D) that the images at these indices start from, in the prior's units."""
-        return self.engine.noise(indices, seed)
+        return self.engine.noise(check_indices(indices), seed)
 
     def log_prob(
         self,

@@ -181,6 +181,13 @@ def describe_faults(expected: Shapes, actual: Shapes) -> str:
     return ", ".join(sorted(faults)[:3]) + more
 
 
+def is_real_tensor(given: object, shape: tuple[int, ...]) -> bool:
+    """Whether this is a dense tensor of real numbers, of this shape."""
+    if not isinstance(given, Tensor) or given.layout != torch.strided or given.is_meta:
+        return False
+    return tuple(given.shape) == shape and not given.is_complex()
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """Return the device; raise if torch cannot use it on this machine."""
     try:

@@ -154,6 +154,12 @@ def test_kernel_distance_of_whole_sets_does_not_depend_on_their_order():
     assert found.deviation == pytest.approx(0, abs=1e-12)
 
 
+def test_subsets_of_the_kernel_distance_are_no_larger_than_the_smaller_set():
+    many, few = features(50, 4, 0), features(10, 4, 1)
+    for sets in ((many, few), (few, many)):
+        assert kernel_distance(*sets, subset_size=1000) == kernel_distance(*sets, subset_size=10)
+
+
 def test_inception_score_of_certain_predictions_is_the_number_of_classes():
     assert inception_score(torch.eye(7).repeat(3, 1) * 1000).mean == pytest.approx(7)
 

@@ -85,7 +85,7 @@ def to_pil(image: Tensor) -> Image.Image:
 def to_pixels(images: Images) -> Tensor:
     """Convert PIL images of one size, grey or RGB, to uint8 (N, P, H, W); tensors of that shape are returned as is."""
     if isinstance(images, Tensor):
-        if images.ndim != 4 or images.dtype != torch.uint8:
+        if images.ndim != 4 or images.dtype != torch.uint8 or images.layout != torch.strided or images.is_meta:
             raise InputError(f"Expected uint8 images (N, P, H, W); got {tuple(images.shape)} {images.dtype}.")
         return images
     if not isinstance(images, Sequence) or not len(images) or not all(isinstance(each, Image.Image) for each in images):

@@ -61,13 +61,15 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
         given = [label_of(each, num_classes, class_names) for each in labels]
     try:
         checked = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
+        whole = not (checked.is_floating_point() or checked.is_complex() or checked.dtype == torch.bool)
+        checked = checked.to("cpu", torch.int64) if whole and checked.layout == torch.strided else torch.empty(0)
+    except (TypeError, ValueError, RuntimeError):  # NotImplementedError, of tensors on the meta device, is one
         checked = torch.empty(0)
-    if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or checked.dtype == torch.bool:
+    if checked.ndim != 1 or not len(checked):
         raise InputError(f"Expected a list of one or more labels, indices or names, such as [0]; got {labels!r}.")
     invalid = checked[(checked < 0) | (checked > num_classes)]
     if len(invalid):
         known = f"labels from 0 to {num_classes - 1}, or {num_classes} for no class"
         only = "label 0 only: this model is unconditional"
         raise InputError(f"Expected {known if num_classes else only}; got {invalid[0].item()}.")
-    return checked.long().cpu()
+    return checked

@@ -75,7 +75,7 @@ def steps_between(steps: int) -> list[float]:
     [0.0, 0.5, 1.0]
     """
     check_number(steps, "steps", least=2, whole=True, hint="They include both ends.")
-    return [i / (steps - 1) for i in range(steps)]
+    return [i / (int(steps) - 1) for i in range(steps)]
 
 
 def label_pair(labels: tuple[Labels, Labels] | None) -> tuple[Labels | None, Labels | None]:

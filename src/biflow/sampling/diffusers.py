@@ -13,6 +13,7 @@ from torch import Tensor
 
 from biflow.data.images import to_pil
 from biflow.errors import InputError, check_number, choose
+from biflow.tensors import is_real_tensor
 
 OutputType = Literal["pil", "np", "pt"]
 OutputImages = list[Image.Image] | npt.NDArray[np.float32] | Tensor
@@ -78,7 +79,7 @@ def given_noise(
         latents = torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)
     if latents is None:
         return None
-    if not isinstance(latents, Tensor) or tuple(latents.shape) != shape or not latents.isfinite().all():
+    if not is_real_tensor(latents, shape) or not latents.isfinite().all():
         found = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
         raise InputError(f"Expected latents as a tensor of shape {shape} without NaN or Inf; got {found}.")
     return latents

@@ -17,6 +17,7 @@ from biflow.sampling.captured import CapturedFlow, CapturedReverse, get_or_make
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.options import SamplingSettings
 from biflow.sampling.samplers import Sampler
+from biflow.tensors import is_real_tensor
 
 KEPT = 16  # prepared samplers
 REDRAWS = 4  # at most, of an image that contains NaN or Inf
@@ -61,6 +62,7 @@ class Engine:
 
     def sample(self, labels: Tensor, settings: SamplingSettings, *, start: int, redraws: int) -> Drawn:
         """Images of labels (N,) at the indices start, start + 1, ..., each from noise of its own."""
+        check_number(start, "start", whole=True)
 
         def latents_at(rows: Tensor, attempt: int) -> Tensor:
             z = self.noise((start + rows).tolist(), settings.seed, attempt)
@@ -72,7 +74,7 @@ class Engine:
         """Images from noise z (N, T, D), in the prior's units, and labels (N,)."""
 
         wanted = (len(labels), *self.model.config.noise_shape)
-        if not isinstance(z, Tensor) or tuple(z.shape) != wanted:
+        if not is_real_tensor(z, wanted):
             found = tuple(z.shape) if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise InputError(f"Expected noise of shape {wanted}, for the labels, as a tensor; got {found}.")
         z = z.float()

@@ -1,8 +1,10 @@
 """How images are sampled: the keyword arguments of every call that samples, checked once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypedDict
+
+from torch import Tensor
 
 from biflow.errors import InputError, check_number, nearest
 from biflow.sampling.guidance import NO_GUIDANCE, Guidance
@@ -25,6 +27,20 @@ class SamplingOptions(TypedDict, total=False):
     method: str | Sampler
     seed: int
     batch_size: int
+
+
+def check_indices(indices: Iterable[Any]) -> list[int]:
+    """Indices of samples as a list; raises unless they are whole numbers from 0.
+
+    >>> check_indices(range(3))
+    [0, 1, 2]
+    """
+    if not isinstance(indices, Iterable):
+        raise InputError(f"Expected indices in a list, such as [0, 1]; got {indices!r}.")
+    found = [each.item() if isinstance(each, Tensor) else each for each in indices]
+    for each in found:
+        check_number(each, "every index", whole=True)
+    return [int(each) for each in found]
 
 
 @dataclass(frozen=True)
