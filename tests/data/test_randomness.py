@@ -1,7 +1,20 @@
+import math
+
 import numpy as np
+import pytest
 import torch
 
-from biflow.data.randomness import _starts, _words, normal_for, seeded_weights, uniform_for
+from biflow.data.randomness import (
+    FIRST_FACTOR,
+    GOLDEN,
+    SECOND_FACTOR,
+    _fill_normal,
+    _starts,
+    _words,
+    normal_for,
+    seeded_weights,
+    uniform_for,
+)
 
 
 def test_words_are_those_of_splitmix64():
@@ -19,6 +32,21 @@ def test_normal_and_uniform_numbers_are_their_formulas():
     np.testing.assert_allclose(normal_for([5, 2**63], (8,), "a", 1).numpy(), normal, atol=1e-5)
     uniform = np.stack([low // 256, high // 256], axis=2).reshape(2, 8) / 2**24
     np.testing.assert_array_equal(uniform_for([5, 2**63], (8,), "a", 1).numpy(), uniform)
+
+
+def test_normal_numbers_are_finite_even_where_a_uniform_one_is_zero():
+    """For the start whose first word is 0 in its low half, by SplitMix64 backwards."""
+    word = 7 << 32
+    for shift, factor in ((31, SECOND_FACTOR), (27, FIRST_FACTOR), (30, 1)):
+        unshifted = word
+        for _ in range(64 // shift):
+            unshifted = word ^ (unshifted >> shift)
+        word = unshifted * pow(int(factor), -1, 2**64) % 2**64
+    start = np.array([(word - int(GOLDEN)) % 2**64], np.uint64)
+    assert _words(start, 1).item() == 7 << 32
+    pairs = np.empty((1, 2, 1), np.float32)
+    _fill_normal(pairs, start)
+    assert np.hypot(*pairs.flatten()) == pytest.approx(math.sqrt(-2 * math.log(0.5 / 2**32)), rel=1e-5)
 
 
 def test_normal_numbers_have_the_moments_of_a_normal():

@@ -17,6 +17,15 @@ def test_levels_count_as_in_the_flow():
     torch.testing.assert_close(out.hidden[2], first_made)
 
 
+def test_a_block_returns_the_patches_and_not_its_class_tokens():
+    block, hidden = tiny_reverse().blocks[0], torch.randn(3, 4, 16, dtype=torch.float64)
+    for layer in block.transformer.layers:  # now the identity
+        for last in (layer.attention.out, layer.mlp[2]):
+            last.weight.data.zero_()
+            last.bias.data.zero_()
+    assert torch.equal(block(hidden, torch.tensor([0, 1, 3])), hidden)
+
+
 def test_every_patch_sees_every_patch():
     model = tiny_reverse()
     z, labels = noise_and_labels(batch=1)
