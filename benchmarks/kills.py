@@ -28,6 +28,7 @@ from biflow.checkpoint import save_model
 from biflow.config import load_recipe
 from biflow.data.datasets import load_data
 from biflow.data.images import write_images
+from biflow.features.judge import Judge, save_judge
 from biflow.files import LOCK_FILE, write_text
 from biflow.models.model import new_model
 
@@ -74,15 +75,14 @@ def make_commands(base: Path) -> dict[str, Command]:
     model, images = str(base / "model"), str(base / "images")
     settings = [*SETTINGS, "fit_flow.keep_last=1", "fit_flow.log_every=1", "watch.preview_every=2"]
     sets = [word for each in settings for word in ("--set", each)]
+    save_judge(Judge(1, 10), base / "judge")
+    evaluate = ["evaluate", model, "--data", "digits", "--features", f"judge:{base / 'judge'}"]
     found = {
         "train": Command(["train", "biflow_digits", *sets, "--out", "out"], resumes=True),
         "sample": Command(["sample", model, "--num", "4", "--out", "out.png"]),
         "sample, a folder": Command(["sample", model, "--num", "4", "--out", "out"]),
         "score": Command(["score", model, images, "--out", "out/scores.csv"]),
-        "evaluate": Command(
-            ["evaluate", model, "--data", "digits", "--num", "20", "--features", "judge", "--set", "npz=out/out.npz",
-             "--out", "out", "--set", "references=out/references"]
-        ),
+        "evaluate": Command([*evaluate, "--num", "20", "--set", "npz=out/out.npz", "--out", "out"]),
         "export": Command(["export", model, "--to", "torch", "--out", "out.pt2"]),
         "push --preview": Command(["push", model, "owner/name", "--preview", "out"]),
         "import": Command(["import", "tarflow", str(GOLDEN), "--noise-std", "0", "--image-size", "8", "--out", "out"]),
@@ -179,8 +179,9 @@ def kill_everywhere(command: Command, base: Path, *, every: int = 1) -> dict[str
         if stopped.code == 0:
             break
         kills += 1
-        second = run(again(command, folder), folder)
-        if fault := difference(whole, second, steady):
+        if not difference(whole, stopped._replace(code=0), steady):
+            continue  # all was written
+        if fault := difference(whole, run(again(command, folder), folder), steady):
             faults.append(f"killed before change {number}: {fault}")
     return {"kills": kills, "compared": len(steady), "files": len(whole.files), "faults": faults}
 

@@ -268,3 +268,12 @@ def test_the_page_of_figures_lists_files_of_unknown_kinds(report, tmp_path):
     assert "new/kind.json" in more
     assert "plan.json" in more
     assert "faults.json" not in more
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "push --preview", "data encode", "evaluate"])
+def test_a_command_killed_anywhere_ends_as_an_undisturbed_one_when_it_runs_again(load, tmp_path, name):
+    kills = load("kills")
+    found = kills.kill_everywhere(kills.make_commands(tmp_path)[name], tmp_path, every=7)
+    assert found["kills"] > 3
+    assert found["faults"] == []

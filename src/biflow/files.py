@@ -136,10 +136,11 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     for each in folder.iterdir() if folder.is_dir() else ():
         leftover = LEFTOVER.fullmatch(each.name)
         if leftover and name in {None, leftover["name"]} and _is_abandoned(each):
-            for replaced in (each / REPLACED).glob("*"):  # killed between two renames
-                if not (folder / replaced.name).exists():
-                    replaced.rename(folder / replaced.name)
-            _delete(each)
+            with suppress(FileNotFoundError):  # another process does the same
+                for replaced in (each / REPLACED).glob("*"):  # killed between two renames
+                    if not (folder / replaced.name).exists():
+                        replaced.rename(folder / replaced.name)
+                _delete(each)
 
 
 @contextmanager

@@ -98,6 +98,16 @@ def test_a_run_killed_between_any_two_of_its_first_files_resumes(stopped, tmp_pa
         open_on(folder, tiny_images())
 
 
+def test_a_run_killed_before_it_deleted_an_older_checkpoint_deletes_it_when_resumed(stopped, run):
+    train_in(run, resume=True)
+    folder = run / "states" / "flow"
+    kept, older = sorted(folder.iterdir()), folder / "step_00000002"
+    assert older not in kept
+    shutil.copytree(stopped / "states" / "flow" / older.name, older)
+    train_in(run, resume=True)
+    assert sorted(folder.iterdir()) == kept
+
+
 def test_a_folder_takes_one_run_at_a_time(run):
     with hold_folder(run), pytest.raises(InputError, match=r"in use by process \d+ on"):
         open_on(run, tiny_images())

@@ -30,7 +30,7 @@ from biflow.models.patches import patchify
 from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
-from biflow.training.checkpoints import newest
+from biflow.training.checkpoints import newest, tidy
 from biflow.training.loop import Hook, Trainer
 from biflow.training.objective import Objective
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
@@ -227,6 +227,8 @@ def fit(run: Run, stage: str, objective: Objective, config: FitConfig) -> float:
     if found:
         trainer.load(found)
         objective.check_resumed()
+        if not faults:  # a damaged checkpoint would count as kept
+            run.world.on_main(lambda: tidy(folder, config))
     try:
         trainer.train(
             training_batches(run, stage, objective, config),
