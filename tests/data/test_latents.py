@@ -256,6 +256,28 @@ def test_moments_that_are_nan_are_not_read(whole_cache, tmp_path):
         cache.read(torch.tensor([2]))
 
 
+def test_moments_are_pairs_of_means_and_log_variances(whole_cache, tmp_path):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    path = tmp_path / "cache" / "train_00000.safetensors"
+    tensors = load_file(path)
+    tensors["moments"] = tensors["moments"][:, :-1].contiguous()
+    save_file(tensors, path)
+
+    def change(facts):
+        facts["shards"][0].update(sha256=file_checksum(path), bytes=path.stat().st_size)
+        facts["latent_shape"] = None
+
+    rewrite(tmp_path / "cache", change)
+    with pytest.raises(InputError, match="Expected moments and labels"):
+        open_latents(tmp_path / "cache", ReadingConfig())
+
+
+def test_every_shard_is_written_by_one_process(codec, tmp_path):
+    writers = [LatentWriter(tmp_path, codec, flip=False, batch_size=4, rank=rank, size=3) for rank in range(3)]
+    names = [shard.name for writer in writers for shard in writer.own(writer.shards(17, "train"))]
+    assert sorted(names) == [shard.name for shard in writers[0].shards(17, "train")]
+
+
 @pytest.mark.parametrize("change", [{"flip": True}, {"test_share": 0.1}])
 def test_settings_fixed_by_encoding_cannot_be_changed(codec, tmp_path, change):
     write(tmp_path / "cache", codec, colours())
