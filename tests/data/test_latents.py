@@ -121,6 +121,17 @@ def test_encoding_resumes(codec, tmp_path, monkeypatch):
     assert written == ["train_00001.safetensors", "train_00002.safetensors"]
 
 
+def test_shards_of_another_codec_are_written_again(codec, tmp_path):
+    data, shards = colours(4), []
+    for _ in range(2):
+        encoder = LatentWriter(tmp_path, codec, flip=False, batch_size=4, rank=0, size=1)
+        encoder.write(data, "train", lambda _: None)
+        shards.append(file_checksum(tmp_path / "train_00000.safetensors"))
+        with torch.no_grad():
+            next(codec.autoencoder.parameters()).add_(0.1)
+    assert shards[0] != shards[1]
+
+
 def test_latents_of_another_codec_are_refused(codec, tmp_path):
     cache = write(tmp_path / "cache", codec, colours())
     model = tiny_config(codec="vae:x", channels=4, num_classes=2)
