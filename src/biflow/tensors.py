@@ -69,9 +69,8 @@ def _check_intact(path: Path) -> None:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                entries, size = archive.infolist(), path.stat().st_size
-                stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-                intact = stored and sum(entry.file_size for entry in entries) <= size and not archive.testzip()
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+                intact = unpacked <= path.stat().st_size and not archive.testzip()
         else:
             named = HASH_IN_NAME.search(path.name)
             intact = not named or not path.exists() or file_checksum(path).startswith(named[1])

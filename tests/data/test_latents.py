@@ -121,6 +121,17 @@ def test_encoding_resumes(codec, tmp_path, monkeypatch):
     assert written == ["train_00001.safetensors", "train_00002.safetensors"]
 
 
+def test_shards_of_another_codec_are_written_again(codec, tmp_path):
+    data, shards = colours(4), []
+    for _ in range(2):
+        encoder = LatentWriter(tmp_path, codec, flip=False, batch_size=4, rank=0, size=1)
+        encoder.write(data, "train", lambda _: None)
+        shards.append(file_checksum(tmp_path / "train_00000.safetensors"))
+        with torch.no_grad():
+            next(codec.autoencoder.parameters()).add_(0.1)
+    assert shards[0] != shards[1]
+
+
 def test_latents_of_another_codec_are_refused(codec, tmp_path):
     cache = write(tmp_path / "cache", codec, colours())
     model = tiny_config(codec="vae:x", channels=4, num_classes=2)
@@ -254,6 +265,28 @@ def test_moments_that_are_nan_are_not_read(whole_cache, tmp_path):
     cache.read(torch.tensor([0, 1, 3]))
     with pytest.raises(InputError, match="Expected finite moments"):
         cache.read(torch.tensor([2]))
+
+
+def test_moments_are_pairs_of_means_and_log_variances(whole_cache, tmp_path):
+    shutil.copytree(whole_cache, tmp_path / "cache")
+    path = tmp_path / "cache" / "train_00000.safetensors"
+    tensors = load_file(path)
+    tensors["moments"] = tensors["moments"][:, :-1].contiguous()
+    save_file(tensors, path)
+
+    def change(facts):
+        facts["shards"][0].update(sha256=file_checksum(path), bytes=path.stat().st_size)
+        facts["latent_shape"] = None
+
+    rewrite(tmp_path / "cache", change)
+    with pytest.raises(InputError, match="Expected moments and labels"):
+        open_latents(tmp_path / "cache", ReadingConfig())
+
+
+def test_every_shard_is_written_by_one_process(codec, tmp_path):
+    writers = [LatentWriter(tmp_path, codec, flip=False, batch_size=4, rank=rank, size=3) for rank in range(3)]
+    names = [shard.name for writer in writers for shard in writer.own(writer.shards(17, "train"))]
+    assert sorted(names) == [shard.name for shard in writers[0].shards(17, "train")]
 
 
 @pytest.mark.parametrize("change", [{"flip": True}, {"test_share": 0.1}])

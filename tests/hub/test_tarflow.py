@@ -292,7 +292,7 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path):
         read_state_dict(tmp_path / "bomb.pth", "a file")
 
 
-@pytest.mark.parametrize("wrap", ["module.{}", "_orig_mod.{}", "module._orig_mod.{}", "blocks.0._orig_mod.{}"])
+@pytest.mark.parametrize("wrap", ["module.module.{}", "_orig_mod.{}", "module._orig_mod.{}", "blocks.0._orig_mod.{}"])
 def test_names_of_wrapped_models_are_those_of_the_model(tmp_path, wrap):
     """Of DistributedDataParallel, torch.compile, and AveragedModel with its counter."""
     state = torch.load(GOLDEN / "tarflow_conditional.pth", weights_only=True)

@@ -1,3 +1,4 @@
+import json
 import random
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ import torch
 from biflow.config import FitConfig
 from biflow.errors import Interrupted
 from biflow.files import remove_leftovers
-from biflow.training.checkpoints import Damaged, newest, read, save, tidy
+from biflow.training.checkpoints import Damaged, newest, read, render_manifest, save, tidy
 from tests.training.test_training import train_in, weights
 
 
@@ -76,6 +77,16 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_found(tmp_path, damage):
     assert found.step == 1
     assert len(faults) == 1
     assert str(path) in faults[0]
+
+
+def test_a_manifest_of_another_format_is_not_read(tmp_path):
+    write(tmp_path, 3)
+    path = tmp_path / "step_00000003" / "manifest.json"
+    content = {**json.loads(path.read_text()), "format_version": 99}
+    del content["sha256"]
+    path.write_text(render_manifest(content))
+    with pytest.raises(Damaged, match="has changed"):
+        read(path.parent)
 
 
 def test_the_newest_the_best_and_every_nth_are_kept(tmp_path):
