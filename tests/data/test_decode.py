@@ -6,7 +6,7 @@ from PIL import Image
 
 from biflow.data.decode import CROPS, at_size, decode, inspect, read_image, reason_of
 from biflow.data.formats import HEAD_BYTES, IMAGE_SUFFIXES, SUPPORTED, fault_of
-from biflow.data.scan import list_images
+from biflow.data.listing import list_folder
 from biflow.errors import InputError
 from tests.data.pictures import bomb, noise, write_kinds
 
@@ -168,7 +168,7 @@ def test_a_file_of_any_supported_ending_is_listed_and_read(tmp_path):
         image.save(tmp_path / f"x{suffix}", format=next(n for n, each in SUPPORTED.items() if suffix in each.suffixes))
         assert (read_image(tmp_path / f"x{suffix}", 8, 3).int() - 90).abs().max() <= 3, suffix
         assert fault_of((tmp_path / f"x{suffix}").read_bytes()[:HEAD_BYTES]).startswith("a "), suffix
-    assert len(list_images(tmp_path)) == len(IMAGE_SUFFIXES) >= 9
+    assert len(list_folder(tmp_path).images) == len(IMAGE_SUFFIXES) >= 9
 
 
 def test_transparent_parts_of_a_gif_take_the_background(tmp_path):
