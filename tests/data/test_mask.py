@@ -84,5 +84,6 @@ def test_a_mask_that_touches_half_a_pixel_or_more_masks_it():
     whole = np.zeros((8, 8), np.uint8)
     whole[:, :3] = 255  # three quarters of the first two pixels: all of the first, half of the second
     whole[:, 3:4] = 40
+    whole[:, 4:5] = 200  # less than half of the third
     fitted = fit_mask(Image.fromarray(whole), [Picture("x.png", torch.zeros(1, 4, 4), (8, 8))])[0]
     assert fitted.tolist() == [[True, True, False, False]] * 4
