@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 
 from biflow.data.images import to_pixels
+from biflow.data.mask import to_mask
 from biflow.errors import InputError
 from biflow.inference.classify import classify_images
 from biflow.inference.edit import Editor
 from biflow.inference.likelihood import cycle_error, score_images
 from biflow.pipeline import Pipeline
-from tests.builders import tiny_images, tiny_model
+from tests.builders import tiny_images, tiny_model, with_names
 
 PIXELS = tiny_images(4).images
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -168,6 +169,15 @@ def test_images_and_a_mask_that_are_not_square_keep_their_sides():
     assert np.array_equal(to_pixels([Image.fromarray(image)])[0, 0].numpy(), image)
     colours = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
     assert np.array_equal(to_pixels([Image.fromarray(colours)])[0].permute(1, 2, 0).numpy(), colours)
+    grey = np.zeros((4, 6), np.uint8)
+    grey[1, 2:5] = (127, 128, 255)
+    found = to_mask(Image.fromarray(grey), torch.zeros(2, 1, 4, 6))
+    assert np.array_equal(found, np.broadcast_to(grey >= 128, (2, 1, 4, 6)))
+
+
+def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
+    pipe = Pipeline(with_names(tiny_model(), ("1", "2", "0")))
+    assert pipe.sample(["0", "1", "2"]) == pipe.sample([2, 0, 1])
 
 
 def test_a_warning_counts_images_that_are_still_broken_after_redrawing(pipe):

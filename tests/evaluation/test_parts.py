@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from biflow.config.evaluation import EvaluationConfig
 from biflow.data.datasets import ImageSet, Split
+from biflow.data.images import to_pil
 from biflow.data.open import open_images
 from biflow.distributed import World
 from biflow.errors import InputError
@@ -19,7 +21,7 @@ from biflow.evaluation.evaluate import EvaluatedSamples, check_classes, measure_
 from biflow.evaluation.real_images import EvaluationContext, RealImages, _open_net
 from biflow.evaluation.reference import evenly_spaced, measure_reference
 from biflow.evaluation.samples import SampleFolder
-from biflow.features.metric_networks import Features
+from biflow.features.metric_networks import Features, make_feature_net
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.samplers import OnePass
@@ -130,6 +132,37 @@ def test_metrics_of_few_real_images_are_unreliable_and_classes_are_those_of_the_
         assert found["reliable"] is reliable
         assert found["class_accuracy"] == 1
     assert found.keys() >= {metric.key for metric in METRICS}
+
+
+def test_spatial_statistics_are_of_the_spatial_features():
+    class Net:
+        name = "inception"
+
+        def __call__(self, pixels):
+            return Features(pixels.flatten(1).double(), pixels[:, 0, 0].double())
+
+    data = tiny_images(12)
+    found = measure_reference(Net(), data, batch_size=5)
+    assert torch.allclose(found.pooled.mean, data.images.flatten(1).double().mean(0))
+    assert torch.allclose(found.spatial.mean, data.images[:, 0, 0].double().mean(0))
+
+
+def test_images_of_the_same_size_in_bytes_that_were_written_anew_have_other_facts(world):
+    config, net = config_in(world, data=f"folder:{world / 'bitmaps'}"), make_feature_net(f"judge:{world / 'judge'}")
+    found = []
+    for round_ in (0, 1):
+        for i, image in enumerate(tiny_images(12, seed=round_).images):
+            path = world / "bitmaps" / "abc"[i % 3] / f"{i}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_pil(image).save(path)
+            os.utime(path, ns=(round_, round_))
+        reals = RealImages(config, open_images(config.data, (1, 4, 4), config.reading))
+        found.append((reals.facts(net), reals.facts_of(reals.data.train), reals.images.listing_digest()))
+    before, after = found
+    assert before[2] == after[2]
+    assert before[0].pop("fingerprint") != after[0].pop("fingerprint")
+    assert before[1].pop("fingerprint") != after[1].pop("fingerprint")
+    assert before[:2] == after[:2]
 
 
 def test_a_time_is_per_image():
