@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from biflow.data.randomness import content_keys
 from biflow.errors import InputError
 from biflow.inference.classify import METHODS, by_bayes, by_gradient, by_steps, classify_images
 from tests.builders import tiny_config, tiny_flow, tiny_images, tiny_model
@@ -86,6 +87,14 @@ def test_classifying_works_with_weights_that_the_user_casts(dtype, method):
         model.flow.to(dtype)
     found = classify_images(model, pixels, method=method).logits
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.3)
+
+
+def test_logits_are_the_mean_over_draws():
+    model, pixels = tiny_model(), tiny_images(3).images
+    drawn = [model.noisy_patches(pixels, content_keys(pixels), "classify", 4, k) for k in range(3)]
+    expected = sum(METHODS["bayes"](model.flow, patches) for patches in drawn) / 3
+    found = classify_images(model, pixels, method="bayes", draws=3, seed=4).logits
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_draws_average_the_logits_and_no_noise_needs_none():

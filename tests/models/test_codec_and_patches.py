@@ -19,6 +19,11 @@ def test_every_grey_level_survives_the_codec():
     assert torch.equal(codec.decode(images), pixels)
 
 
+def test_a_bin_is_the_distance_of_two_grey_levels():
+    levels = PixelCodec().encode(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)).flatten()
+    torch.testing.assert_close(levels.diff(), torch.full((255,), PixelCodec.bin_width))
+
+
 def test_decoding_rounds_to_the_nearest_level_and_clips():
     codec = PixelCodec()
     images = torch.tensor([-3.0, -1.0 + 0.49 * codec.bin_width, -1.0 + 0.51 * codec.bin_width, 5.0])

@@ -133,6 +133,20 @@ def test_a_block_predicts_log_scales_first_as_tarflow_does():
     assert found.shift.flatten().tolist() == [4, 5, 6, 7]
 
 
+@torch.no_grad()
+def test_the_largest_log_scales_are_absolute_and_of_each_blocks_own_input():
+    flow, (x, labels) = tiny_flow(), noise_and_labels()
+    for block in flow.flow_blocks:
+        block.project_out.weight.mul_(3)
+        block.project_out.bias.sub_(0.3)
+    expected = []
+    for block, state in zip(flow.flow_blocks, flow(x, labels).states, strict=False):
+        log_scale = block.predict(block.reading_order(state), block.classes(labels)).log_scale
+        assert log_scale.abs().max() > log_scale.max()
+        expected.append(log_scale.abs().max().item())
+    assert flow.largest_log_scales(x, labels) == pytest.approx(expected)
+
+
 def test_blocks_alternate_their_reading_direction():
     assert [block.reads_backwards for block in tiny_flow().blocks] == [False, True, False]
 
