@@ -127,13 +127,22 @@ def run(words: list[str], folder: Path, before: Callable[[], None] = lambda: Non
         process.join()
         said.seek(0)
         text = said.read()
-    files = {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if is_result(each)}
+    files = {str(each.relative_to(folder)): contents(each) for each in folder.rglob("*") if is_result(each)}
     return Result(int(process.exitcode or 0), text, files)
 
 
 def is_result(path: Path) -> bool:
     """Whether this is a file that the command was asked for."""
     return path.is_file() and path.name != LOCK_FILE
+
+
+def contents(path: Path) -> bytes:
+    """The contents of a file; safetensors writes metadata in any order, so that is sorted."""
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return data
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.dumps(json.loads(data[8:end]), sort_keys=True).encode() + data[end:]
 
 
 def kill_before(number: int, folder: Path) -> None:

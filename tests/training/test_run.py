@@ -84,8 +84,11 @@ def test_a_run_killed_before_its_settings_were_written_starts_either_way(tmp_pat
             (folder / name).write_text("")
         open_on(folder, tiny_images(), resume=resume)
         assert sorted(each.name for each in folder.iterdir()) == [".lock", "about.json", "config.yaml", "data.json"]
-    with pytest.raises(InputError, match="Start it without --resume"):
-        open_on(tmp_path / "nowhere", tiny_images())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for name in ("nowhere", "other"):
+        with pytest.raises(InputError, match="Start it without --resume"):
+            open_on(tmp_path / name, tiny_images())
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -96,11 +99,13 @@ def test_a_run_killed_between_any_two_of_its_first_files_resumes(stopped, tmp_pa
         for name in kept:
             shutil.copy(stopped / name, folder)
         open_on(folder, tiny_images())
+        assert len(json.loads((folder / "about.json").read_text())) == (2 if "about.json" in kept else 1)
 
 
-def test_a_run_killed_before_it_deleted_an_older_checkpoint_deletes_it_when_resumed(stopped, run):
-    train_in(run, resume=True)
+def test_a_run_killed_while_it_saved_or_deleted_checkpoints_deletes_what_is_left_when_resumed(stopped, run):
     folder = run / "states" / "flow"
+    (folder / ".step_00000099.0123abcd.part").mkdir()
+    train_in(run, resume=True)
     kept, older = sorted(folder.iterdir()), folder / "step_00000002"
     assert older not in kept
     shutil.copytree(stopped / "states" / "flow" / older.name, older)
