@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
+import torch
 
 from biflow.config.base import parse_values
 from biflow.config.recipes import load_recipe
-from biflow.data.images import read_samples
+from biflow.data.images import read_samples, write_npz
 from biflow.errors import InputError
 from biflow.features.judge import load_judge
 from biflow.inputs import MOST_BYTES, brief_repr, open_regular, read_json, read_text
@@ -56,6 +58,21 @@ def test_no_reader_waits_for_a_pipe_or_reads_a_device(odd, tmp_path):
         odd(tmp_path / name / "step_00000001" / name)
         with pytest.raises(checkpoints.Damaged, match=rf"{name} cannot be read \(it is a"):
             checkpoints.read(tmp_path / name / "step_00000001")
+
+
+def test_a_flipped_bit_of_samples_is_never_other_samples(tmp_path):
+    """Nor of the name of the labels, without which they would be absent."""
+    pixels, labels = torch.arange(192).view(4, 3, 4, 4).to(torch.uint8), torch.arange(4)
+    write_npz(tmp_path / "x.npz", pixels, labels)
+    whole = (tmp_path / "x.npz").read_bytes()
+    for at in range(0, 8 * len(whole), 19):
+        data = bytearray(whole)
+        data[at // 8] ^= 1 << at % 8
+        (tmp_path / "x.npz").write_bytes(data)
+        with suppress(InputError):
+            found = read_samples(tmp_path / "x.npz")
+            assert torch.equal(found.pixels, pixels)
+            assert torch.equal(found.labels, labels)
 
 
 def test_texts_are_bounded_and_in_utf_8(tmp_path):

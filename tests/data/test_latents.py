@@ -267,19 +267,28 @@ def test_moments_that_are_nan_are_not_read(whole_cache, tmp_path):
         cache.read(torch.tensor([2]))
 
 
-def test_moments_are_pairs_of_means_and_log_variances(whole_cache, tmp_path):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda found: {"moments": found["moments"][:, :-1].contiguous()},  # no pairs of means and log-variances
+        lambda found: {"labels": found["labels"] - 1},
+        lambda found: {"labels": found["labels"] + 1},
+        lambda found: {"labels": found["labels"].int()},
+        lambda found: {"moments": found["moments"].double()},
+    ],
+)
+def test_shards_hold_moments_and_labels_of_the_cache(whole_cache, tmp_path, wrong):
     shutil.copytree(whole_cache, tmp_path / "cache")
     path = tmp_path / "cache" / "train_00000.safetensors"
     tensors = load_file(path)
-    tensors["moments"] = tensors["moments"][:, :-1].contiguous()
-    save_file(tensors, path)
+    save_file(tensors | wrong(tensors), path)
 
     def change(facts):
         facts["shards"][0].update(sha256=file_checksum(path), bytes=path.stat().st_size)
         facts["latent_shape"] = None
 
     rewrite(tmp_path / "cache", change)
-    with pytest.raises(InputError, match="Expected moments and labels"):
+    with pytest.raises(InputError, match="moments and labels"):
         open_latents(tmp_path / "cache", ReadingConfig())
 
 

@@ -1,6 +1,9 @@
 """Write images as ADM sample files, grids or folders of PNGs; convert between PIL images and tensors."""
 
+import os
+import zipfile
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,10 +111,20 @@ class Samples(NamedTuple):
     labels: Tensor | None  # (N,)
 
 
+def _check_entries(archive: zipfile.ZipFile, file: BufferedReader) -> None:
+    """Raise where a damaged name, or list of names, would make an array look absent."""
+    for name in archive.namelist():
+        archive.open(name).close()  # raises unless the name stands before the array too
+    file.seek(-22 - len(archive.comment), os.SEEK_END)  # the record that ends an archive
+    if int.from_bytes(file.read(12)[10:], "little") != len(archive.namelist()):
+        raise ValueError("an entry is missing")
+
+
 def read_samples(path: Path) -> Samples:
     """Read an ADM sample file: arr_0 uint8 (N, H, W, P) and, optionally, arr_1 (N,)."""
     try:
         with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
+            _check_entries(file.zip, opened)
             pixels = torch.from_numpy(file["arr_0"])
             labels = torch.from_numpy(file["arr_1"]).long() if "arr_1" in file.files else None
     except Exception:  # other files raise many types
