@@ -115,7 +115,9 @@ def test_a_judge_whose_weights_have_changed_is_refused(tmp_path):
             load_judge(tmp_path / "judge")
     for dtype in (torch.int8, torch.bool, torch.bfloat16):
         save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, path)
-        with pytest.raises(InputError, match=r"Expected intact weights .* Copy the folder again"):
+        with pytest.raises(
+            InputError, match=r"Expected (intact weights .* Copy the folder again|dense tensors of floating)"
+        ):
             load_judge(tmp_path / "judge")
 
 
@@ -130,7 +132,7 @@ def test_what_is_no_record_is_refused(tmp_path, kind, content):
 def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.json")
     for path in (tmp_path / "x.json", tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="a device or a pipe"):
+        with pytest.raises(InputError, match="cannot read it"):
             read_record(path, JudgeRecord, what="a record", repair="Copy it again.")
     save_model(tiny_model(), tmp_path / "model")
     os.mkfifo(tmp_path / "model" / TRAINING_FILE)

@@ -177,7 +177,7 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
         ("{", "Expected JSON in .*judge.json; the file is damaged"),
         ("[]", "in .*judge.json, keys and values; got a list"),
         (whole.replace('"channels": 1', '"channels": 0'), "judge.json: channels: expected more than 0; got 0"),
-        (whole.replace('"channels": 1', '"channels": true'), "judge.json: channels: .*got True"),
+        (whole.replace('"channels": 1', '"channels": true'), "judge.json: channels: .*got true"),
         (whole.replace('"channels": 1', f'"channels": {10**40}'), "judge.json: channels: "),
         (whole.replace('"channels": 1', '"channels": [1]'), "judge.json: channels: .*got"),
         (whole.replace('"num_classes": 2', '"num_classes": 3'), "Expected weights that belong to .*readout.bias has"),
