@@ -33,6 +33,16 @@ def test_training_noise_is_the_models():
     torch.testing.assert_close(scores.nats.float(), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_uniform_noise_fills_the_bin_of_a_grey_level():
+    model, pixels = tiny_model(), tiny_images(100).images
+    clean, noisy = (
+        model.noisy_patches(pixels, content_keys(pixels), "score", noise=kind) for kind in ("none", "uniform")
+    )
+    offsets = (noisy - clean) * 255 / 2  # in grey levels
+    assert 0.49 < offsets.abs().max() < 0.501
+    assert offsets.std().item() == pytest.approx(12**-0.5, rel=0.05)
+
+
 def test_importance_weighting_is_a_tighter_bound():
     model, images = tiny_model(), tiny_images().images
     mean, weighted = (score_images(model, images, NOBODY, draws=8, average=each) for each in ("mean", "importance"))
