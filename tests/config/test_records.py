@@ -136,7 +136,7 @@ def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
             read_record(path, JudgeRecord, what="a record", repair="Copy it again.")
     save_model(tiny_model(), tmp_path / "model")
     os.mkfifo(tmp_path / "model" / TRAINING_FILE)
-    with pytest.raises(InputError, match=r"a device or a pipe\. Remove it to load the model"):
+    with pytest.raises(InputError, match=r"a device or a pipe\)\. Remove it to load the model"):
         Pipeline.from_pretrained(tmp_path / "model")
 
 

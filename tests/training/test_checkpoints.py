@@ -12,7 +12,10 @@ from biflow.config import FitConfig
 from biflow.errors import Interrupted
 from biflow.files import remove_leftovers
 from biflow.training.checkpoints import Damaged, newest, read, render_manifest, save, tidy
-from tests.training.test_training import train_in, weights
+from biflow.training.loop import Trainer
+from biflow.training.objectives import FitFlow
+from tests.builders import tiny_model, tiny_run
+from tests.training.test_training import ALONE, tiny_batch, train_in, weights
 
 
 def state(step: int) -> dict:
@@ -103,6 +106,26 @@ def test_unfinished_checkpoints_of_a_killed_process_are_ignored_and_removed(tmp_
     assert newest(tmp_path)[0].step == 4
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step_00000004"]
+
+
+def tiny_trainer(**changes) -> Trainer:
+    return Trainer(FitFlow(tiny_model().flow), tiny_run().fit_flow.model_copy(update=changes), ALONE)
+
+
+def test_a_checkpoint_restores_what_reports_and_later_checkpoints_tell(tmp_path):
+    saved, loaded = tiny_trainer(), tiny_trainer()
+    saved.step, saved.seconds, saved.skipped, saved.metrics = 3, 1.5, 2, {"loss": 0.5}
+    saved.save(tmp_path)
+    loaded.load(newest(tmp_path)[0])
+    assert (loaded.step, loaded.seconds, loaded.skipped, loaded.metrics) == (3, 1.5, 2, {"loss": 0.5})
+
+
+def test_no_checkpoint_is_due_after_a_skipped_step(tmp_path):
+    sound = tiny_batch()
+    broken = sound._replace(noisy=sound.noisy * torch.nan)
+    trainer = tiny_trainer(steps=4, save_every=1, keep_last=4)
+    trainer.train(lambda step: broken if step == 1 else sound, save_to=tmp_path)
+    assert names(tmp_path) == [f"step_{step:08d}" for step in (1, 3, 4)]
 
 
 FULL_DISK = """

@@ -107,7 +107,7 @@ def test_a_run_killed_while_it_saved_or_deleted_checkpoints_deletes_what_is_left
     (folder / ".step_00000099.0123abcd.part").mkdir()
     train_in(run, resume=True)
     kept, older = sorted(folder.iterdir()), folder / "step_00000002"
-    assert older not in kept
+    assert [each.name for each in kept] == ["step_00000004", "step_00000006"]
     shutil.copytree(stopped / "states" / "flow" / older.name, older)
     train_in(run, resume=True)
     assert sorted(folder.iterdir()) == kept
