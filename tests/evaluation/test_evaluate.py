@@ -364,7 +364,7 @@ def test_a_method_is_given_with_its_settings(world, biflow):
         ({"reading": ReadingConfig(streaming=True)}, "Set reading.streaming=false"),
         ({"split": "test", "reading": ReadingConfig()}, "has none of a, b, c. Give data with all classes"),
         ({"features": ("incepton",)}, "did you mean inception"),
-        ({"features": ("judge:nowhere",)}, "judge.json; it is missing"),
+        ({"features": ("judge:nowhere",)}, "judge.json; cannot read it"),
         ({"references": ("a.safetensors", "b.safetensors")}, "one of references for each of 1"),
         ({"references": ("a.txt",)}, "a .safetensors file"),
         ({"method": "sequentiel"}, "did you mean sequential"),

@@ -189,7 +189,7 @@ def test_a_damaged_judge_is_one_sentence(tmp_path):
     weights = bytearray((folder / "judge.safetensors").read_bytes())
     weights[-2] ^= 1
     (folder / "judge.safetensors").write_bytes(weights)
-    with pytest.raises(InputError, match="Expected intact weights .* they have changed"):
+    with pytest.raises(InputError, match=r"Expected intact weights .* they have changed"):
         load_judge(folder)
     (folder / "judge.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"Expected intact weights in .*judge.safetensors; the file is damaged"):

@@ -14,16 +14,20 @@ Labels = Sequence[int | str] | Tensor
 
 
 def label_of(name: int | str, num_classes: int, class_names: Sequence[str] = ()) -> int:
-    """The label of a class, by name or else by index; text is never an index where other names are numbers.
+    """The label of a class, by name or else by index; where names are other numbers, "#0" is an index, "0" is not.
 
     >>> label_of("dog", 2, ["cat", "dog"]), label_of("0", 2, ["cat", "dog"]), label_of("2", 2, ["1", "2"])
     (1, 0, 1)
+    >>> label_of("#0", 2, ["1", "2"])
+    0
     """
     names = tuple(class_names) if num_classes else ()
     if isinstance(name, bool) or not isinstance(name, str | Integral):
         raise InputError(f"Expected a class by index or name; got {name!r}.")
     if isinstance(name, str) and (known := _place(name, names)) is not None:
         return known
+    if isinstance(name, str) and name[:1] == "#" and _is_number(name[1:]):
+        return int(name[1:])
     if isinstance(name, str) and not (_is_number(name) and not _are_other_numbers(names)):
         if not num_classes:
             raise InputError(f"Expected no class, got {name!r}: this model has no classes. Leave it out.")

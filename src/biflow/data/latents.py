@@ -46,8 +46,7 @@ class CodecFacts(Config):
 
     name: str
     sha256: str
-    scale: float | None = None
-    shift: float | None = None
+    scaling: str | None = None
 
 
 class ShardFacts(Config):

@@ -139,13 +139,11 @@ function showSettings({ label, guidance, interpolation: t, seed, count }) {
   $("command").textContent = `biflow sample MODEL ${options.join(" ")} --out grid.png`;
 }
 
-/** A class as `--label` takes it: a name or, where no name is equal, a label, which may have leading zeros. */
+/** A class as `--label` takes it: a name or, where that names another class or none, its index. */
 function labelArgument(label) {
   const name = card.class_names[label];
   if (name === undefined || card.class_names.indexOf(name) !== Number(label)) {
-    let number = label;
-    while (card.class_names.includes(number)) number = `0${number}`;
-    return number;
+    return `'#${label}'`;
   }
   return /^[\w.-]+$/.test(name) ? name : `'${name.replaceAll("'", `'\\''`)}'`;
 }
