@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import fcntl
 import io
 import os
 import platform
@@ -19,6 +18,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from biflow.errors import InputError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.part", re.DOTALL)  # see `_temporary_folder`
@@ -147,23 +151,19 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 def hold_folder(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone; raises if another one holds it, and says which.
 
-    The system releases the lock however the process ends. Where a file system has no locks, none is held.
+    The system releases the lock however the process ends. Windows and some file systems have no such locks.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("a+b", buffering=0)
     with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if _lock(file.fileno()) is False:
             file.seek(0)
             holder = file.read(NAME_BYTES).decode(errors="replace").strip() or "another process"
             raise InputError(
                 f"Expected a folder that no other process writes to; {folder} is in use by {holder}. "
                 "Wait for it or stop it, or choose another folder."
-            ) from None
-        except OSError:
-            pass
+            )
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(OSError):  # a full disk
             file.truncate(0)
@@ -205,33 +205,51 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
     name = os.fsdecode(os.fsencode(path.name)[:NAME_BYTES])
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, name)
-    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
-    temporary.mkdir()
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(descriptor)
+    while True:
+        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.part")
+        temporary.mkdir()
+        with _locked(temporary) as is_ours:
+            if is_ours is False or not temporary.exists():  # just deleted, as if abandoned, by another process
+                continue
+            try:
+                yield temporary
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            return
 
 
 def _is_abandoned(leftover: Path) -> bool:
-    """Whether no process is writing to a temporary folder any more: nothing holds its lock."""
+    """Whether no process is writing to a temporary folder any more: nothing holds its lock, or it is old."""
+    with _locked(leftover) as is_free, suppress(OSError):
+        return leftover.stat().st_mtime < time.time() - LEFTOVER_AGE if is_free is None else is_free
+    return False
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Try to lock a folder for the time of the block; yields what `_lock` returns."""
     try:
-        descriptor = os.open(leftover, os.O_RDONLY)
-    except OSError:
-        return False
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is gone; or on Windows, which opens no folders
+        yield None
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return os.fstat(descriptor).st_mtime < time.time() - LEFTOVER_AGE
+        yield _lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed: whether no other process holds it; None without locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _delete(path: Path) -> None:
