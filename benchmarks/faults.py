@@ -187,9 +187,32 @@ def render(found: dict[str, Any]) -> str:
             "",
             f"> {full['error']}",
             "",
+            *kill_table(found.get("operations")),
             *fuzz_table(found.get("fuzz")),
         ]
     )
+
+
+def kill_table(commands: dict[str, Any] | None) -> list[str]:
+    """The lines about commands that benchmarks/kills.py killed."""
+    if not commands:
+        return []
+    rows = []
+    for name, each in commands.items():
+        ended, compared = each["kills"] - len(each["faults"]), f"{each['compared']} of {each['files']}"
+        rows.append(f"| `{name}` | {each['kills']} | {ended} | {compared} |")
+    return [
+        "## Kills at every file operation",
+        "",
+        "Written by `python benchmarks/kills.py`: each command is killed (SIGKILL) before every change that it",
+        "makes to files and folders, and run again, with `--resume` where it has that. Files that hold times",
+        "only have to be there; the contents of the others are compared with those of an undisturbed command.",
+        "",
+        "| command | kills | ended as an undisturbed one | files compared |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def fuzz_table(fuzz: dict[str, Any] | None) -> list[str]:
@@ -210,6 +233,16 @@ def fuzz_table(fuzz: dict[str, Any] | None) -> list[str]:
         *(f"| {row['kind']} | {row['files']} | {' | '.join(str(row[head]) for head in heads)} |" for row in rows),
         "",
     ]
+
+
+def add_to_page(out: Path, found: dict[str, Any]) -> str:
+    """Write these results over the same ones of the page in a folder, beside its others; returns the page."""
+    path = out / "faults.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    page = render(known | found)
+    write_text(path, json.dumps(known | found, indent=1) + "\n")
+    write_text(out / "faults.md", page)
+    return page
 
 
 def yes(truth: bool) -> str:
@@ -239,13 +272,7 @@ def main() -> None:
         "damage": damage(runs / "uninterrupted" / "states" / "flow", arguments.flips, draw),
     }
     found["full_disk"]["error"] = found["full_disk"]["error"].replace(f"{runs}/", "")
-    path = arguments.out / "faults.json"
-    if path.exists() and (fuzz := json.loads(path.read_text(encoding="utf-8")).get("fuzz")):
-        found["fuzz"] = fuzz
-    page = render(found)
-    write_text(arguments.out / "faults.json", json.dumps(found, indent=1) + "\n")
-    write_text(arguments.out / "faults.md", page)
-    print(page)
+    print(add_to_page(arguments.out, found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Each file is opened in a child process with 2 GiB of memory and 20 seconds.  The
 """
 
 import argparse
-import json
 import multiprocessing
 import random
 import resource
@@ -304,13 +303,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = fuzz(kinds, arguments.seed, Path(folder))
     if not arguments.only:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        path = arguments.out / "faults.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
         kept = [{key: value for key, value in row.items() if key != "odd"} for row in rows]
-        found["fuzz"] = {"seed": arguments.seed, "rows": kept}
-        write_text(path, json.dumps(found, indent=1) + "\n")
-        write_text(arguments.out / "faults.md", faults.render(found))
+        faults.add_to_page(arguments.out, {"fuzz": {"seed": arguments.seed, "rows": kept}})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Kill commands at every file operation, run them again, and compare the results with those of undisturbed ones.
 
-    python benchmarks/kills.py --out docs/results     # a quarter of an hour; writes kills.{md,json}
+    python benchmarks/kills.py            # a quarter of an hour; adds the table to docs/results/faults.{md,json}
 
 Each command runs in a process that kills itself with SIGKILL before it changes a file or folder of its output for the
 n-th time, for n = 0, 1, ... until it ends.  The command then runs again, with `--resume` where it has that; it must end
@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faults
 import torch
 
 from biflow.checkpoint import save_model
@@ -29,7 +30,7 @@ from biflow.config import load_recipe
 from biflow.data.datasets import load_data
 from biflow.data.images import write_images
 from biflow.features.judge import Judge, save_judge
-from biflow.files import LOCK_FILE, write_text
+from biflow.files import LOCK_FILE
 from biflow.models.model import new_model
 
 FORK = multiprocessing.get_context("fork")  # children do not import everything again
@@ -206,34 +207,12 @@ def difference(whole: Result, second: Result, steady: set[str]) -> str | None:
     return None
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page."""
-    rows = []
-    for name, each in found.items():
-        ended, compared = each["kills"] - len(each["faults"]), f"{each['compared']} of {each['files']}"
-        rows.append(f"| `{name}` | {each['kills']} | {ended} | {compared} |")
-    return "\n".join(
-        [
-            "# Kills",
-            "",
-            "Written by `python benchmarks/kills.py`: each command is killed (SIGKILL) before every change that it",
-            "makes to files and folders, and run again, with `--resume` where it has that. Files that hold times",
-            "only have to be there; the contents of the others are compared with those of an undisturbed command.",
-            "",
-            "| command | kills | ended as an undisturbed one | files compared |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
-
-
 def main() -> None:
-    """Kill the chosen commands everywhere, and write the page."""
+    """Kill commands everywhere, and add the table of all to the page of faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", nargs="*", help="By default all.")
+    parser.add_argument("commands", nargs="*", help="By default all; of a selection nothing is written.")
     parser.add_argument("--every", type=int, default=1, help="Kill only before every n-th change.")
-    parser.add_argument("--out", type=Path, help="Folder for the page; by default it is only printed.")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for module in PRELOADED:
@@ -244,10 +223,8 @@ def main() -> None:
         for name in arguments.commands or commands:
             found[name] = kill_everywhere(commands[name], Path(base), every=arguments.every)
             print(f"{name}: {json.dumps(found[name], indent=1)}", flush=True)
-    if arguments.out:
-        write_text(arguments.out / "kills.json", json.dumps(found, indent=1) + "\n")
-        write_text(arguments.out / "kills.md", render(found))
-    print(render(found))
+    if not arguments.commands:
+        faults.add_to_page(arguments.out, {"operations": found})
 
 
 if __name__ == "__main__":
