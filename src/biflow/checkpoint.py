@@ -30,6 +30,7 @@ from biflow.tensors import (
     read_safetensors,
     read_shapes,
     shapes,
+    without_wrappers,
     write_safetensors,
 )
 
@@ -46,8 +47,8 @@ REFIT = "Fit a reverse model to it: biflow train RECIPE --set stage=reverse --se
 def save_model(model: Model, folder: Path, training: Mapping[str, Any] | None = None) -> None:
     """Write a model folder, atomically, with a record of the training; keeps other files of a folder it replaces."""
     check_model_output(folder)
-    check_complete(model)
-    tensors = model.networks.state_dict()
+    tensors = {without_wrappers(name): tensor for name, tensor in model.networks.state_dict().items()}
+    check_complete(model, tensors)
     described = _describe(model.config, model.class_names)
     digests = {name: _digest(_rounded(tensors, dtype), described) for name, dtype in PRECISIONS.items()}
     description = {"format_version": FORMAT_VERSION, **described, "digests": digests}
@@ -77,14 +78,18 @@ def check_model_output(folder: Path) -> None:
             ) from None
 
 
-def check_complete(model: Model) -> None:
-    """Raise unless the model's parts belong together: what is written can be loaded."""
+def check_complete(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless the model's parts belong together, with these weights: what is written can be loaded."""
     if model.class_names and len(model.class_names) != model.config.num_classes:
         raise InputError(
             f"Expected {model.config.num_classes} class names to save; got {len(model.class_names)}. "
             "Name every class, or none."
         )
-    if model.reverse and not model.reverse.matches_flow(model.flow):
+    if faults := describe_faults(_shapes_of(model.config), shapes(tensors)):
+        raise InputError(f"Expected weights to save that match the model's config; {faults}. Leave its networks whole.")
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f"Expected finite weights to save; {broken[0]} has NaN or Inf. Use an earlier checkpoint.")
+    if model.reverse is not None and not model.reverse.matches_flow(model.flow):
         raise InputError(
             "Expected the flow that the reverse model was fitted to; this flow has other weights, so that the folder "
             f"could not be loaded. Save the flow alone, with_networks(flow, None). {REFIT}"
@@ -162,10 +167,15 @@ def _check_shapes(config: ModelConfig, held: Shapes, path: Path) -> None:
     if _least_tensors(config) > len(held) or _largest_size(config) > values:
         faults = f"it holds {len(held):,} tensors of {values:,} values, fewer than those settings need"
     else:
-        with torch.device("meta"):
-            faults = describe_faults(shapes(new_model(config, ()).networks.state_dict()), held)
+        faults = describe_faults(_shapes_of(config), held)
     if faults:
         raise InputError(f"Expected weights in {path} that match its config.json; {faults}. Copy the folder again.")
+
+
+def _shapes_of(config: ModelConfig) -> Shapes:
+    """The shapes of a model's weights, which are not made."""
+    with torch.device("meta"):
+        return shapes(new_model(config, ()).networks.state_dict())
 
 
 def _least_tensors(config: ModelConfig) -> int:

@@ -17,6 +17,7 @@ from biflow.errors import InputError
 
 T = TypeVar("T")
 
+PATIENCE = 3600  # seconds that processes wait while the first one downloads, saves or measures for all
 SETTLING = 0.2
 """Seconds to wait before destroying a process group. gloo's thread needs the GIL to release the tensors of the last
 collective, and destroying the group waits for that thread while holding the GIL: a deadlock."""
@@ -29,6 +30,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    patient: Any = None  # the process group in which the others wait for `on_main`
 
     @property
     def is_main(self) -> bool:
@@ -82,7 +84,7 @@ class World:
             except Exception as error:  # of any type: the others must not hang
                 fault = [_portable(error)]
         if self.size > 1:
-            dist.broadcast_object_list(fault)
+            dist.broadcast_object_list(fault, group=self.patient)
         if fault[0]:
             if isinstance(fault[0], InputError):
                 fault[0].alone = False
@@ -109,7 +111,7 @@ def was_restarted() -> bool:
 def join_world(timeout: float | None = None) -> Iterator[World]:
     """Join the launcher's process group; a world of one process without a launcher.
 
-    timeout: seconds that a process waits for another in a collective; by default that of torch.
+    timeout: seconds that a process waits for another in a collective, but for `World.on_main`; by default torch's.
     """
     rank, size, local_rank = launched()
     device = own_device(local_rank)
@@ -118,7 +120,7 @@ def join_world(timeout: float | None = None) -> Iterator[World]:
         return
     join_group("nccl" if device.type == "cuda" else "gloo", rank, size, timeout)
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, device, dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE)))
     except InputError as error:
         error.alone = error.alone is None
         raise

@@ -28,8 +28,10 @@ LOCK_FILE = ".lock"
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.part", re.DOTALL)  # see `_temporary_folder`
 LEFTOVER_AGE = 86_400  # seconds, after which no process is still writing to a temporary folder
 REPLACED = "replaced"  # folder in a temporary folder, with what is replaced, until that has succeeded
+FORBIDDEN = {os.strerror(number) for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)}
 NAME_BYTES = 200  # of a temporary name; file systems allow 255 in total
-DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_FAULTS = DISK_FULL | {errno.EFBIG, errno.EIO, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class CannotWrite(InputError):
@@ -85,7 +87,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (CannotWrite, OSError, RuntimeError, SafetensorError) as error:
         if reason := _why_not_written(error, path):
-            fault = f"Expected to write {path}; got: {reason}. Free some space, or choose another output path."
+            repair = "Choose" if reason in FORBIDDEN else "Free some space, or choose"
+            fault = f"Expected to write {path}; got: {reason}. {repair} another output path."
             failure = CannotWrite(fault)
             failure.reason = reason
             raise failure from None
@@ -139,12 +142,8 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Delete what killed processes left in a folder, of one output or of all, and restore what they replaced."""
     for each in folder.iterdir() if folder.is_dir() else ():
         leftover = LEFTOVER.fullmatch(each.name)
-        if leftover and name in {None, leftover["name"]} and _is_abandoned(each):
-            with suppress(FileNotFoundError):  # another process does the same
-                for replaced in (each / REPLACED).glob("*"):  # killed between two renames
-                    if not (folder / replaced.name).exists():
-                        replaced.rename(folder / replaced.name)
-                _delete(each)
+        if leftover and name in {None, leftover["name"]}:
+            _delete_abandoned(each)
 
 
 @contextmanager
@@ -218,11 +217,15 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
             return
 
 
-def _is_abandoned(leftover: Path) -> bool:
-    """Whether no process is writing to a temporary folder any more: nothing holds its lock, or it is old."""
-    with _locked(leftover) as is_free, suppress(OSError):
-        return leftover.stat().st_mtime < time.time() - LEFTOVER_AGE if is_free is None else is_free
-    return False
+def _delete_abandoned(leftover: Path) -> None:
+    """Delete a temporary folder that no process is writing to any more: nothing holds its lock, or it is old."""
+    with _locked(leftover) as is_free, suppress(FileNotFoundError):  # another process does the same
+        if is_free is False or (is_free is None and leftover.stat().st_mtime > time.time() - LEFTOVER_AGE):
+            return
+        for replaced in (leftover / REPLACED).glob("*"):  # killed between two renames
+            if not leftover.with_name(replaced.name).exists():
+                replaced.rename(leftover.with_name(replaced.name))
+        _delete(leftover)
 
 
 @contextmanager
@@ -265,15 +268,22 @@ def _why_not_written(error: Exception, path: Path) -> str | None:
         return error.reason
     if isinstance(error, OSError):
         named = isinstance(error.filename, str | bytes)
-        here = named and Path(os.fsdecode(error.filename)).is_relative_to(path.parent)
-        return error.strerror if here or error.errno in DISK_FAULTS else None
+        return error.strerror if error.errno in DISK_FAULTS or (named and _is_part(error.filename, path)) else None
     if number := re.search(r"\(os error (\d+)\)", str(error)):  # of safetensors
         return os.strerror(int(number[1]))
     torch_failed = any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "iostream error"))
     return os.strerror(errno.ENOSPC) if torch_failed else None
 
 
+def _is_part(file: str | bytes, path: Path) -> bool:
+    """Whether a file is the output path, in it, or its temporary form."""
+    names = Path(os.fsdecode(file)).parts[len(path.parent.parts) :]
+    return Path(os.fsdecode(file)).is_relative_to(path.parent) and (
+        not names or names[0] == path.name or bool(LEFTOVER.fullmatch(names[0]))
+    )
+
+
 def _flush(path: Path) -> None:
     """Sync the file to disk, so that a power failure after the rename cannot leave it empty."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:
         os.fsync(file.fileno())

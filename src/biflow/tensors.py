@@ -44,18 +44,18 @@ def read_state_dict(path: Path, what: str) -> dict[str, Tensor]:
         raise InputError(f"Expected {what}; cannot read {path} ({why}). Copy it again, or give another.") from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(each, Tensor) for each in state.values()):
         raise InputError(f"Expected names and tensors in {path}; got something else. Save only model.state_dict().")
-    plain = {_without_wrappers(str(name)): tensor for name, tensor in state.items()}
+    plain = {without_wrappers(str(name)): tensor for name, tensor in state.items()}
     if len(plain) < len(state):
-        raise InputError(f"Expected the tensors of one model in {path}; some stand twice. Save only one state dict.")
+        raise InputError(f"Expected the tensors of one model in {path}; some are repeated. Save only one state dict.")
     plain.pop("n_averaged", None)  # the counter of an averaged model
     check_tensors(plain, path)
     return plain
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
     """A tensor's name in the model itself.
 
-    >>> _without_wrappers("module._orig_mod.blocks.0._orig_mod.var")
+    >>> without_wrappers("module._orig_mod.blocks.0._orig_mod.var")
     'blocks.0.var'
     """
     parts = [part for part in name.split(".") if part != "_orig_mod"]
@@ -139,10 +139,10 @@ def _open_safetensors(read: Any, path: Path, folder: str) -> Any:
         raise InputError(f"Expected intact weights in {path}; the file is damaged ({why}). Copy it again.") from None
 
 
-def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that others can read too; faults of the disk are `OSError`."""
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     except SafetensorError as error:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
@@ -157,11 +157,12 @@ def file_checksum(path: Path) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> str:
-    """SHA-256 of a text and the tensors' names, shapes and float32 values, independent of their order."""
+    """SHA-256 of a text and the tensors' names, shapes and values, in float32 or as integers, whatever their order."""
     digest = hashlib.sha256(prefix.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        values = tensor.detach().cpu()
+        digest.update((values.float() if values.is_floating_point() else values).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

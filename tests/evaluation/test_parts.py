@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -83,7 +84,9 @@ def test_the_judge_is_trained_on_training_images_whichever_are_compared(world, m
     for split in ("train", "test"):
         config = config_in(world, split=split)
         reals = RealImages(config, open_images(config.data, (1, 4, 4), config.reading))
-        context = EvaluationContext(config, world / split, World(0, 1, torch.device("cpu")), Console(quiet=True))
+        context = EvaluationContext(
+            config, world / split, World(0, 1, torch.device("cpu")), Console(quiet=True), ExitStack()
+        )
         nets[split] = _open_net("judge", reals, context)
         record = json.loads((world / split / "judge" / "judge.json").read_text())
         assert record["trained_on"]["images"] == len(reals.data.train)

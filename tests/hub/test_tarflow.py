@@ -309,7 +309,7 @@ def test_names_of_wrapped_models_are_those_of_the_model(tmp_path, wrap):
 
 def test_a_model_that_stands_in_a_file_twice_is_refused(tmp_path):
     torch.save({"var": torch.ones(1), "module.var": torch.ones(1)}, tmp_path / "twice.pth")
-    with pytest.raises(InputError, match="some stand twice"):
+    with pytest.raises(InputError, match="some are repeated"):
         read_state_dict(tmp_path / "twice.pth", "a file")
 
 

@@ -116,4 +116,5 @@ def encode(
     model = {"codec": f"vae:{vae}", "channels": channels, "image_size": side, "num_classes": len(made["class_names"])}
     settings = {"data": f"latents:{out}", **{f"model.{key}": value for key, value in model.items()}}
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    tell(f"Wrote {out}: latents of {counted(count, 'image')}. Train with {shlex.join(words)}")
+    tell(f"Wrote {out}: latents of {counted(count, 'image')}.")
+    tell(f"Train on it with: {program()} train RECIPE --out FOLDER {shlex.join(words)}")

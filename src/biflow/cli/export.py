@@ -1,13 +1,12 @@
 """The command line's `export` and `playground`."""
 
 from pathlib import Path
-from shlex import quote
 from typing import Annotated
 
 import typer
 
 from biflow.cli.arguments import ModelFolder
-from biflow.console import console, counted, table, tell
+from biflow.console import console, counted, quote, table, tell
 
 
 def export(
@@ -51,4 +50,4 @@ def playground(
 
     written = write_site(model, out, runtime=runtime)
     tell(f"The page's images differ from the model's by at most {written.check.grey_levels:.2g} grey levels.")
-    tell(f"Wrote {out}. Serve it with: python -m http.server 8000 --directory {quote(str(out))}")
+    tell(f"Wrote {out}. Serve it with: python -m http.server 8000 --directory {quote(out)}")

@@ -32,12 +32,13 @@ from biflow.cli.edit import edit_app
 from biflow.cli.evaluate import evaluate
 from biflow.cli.export import export, playground
 from biflow.cli.hub import push
-from biflow.cli.process import DISK_FULL, escape_unencodable, keep_freed_memory, say_error, share_processors
+from biflow.cli.process import escape_unencodable, keep_freed_memory, say_error, share_processors
 from biflow.config import Average, ClassifyMethod, ClassifyNoise, ScoreNoise, load_recipe, recipe_head, recipe_names
 from biflow.config.base import parse_config
 from biflow.config.evaluation import SampleConfig
 from biflow.console import console, counted, program, quote, say, say_once, table, tell
 from biflow.errors import Diverged, InputError, Interrupted
+from biflow.files import DISK_FULL
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,7 +1,6 @@
 """How this process treats freed memory, the processors that it shares with others, its errors and its output."""
 
 import ctypes
-import errno
 import io
 import os
 import sys
@@ -11,7 +10,6 @@ from biflow.console import say
 from biflow.errors import InputError
 
 SPINS = "100"
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 PATIENCE = 2  # seconds, in which a launcher ends all processes after the first has ended
 
 

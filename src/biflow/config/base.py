@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from biflow.errors import InputError, nearest
-from biflow.inputs import brief, brief_repr
+from biflow.inputs import brief, brief_repr, read_text
 
 
 class Config(BaseModel):
@@ -72,7 +72,7 @@ def check_recorded(path: Path, config: Config, repair: str, *, free: Sequence[st
     repair: the sentence that ends the error. free: keys that may differ.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError):
         raise InputError(f"Expected settings in {path}; cannot read them. {repair}") from None
     recorded = parse_config(type(config), text, origin=str(path))
@@ -189,7 +189,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags, in which a key that stands twice is a fault."""
+    """YAML without tags, in which a repeated key is a fault."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -59,6 +59,8 @@ class TrainingRecord(Record):
     """training.json: how a model was trained."""
 
     data: str | None = None
+    data_digest: str | None = None
+    """Of the data's canonical name: tells the same data from others, from any folder."""
     seed: int | None = None
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     device: str | None = None

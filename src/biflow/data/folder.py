@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.console import counted, printable, say_once, some
+from biflow.console import counted, printable, quote, say_once, some
 from biflow.data.copies import count_shared, find_copies, originals
 from biflow.data.datasets import ImageSource, Split, digest
 from biflow.data.decode import read_image, reason_of
@@ -131,7 +130,7 @@ def check_rejected(path: Path, found: Scan, allowed: float) -> None:
     if count > allowed * total:
         raise InputError(
             f"Expected at most {allowed:.3g} of the images in {path} to be unreadable; got {count} of {total} such: "
-            f"{in_words(found.rejected)}. List all with biflow data check {quote(str(path))}, or raise "
+            f"{in_words(found.rejected)}. List all with biflow data check {quote(path)}, or raise "
             "reading.rejected_share."
         )
 

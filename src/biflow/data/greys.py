@@ -11,6 +11,7 @@ from biflow.errors import InputError
 STRIP_PIXELS = 2**20  # converted at a time: temporary copies stay small beside the image
 BITS, PHOTOMETRIC = 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0
+EIGHT = 255
 SIXTEEN = 65535
 TWELVE = 4095
 TEN = 1023  # of 65535: at most five of 256 levels would be left
@@ -130,20 +131,27 @@ def is_doubtful(grey: Grey) -> bool:
 
 
 def doubts(greys: Iterable[Grey]) -> list[str]:
-    """A warning on the images of one folder if no 16-bit image passes 12 bits.
+    """Warnings on the images of one folder: no 16-bit image passes 12 bits, or white differs from file to file.
 
     >>> doubts([Grey(65535, 4000), Grey(65535, 60000), Grey()])
     []
     >>> doubts([Grey(65535, 4000), Grey(65535, 900), Grey()])[0][:44]
     'No 16-bit image has a value above 4000 of 65'
     """
-    deep = [grey for grey in greys if grey.white == SIXTEEN and grey.largest]
-    if not deep or not all(map(is_doubtful, deep)):
-        return []
-    return [
-        f"No 16-bit image has a value above {max(grey.largest for grey in deep)} of 65535: all are nearly black. "
-        "If they have 12 bits, save them with 8 bits or scaled to 16."
-    ]
+    wide = [grey for grey in greys if grey != Grey() and grey.largest]
+    deep = [grey for grey in wide if grey.white == SIXTEEN]
+    found = []
+    if deep and all(map(is_doubtful, deep)):
+        found.append(
+            f"No 16-bit image has a value above {max(grey.largest for grey in deep)} of 65535: all are nearly black. "
+            "If they have 12 bits, save them with 8 bits or scaled to 16."
+        )
+    if deep and any(grey.white == EIGHT for grey in wide):
+        found.append(
+            "Some images of more than 8 bits are read as 0 to 255, others as 0 to 65535, by each one's largest value. "
+            "Save them alike, with 8 or 16 bits."
+        )
+    return found
 
 
 def _tag(image: Image.Image, number: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from biflow.extras import require
 TEST_NAMES = ("validation", "test")
 GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are equidistributed, whatever the order of the classes
 ROWS_PER_COUNT = 1000
+
+SAMPLED = 64
 
 Shape = tuple[int, int, int]
 
@@ -68,6 +71,12 @@ class HubImages(ImageSource):
         rows = self.dataset[indices.tolist()][self.columns.image]
         numbered, settings = zip(indices.tolist(), rows, strict=True), (self.image_shape, self.reading)
         return torch.stack([decode_row(row, f"image {i} of {self.columns.origin!r}", *settings) for i, row in numbered])
+
+    def listing_digest(self) -> str:
+        """A digest of the labels, the class names and some of the images, at most `SAMPLED`, evenly spaced."""
+        rows = self.dataset[:: max(1, len(self) // SAMPLED)][self.columns.image] if len(self) else []
+        stored = [(row["bytes"] or Path(row["path"] or "").name.encode()) if row else b"" for row in rows]
+        return digest(super().listing_digest(), [sha256(each).hexdigest() for each in stored])
 
     def fingerprint(self) -> str:
         """A digest of the labels, the class names and what `datasets` knows of the stored files."""

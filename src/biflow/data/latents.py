@@ -6,8 +6,10 @@ so that training samples new latents in every epoch.
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -20,9 +22,10 @@ from torch import Tensor
 from biflow.config import ReadingConfig
 from biflow.config.base import Config, check_config
 from biflow.console import printable
-from biflow.data.datasets import ImageSource, Split
+from biflow.data.datasets import ImageSource, Split, digest
+from biflow.data.scan import in_chunks
 from biflow.errors import InputError
-from biflow.files import replace_file, write_text
+from biflow.files import cache_folder, replace_file, write_text
 from biflow.inputs import read_json
 from biflow.tensors import file_checksum, read_shapes, write_safetensors
 
@@ -47,6 +50,8 @@ class CodecFacts(Config):
     name: str
     sha256: str
     scaling: str | None = None
+    scale: float | None = None  # of earlier caches, with the shift
+    shift: float | None = None
 
 
 class ShardFacts(Config):
@@ -75,10 +80,7 @@ class Manifest(Config):
 
 
 class LatentSet(ImageSource):
-    """Moments of a cache's images, read by index; mirrored copies follow the originals.
-
-    A shard's checksum is verified when its moments are first read.
-    """
+    """Moments of a cache's images, read by index; mirrored copies follow the originals."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], split: str) -> None:
         self.folder, self.manifest = folder, manifest
@@ -87,7 +89,6 @@ class LatentSet(ImageSource):
         self.class_names = tuple(map(printable, manifest["class_names"]))
         channels, height, width = manifest["image_shape"]
         self.image_shape = (channels, height, width)
-        self.verified: set[str] = set()
         stored = [self._labels(shard) for shard in self.shards]
         self.labels = torch.cat([torch.empty(0).long(), *stored])
 
@@ -97,11 +98,16 @@ class LatentSet(ImageSource):
         for index in indices.tolist():
             number = bisect_right(self.ends, index)
             start = self.ends[number] - self.shards[number]["count"]
-            moments.append(self._moments(self.shards[number])[index - start])
+            shard = safe_open(self.folder / self.shards[number]["file"], framework="pt")  # memory-maps the file
+            moments.append(shard.get_slice("moments")[index - start])
         read = torch.stack(moments)
         if not read.isfinite().all():
             raise InputError(f"Expected finite moments in {self.folder}; got NaN or Inf. Encode again.")
         return read
+
+    def listing_digest(self) -> str:
+        """A digest of the shards' checksums and the class names."""
+        return digest(self.class_names, [shard["sha256"] for shard in self.shards])
 
     def _labels(self, shard: Mapping[str, Any]) -> Tensor:
         """The labels of a shard's images, (n,); raises unless labels and moments have the sizes of the manifest."""
@@ -121,15 +127,6 @@ class LatentSet(ImageSource):
             )
         return labels
 
-    def _moments(self, shard: Mapping[str, Any]) -> Any:
-        """The moments of a shard, memory-mapped, from a file with the checksum of the manifest."""
-        path = self.folder / shard["file"]
-        if path.name not in self.verified:
-            if _differs(path, shard["sha256"]):
-                raise InputError(f"Expected the shard that was encoded in {path}; it has changed since. Encode again.")
-            self.verified.add(path.name)
-        return safe_open(path, framework="pt").get_slice("moments")
-
 
 def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
     """Open a cache written by `biflow data encode`; raise unless it is complete."""
@@ -144,7 +141,37 @@ def open_latents(folder: Path, reading: ReadingConfig) -> Split[LatentSet]:
         path = folder / shard["file"]
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise InputError(f"Expected {shard['bytes']} bytes in {path}; it is missing or truncated. Encode again.")
+    verify_shards(folder, manifest["shards"])
     return Split(LatentSet(folder, manifest, "train"), LatentSet(folder, manifest, "test"))
+
+
+def verify_shards(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Raise at a shard that differs from its checksum; those verified earlier and unchanged since are not read."""
+    checksums = {shard["file"]: shard["sha256"] for shard in shards}
+    marks = {name: f"{sha256} {(folder / name).stat().st_mtime_ns}" for name, sha256 in checksums.items()}
+    record = cache_folder() / "latents" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.json"
+    verified = _read_marks(record)
+    new = [name for name in checksums if marks[name] not in verified]
+
+    def changed(names: Sequence[str]) -> list[str]:
+        return [name for name in names if _differs(folder / name, checksums[name])]
+
+    for found in in_chunks(new, changed, "verifying latents"):
+        if found:
+            raise InputError(
+                f"Expected the shard that was encoded in {folder / found[0]}; it has changed since. Encode again."
+            )
+    if new:
+        with suppress(OSError, InputError):  # it is verified again the next time
+            write_text(record, json.dumps([*marks.values()]))
+
+
+def _read_marks(record: Path) -> set[str]:
+    """The checksums and modification times of the shards that were verified; empty without a record."""
+    try:
+        return set(map(str, read_json(record, "")))
+    except (InputError, TypeError):
+        return set()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -244,7 +271,7 @@ def write_manifest(folder: Path, names: list[str], facts: Mapping[str, Any]) -> 
     """Finish a cache whose shards are all written by its manifest; returns the number of images."""
     shards = []
     for name in names:
-        shard = json.loads(description(folder / name).read_text(encoding="utf-8"))
+        shard = read_json(description(folder / name), "Encode again.")
         shards.append({key: shard[key] for key in ("file", "split", "count", "mirrored", "bytes", "sha256")})
     content = {"format_version": FORMAT_VERSION, **facts, "shards": shards}
     content["sha256"] = manifest_checksum(content)

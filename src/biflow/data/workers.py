@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ PRELOADED = "biflow.data.reader"  # imported once, for all workers
 
 def map_in_workers(function: Callable[[Any], R], items: Iterable[Any], workers: int) -> Iterator[R]:
     """Results of a picklable function in the order of the items, computed ahead by this many processes."""
-    context = multiprocessing.get_context("forkserver")  # forking a process with threads can deadlock
+    # forking a process with threads can deadlock; Windows has no other way than spawn
+    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     context.set_forkserver_preload([PRELOADED])
     loader = DataLoader(
         Results(function),

@@ -1,10 +1,10 @@
 """Evaluate a model or its samples: FID and related metrics, likelihood, speed."""
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ from biflow.sampling.draw import Drawn
 from biflow.sampling.guidance import Guidance, parse_guidance
 from biflow.sampling.options import SamplingOptions
 from biflow.sampling.samplers import parse_sampler
+from biflow.tensors import file_checksum
 from biflow.training.provenance import describe_machine
 
 Numbers = dict[str, Any]
@@ -89,9 +90,9 @@ def evaluate(model: Path, config: EvaluationConfig, out: Path, console: Console)
         check_file_output(npz)
         npz.parent.mkdir(parents=True, exist_ok=True)
     measure = evaluate_samples if model.suffix == ".npz" else evaluate_model
-    with join_world() as world:
+    with join_world() as world, ExitStack() as held:
         world.on_main(lambda: check_writable(out))
-        return measure(model, EvaluationContext(config, out, world, console))
+        return measure(model, EvaluationContext(config, out, world, console, held))
 
 
 def evaluate_samples(model: Path, context: EvaluationContext) -> Numbers | None:
@@ -132,7 +133,7 @@ def evaluate_model(model: Path, context: EvaluationContext) -> Numbers | None:
     reals = open_reals(config, pipe.model.image_shape)
     check_classes(pipe, reals)
     networks = open_references(reals, context)
-    weights = hashlib.sha256((find_model(model) / WEIGHTS_FILE).read_bytes()).hexdigest()
+    weights = file_checksum(find_model(model) / WEIGHTS_FILE)
     num = config.num or NUM
     sweep_num = min(config.sweep_num, num)
     sampling = Sampling(pipe, networks, context, weights)
@@ -188,7 +189,7 @@ class Sampling:
 
     def draw(self, folder: Path, guidance: Guidance, *, num: int, seed: int) -> EvaluatedSamples:
         """The first `num` images with this guidance; shards that are in the folder are kept."""
-        (config, _, world, console), codec = self.context, self.pipe.model.codec
+        (config, _, world, console, _), codec = self.context, self.pipe.model.codec
         sampler = parse_sampler(config.method)
         settings = SampleSettings(
             weights=self.weights,

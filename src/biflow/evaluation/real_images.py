@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from biflow.evaluation.reference import (
 )
 from biflow.features.judge import read_judge_record, save_judge
 from biflow.features.metric_networks import FeatureNet, make_feature_net
+from biflow.files import hold_folder
 from biflow.models.codec import PixelCodec
 from biflow.training.hooks import ProgressBoard
 from biflow.training.stages import CLASSIFIER_FIT, Run, fit_judge
@@ -47,6 +49,11 @@ class EvaluationContext(NamedTuple):
     out: Path
     world: World
     console: Console
+    held: ExitStack
+
+    def hold(self) -> None:
+        """Hold the output folder, against other processes, until the evaluation ends."""
+        self.world.on_main(lambda: self.held.enter_context(hold_folder(self.out)))
 
     def note(self, text: str) -> None:
         """Print a line, in the main process alone."""
@@ -89,8 +96,9 @@ def read_as_trained(context: EvaluationContext, training: Mapping[str, Any] | No
 
     Raises if the training data themselves would be read otherwise.
     """
-    config, own, run = context.config, reading_of(training), (training or {}).get("config", {})
-    same = canonical_name(run.get("data") or "") == canonical_name(config.data)
+    config, own, known = context.config, reading_of(training), training or {}
+    name, trained_on = canonical_name(config.data), known.get("config", {}).get("data") or ""
+    same = known.get("data_digest") == digest(name) or canonical_name(trained_on) == name
     given = config.reading.model_fields_set
     for key in READING:
         was, now = getattr(own, key), getattr(config.reading, key)
@@ -114,6 +122,7 @@ def open_references(reals: RealImages, context: EvaluationContext) -> dict[str, 
     Each file of statistics is read if it exists and written otherwise; by default in the output folder, where one of
     other images is written anew.  "judge" without a folder trains a reference classifier on the training images.
     """
+    context.hold()
     config = context.config
     names, files = config.features, [Path(file) for file in config.references]
     if files and len(files) != len(names):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from biflow.config.base import Config, check_recorded, to_yaml
@@ -16,7 +16,7 @@ from biflow.data.randomness import stream
 from biflow.features.metric_networks import FeatureNet, Features
 from biflow.files import check_new_folder, replace_file, write_text
 from biflow.sampling.draw import Drawn
-from biflow.tensors import hash_tensors
+from biflow.tensors import hash_tensors, write_safetensors
 
 SHARD_SIZE = 500  # images; at most this many are lost by an interruption
 SETTINGS_FILE = "settings.yaml"
@@ -26,7 +26,7 @@ class SampleSettings(Config):
     """The settings that the samples in a folder depend on; it resumes only with the same ones."""
 
     weights: str  # SHA-256 of the model's weights file
-    model: str  # SHA-256 of its sizes and its autoencoder
+    model: str = ""  # SHA-256 of its sizes and its autoencoder
     method: str
     guidance: str
     labels: str
@@ -131,4 +131,4 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     """Write a .safetensors file atomically, into a folder that is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_safetensors(tensors, temporary, metadata)

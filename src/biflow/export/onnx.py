@@ -4,7 +4,6 @@ Inputs: standard normal noise (B, T, D), labels (B,) and guidance strengths (B,)
 [-1, 1].  Each file is run and verified against the pipeline before it is written.
 """
 
-import hashlib
 import json
 import logging
 import warnings
@@ -32,6 +31,7 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
 from biflow.sampling.samplers import OnePass
+from biflow.tensors import file_checksum
 
 Target = Literal["onnx", "torch"]
 Precision = Literal["float32", "float16", "int8"]
@@ -199,11 +199,9 @@ def make_card(pipe: Pipeline, folder: Path, *, precision: Precision, images: boo
     """The metadata of an exported file, as JSON."""
     config, most = pipe.config, trained_guidance(pipe.config)
     channels, size, _ = pipe.model.image_shape if images else (config.channels, config.image_size, 0)
-    with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "biflow_version": __version__,
-        "weights_sha256": digest,
+        "weights_sha256": file_checksum(find_model(folder) / WEIGHTS_FILE),
         "precision": precision,
         "output": "image" if images else "latents",
         "codec": config.codec,

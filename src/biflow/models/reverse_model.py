@@ -15,6 +15,7 @@ from biflow.config import ModelConfig, ReverseConfig
 from biflow.errors import InputError
 from biflow.nn.embeddings import ClassEmbedding, GuidanceEmbedding, PositionEmbedding, RotaryPositions
 from biflow.nn.transformer import Transformer
+from biflow.tensors import without_wrappers
 
 DIGEST_SIZE = 16
 
@@ -161,7 +162,8 @@ class ReverseModel(nn.Module):
 
 def _digest(network: nn.Module) -> Tensor:
     digest = blake2b(digest_size=DIGEST_SIZE)
-    for name, tensor in sorted(network.state_dict().items()):
+    tensors = {without_wrappers(name): tensor for name, tensor in network.state_dict().items()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return torch.tensor(list(digest.digest()), dtype=torch.uint8)

@@ -14,7 +14,8 @@ import torch
 
 from biflow.config import FitConfig
 from biflow.files import delete_folder, replace_folder
-from biflow.inputs import open_regular, read_text
+from biflow.inputs import read_text
+from biflow.tensors import file_checksum
 
 STATE_FILE = "state.pt"
 MANIFEST_FILE = "manifest.json"
@@ -98,8 +99,7 @@ def listed(folder: Path) -> tuple[list[Checkpoint], list[str]]:
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
-    with open_regular(path) as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
 
 
 def render_manifest(content: Mapping[str, Any]) -> str:

@@ -18,10 +18,12 @@ import biflow
 from biflow._version import __version__
 from biflow.config import RunConfig
 from biflow.console import some
-from biflow.data.datasets import ImageStream, Source
+from biflow.data.datasets import ImageStream, Source, digest
+from biflow.data.open import canonical_name
 from biflow.distributed import World
 from biflow.errors import InputError
 from biflow.files import write_text
+from biflow.inputs import read_json
 from biflow.training.hooks import read_history
 
 CORE = ("torch", "numpy", "pillow", "safetensors", "pydantic", "huggingface_hub")
@@ -31,8 +33,8 @@ NOT_METRICS = {"stage", "step", "seconds", "grad_norm", "skipped"}
 def add_session(path: Path, world: World) -> None:
     """Append this session to the list in about.json."""
     sessions = []
-    with suppress(OSError, ValueError):
-        sessions = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(InputError):
+        sessions = read_json(path, "")
     sessions = sessions if isinstance(sessions, list) else []
     write_text(path, json.dumps([*sessions, describe_session(world)], indent=1) + "\n")
 
@@ -64,13 +66,10 @@ def describe_data(data: Source) -> dict[str, Any]:
 def check_same_data(path: Path, data: Mapping[str, Source]) -> None:
     """Record the data of each split in a file, or raise if the recorded ones are others."""
     now = {split: describe_data(part) for split, part in data.items()}
-    try:
-        then = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         write_text(path, json.dumps(now, indent=1) + "\n")
         return
-    except (OSError, ValueError):
-        then = {}
+    then = read_json(path, "Restore it; to continue with the data as they are now, delete it.")
     if changes := [change for split in now if (change := describe_change(then, now, split))]:
         raise InputError(
             f"Expected the data that {path.parent} was begun with; {changes[0]}. Restore them, or start in a new "
@@ -88,13 +87,15 @@ def describe_change(before: Any, after: Any, split: str) -> str | None:
         counts = list(zip_longest(then.get("images", ()), now.get("images", ()), fillvalue=0))
     except (KeyError, TypeError, AttributeError):
         return "their record is damaged"
+    if then.get("shards") != now.get("shards"):
+        return f"there are {now.get('shards')} shards instead of {then.get('shards')}"
     if renamed := [f"class {i} was {a} and is {b}" for i, (a, b) in enumerate(names) if a != b]:
         return some(renamed, most=2)
     kinds = [f" of {name}" for name in now["class_names"]] or [""]
     pairs = zip(kinds, counts, strict=True)
     if other := [f"{new} {split} images{kind} instead of {old}" for kind, (old, new) in pairs if old != new]:
         return "there are " + some(other, most=2)
-    return f"the {split} images have other names, sizes or classes, or another order"
+    return f"the {split} images differ in names, sizes, classes or order"
 
 
 def git_revision() -> str | None:
@@ -141,7 +142,8 @@ def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Pat
         metrics = {key: value for key, value in last.items() if key not in NOT_METRICS and value is not None}
         size = getattr(fits.get(stage), "batch_size", None)
         stages[stage] = {"steps": last.get("step"), "batch_size": size, "seconds": spent, "last": metrics}
-    facts = {"data": config.data, "seed": config.seed, "stages": stages}
+    where = digest(canonical_name(config.data))  # not the path itself, which models that are shared would tell
+    facts = {"data": config.data, "data_digest": where, "seed": config.seed, "stages": stages}
     return {**facts, **describe_session(world), "config": config.model_dump(mode="json")}
 
 
