@@ -390,3 +390,24 @@ def test_the_hash_of_tensors_tells_names_and_shapes_apart_but_not_their_order():
     assert hash_tensors({"b": b, "a": a}) == right
     others = [{"b": a, "a": b}, {"a": a.view(2, 2), "b": b}, {"a": a, "c": b}, {"a": a}, {"a": a, "b": -b}]
     assert len({right, hash_tensors({"a": a, "b": b}, "text"), *map(hash_tensors, others)}) == 7
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_networks_that_were_compiled_are_saved_under_their_own_names(fitted, tmp_path):
+    whole = dict(fitted.networks.state_dict())
+    fitted.flow.blocks[0] = torch.compile(fitted.flow.blocks[0])
+    save_model(fitted, tmp_path / "model")
+    again = load_model(tmp_path / "model").networks.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_what_could_not_be_loaded_is_not_saved_over_a_good_model(fitted, tmp_path):
+    folder = tmp_path / "model"
+    save_model(fitted, folder)
+    broken, cut = load_model(folder), load_model(folder)
+    broken.flow.blocks[0].project_in.bias.data[0] = torch.nan
+    del cut.flow.blocks[0]
+    for model, message in ((broken, r"project_in\.bias has NaN"), (cut, "Expected weights to save that match")):
+        with pytest.raises(InputError, match=message):
+            save_model(model, folder)
+    load_model(folder)

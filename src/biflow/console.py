@@ -17,7 +17,7 @@ from rich.table import Table
 
 LINES = 10  # of progress without a terminal
 
-console = Console()
+console = Console(emoji=False)
 CONTROLS = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode categories: control characters, lone surrogates, line and paragraph separators."""
 DIRECTIONS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # reorder the text that follows
@@ -49,7 +49,8 @@ def tell(message: str) -> None:
 
 def say(message: str) -> None:
     """Print a note to stderr, verbatim but for control characters."""
-    Console(stderr=True).print(printable(message, keep="\n"), markup=False, highlight=False, soft_wrap=True)
+    stderr = Console(stderr=True, emoji=False)
+    stderr.print(printable(message, keep="\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 def say_once(message: str) -> None:

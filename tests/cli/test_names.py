@@ -36,3 +36,10 @@ def test_files_whose_names_are_no_text_are_listed_escaped(biflow, tmp_path, comm
     assert (code, err, "\x1b" in out) == (0, "", False)
     with (tmp_path / "x.csv").open(encoding="utf-8") as file:
         assert {row["image"] for row in csv.DictReader(file)} == {r"a\udcff\x1b[2J.png"}
+
+
+def test_names_are_not_turned_into_pictures(capsys):
+    """Rich would replace the names of emoji between colons."""
+    tell("data=folder:a: b, :dog:")
+    say(":cat:")
+    assert capsys.readouterr() == ("data=folder:a: b, :dog:\n", ":cat:\n")

@@ -260,3 +260,9 @@ def test_a_run_says_which_modules_its_recipe_imports():
     assert load_recipe("biflow_digits", flow).modules == ["mine:Encoder"]
     reverse = ["stage=reverse", "flow_from=x", align, distances]
     assert load_recipe("biflow_digits", reverse).modules == ["torch.nn:Identity"]
+
+
+def test_numbers_are_decimal():
+    assert load_recipe("biflow_digits", ["seed=010"]).seed == 10
+    with pytest.raises(InputError, match=r"fit_flow\.steps: .*got '1:30'"):
+        load_recipe("biflow_digits", ["fit_flow.steps=1:30"])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from biflow.data.decode import decode, inspect
-from biflow.data.greys import doubts
+from biflow.data.greys import Grey, doubts
 from biflow.data.pictures import read_pictures
 from biflow.errors import InputError
 from tests.data.pictures import write_tiff
@@ -119,3 +119,9 @@ def test_twelve_bits_in_sixteen_are_told_of_a_folder_and_of_a_picture(tmp_path):
     notes = read_pictures([tmp_path / "a.png", tmp_path / "c.png"], 16, 1).notes()
     assert [note for note in notes if note.startswith("a.png was read as 16-bit grey, nearly black; save")]
     assert not [note for note in notes if note.startswith("c.png was read")]
+
+
+def test_a_folder_read_with_two_whites_is_told():
+    (warning,) = doubts([Grey(255, 200), Grey(65535, 60000), Grey()])
+    assert "read as 0 to 255, others as 0 to 65535" in warning
+    assert not doubts([Grey(65535, 60000), Grey()])

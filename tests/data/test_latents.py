@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import re
 import shutil
@@ -372,3 +373,17 @@ def test_a_folder_without_images_set_aside_is_encoded_whole(autoencoder, tmp_pat
     assert encode_data(f"folder:{tmp_path / 'images'}", str(autoencoder), tmp_path / "cache", **options) == 6
     kept = open_latents(tmp_path / "cache", ReadingConfig())
     assert (len(kept.train), len(kept.test)) == (6, 0)
+
+
+def test_shards_are_verified_once_and_again_when_they_are_written_anew(whole_cache, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("biflow.data.latents._differs", lambda path, _: bool(read.append(path)))
+    folder = tmp_path / "cache"
+    shutil.copytree(whole_cache, folder)
+    first = open_latents(folder, ReadingConfig()).train
+    assert len(read) == len(read_manifest(folder)["shards"])
+    assert open_latents(folder, ReadingConfig()).train.listing_digest() == first.listing_digest()
+    assert len(read) == len(read_manifest(folder)["shards"])
+    os.utime(folder / read_manifest(folder)["shards"][0]["file"], ns=(1, 1))
+    open_latents(folder, ReadingConfig())
+    assert len(read) == len(read_manifest(folder)["shards"]) + 1

@@ -6,6 +6,7 @@ import shutil
 import sys
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from biflow.config import ReadingConfig
 from biflow.data.check import check_folder, notes_on
 from biflow.data.folder import open_folder
-from biflow.data.layout import lay_out
+from biflow.data.layout import find_splits, lay_out
 from biflow.data.listing import list_folder
 from biflow.errors import InputError
 from tests.data.pictures import noise
@@ -198,3 +199,10 @@ def test_training_images_in_a_test_split_are_told(tmp_path, capsys):
     open_folder(tmp_path, SHAPE, ReadingConfig())
     assert f"Warning: {shared} of 4 test images of {tmp_path} are also training images." in capsys.readouterr().err
     assert f"{shared} of 4 test images are also training images." in notes_on(check_folder(tmp_path))
+
+
+@pytest.mark.parametrize("classes", [("cat/train", "cat/val", "dog"), ("x/Train/a", "x/test/a", "y")])
+def test_splits_within_classes_are_refused(classes):
+    names = [f"{folder}/{i}.png" for folder in classes for i in range(2)]
+    with pytest.raises(InputError, match=r"got splits within (cat|x)\. Give one of these folders"):
+        find_splits(Path("set"), names)

@@ -15,6 +15,7 @@ from biflow.config import ReadingConfig
 from biflow.errors import InputError
 from biflow.evaluation.evaluate import evaluate
 from biflow.features.metric_networks import JudgeFeatures
+from biflow.files import hold_folder
 from tests.builders import tiny_model
 from tests.evaluation.test_evaluate import config_in, measured, short_fit, world
 
@@ -137,3 +138,8 @@ def test_other_data_are_read_with_the_crop_and_background_of_the_training_unless
     assert found == {**TRAINED, "test_share": 0.0}
     result = measured(trained, "other", data="folder:others", reading=ReadingConfig(background="grey"))
     assert (result["data"]["reading"]["background"], result["data"]["reading"]["crop"]) == ("grey", "tarflow")
+
+
+def test_a_folder_is_evaluated_by_one_process_at_a_time(world):
+    with hold_folder(world / "out"), pytest.raises(InputError, match="out is in use by process"):
+        measured(world, "out")

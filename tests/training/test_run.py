@@ -209,3 +209,8 @@ def test_a_disk_that_is_full_for_a_while_changes_neither_the_training_nor_its_lo
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(unbroken), strict=True))
     assert [line["step"] for line in read_history(tmp_path / "full" / "metrics.jsonl")] == STEPS[:6]
     assert [each.name for each in (tmp_path / "full" / "previews").iterdir()] == ["flow_00000006.png"]
+
+
+def test_a_stream_of_other_shards_is_other_data():
+    then, now = ({"train": {"class_names": ["a"], "shards": count}} for count in (3, 4))
+    assert describe_change(then, now, "train") == "there are 4 shards instead of 3"

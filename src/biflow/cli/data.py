@@ -51,7 +51,9 @@ def check(
     found = check_folder(path)
     sheet = contact_sheet(found, size) if out else None
     names, faults = found.layout.class_names, found.found.rejected
-    tell(f"{len(found.found.readable):,} images in {len(names) or 'no'} classes; {len(faults):,} unreadable.")
+    images = counted(len(found.found.readable), "image")
+    classes = "1 class" if len(names) == 1 else f"{len(names) or 'no'} classes"
+    tell(f"{images} in {classes}; {len(faults):,} unreadable.")
     show_tables(found)
     for note in notes_on(found):
         tell(note)
@@ -87,7 +89,8 @@ def how_to_train(found: "FolderCheck") -> str:
 
     recipe, settings = fitting_settings(found)
     words = ["train", recipe, "--out", f"runs/{found.root.resolve().name}"]
-    for key, value in {"data": f"folder:{found.root}", **settings}.items():
+    root = f"./{found.root}" if str(found.root).startswith("~") else found.root
+    for key, value in {"data": f"folder:{root}", **settings}.items():
         words += ["--set", f"{key}={value}"]
     return f"{program()} {shlex.join(words)}"
 

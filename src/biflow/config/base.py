@@ -1,5 +1,6 @@
 """Settings as text: frozen models, YAML in and out, `path=value` overrides, and every fault as one sentence."""
 
+import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -189,7 +190,7 @@ def _explain_one(kind: type[Config], path: str, fault: Mapping[str, Any]) -> str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags, in which a repeated key is a fault."""
+    """YAML without tags, in which a repeated key is a fault, and numbers are decimal: 1:30 is no number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -200,6 +201,13 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, node_of_key.start_mark)
             seen |= {key} if isinstance(key, Hashable) else set()
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith((":int", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
 
 
 def _load_yaml(text: str, origin: str) -> Any:

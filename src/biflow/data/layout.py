@@ -88,6 +88,7 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
     for top in tops:
         if top.lower() in SPLIT_OF:
             found[SPLIT_OF[top.lower()]].append(top)
+    _check_no_splits_inside(folder, names)
     splits = [top for same in found.values() for top in same]
     others = [top or "loose images" for top in tops if top not in splits]
     if not found or (others and len(splits) == 1 and not _has_folders(splits[0], names)):
@@ -102,6 +103,20 @@ def find_splits(folder: Path, names: Sequence[str]) -> dict[str, str]:
     around = {wrapper([name.removeprefix(top) for name in names if name.startswith(top)]) for top in chosen}
     inside = around.pop() if len(around) == 1 else ""
     return dict(zip(("train", "test"), (top + inside for top in chosen), strict=True))
+
+
+def _check_no_splits_inside(folder: Path, names: Iterable[str]) -> None:
+    """Raise if a folder that is no split holds splits, such as cat/train and cat/val."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        top, *rest = name.split("/")
+        if len(rest) > 1 and (kind := SPLIT_OF.get(rest[0].lower())):
+            inner[top].add(kind)
+    if torn := [top for top, kinds in inner.items() if "train" in kinds and len(kinds) > 1]:
+        raise InputError(
+            f"Expected in {folder} class folders, or train/ with val/ or test/; got splits within {_some(torn)}. "
+            f"Give one of these folders, or sort the images into train/ and val/ first."
+        )
 
 
 def _check_unlike_splits(folder: Path, tops: Iterable[str]) -> None:
@@ -137,7 +152,7 @@ def _check_same_classes(folder: Path, classes: dict[str, list[str]], train: str)
     if unknown := {kind for kinds in classes.values() for kind in kinds} - {*classes[train]}:
         what = f"the classes {_some(sorted(unknown))}" if "" not in unknown else "images without a class"
         raise InputError(
-            f"Expected the same class folders in all splits of {folder}; got {what} missing from {train} "
+            f"Expected the same class folders in all splits of {folder}; got {what} missing from {train}. "
             "Add them, or move them out of the other split."
         )
 

@@ -69,6 +69,6 @@ def check_apart(name: str, output: Path) -> None:
 def _path(where: str) -> Path:
     """A path as a shell reads it."""
     try:
-        return Path(where).expanduser()
+        return Path(where).expanduser() if where.startswith("~") else Path(where)
     except RuntimeError:
         raise InputError(f"Expected the folder of a known user; got {where!r}. Give the whole path.") from None

@@ -68,7 +68,7 @@ def in_chunks(names: Sequence[str], work: Callable[[Sequence[str]], R], title: s
     """Results of work on a few names each, by several threads, in order; with a progress bar if there are many."""
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     threads = ThreadPoolExecutor(os.cpu_count())  # Pillow and digests release the GIL
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     shown = console.is_terminal and len(names) >= FILES_WITH_PROGRESS
     try:
         with counting(console, title, len(names), shown=shown) as advance:

@@ -13,6 +13,7 @@ from typing import Any
 import rich.progress as bars
 from rich.console import Console
 
+from biflow.console import counted
 from biflow.files import CannotWrite, write_text, writing
 from biflow.training.loggers import Tracker
 from biflow.training.loop import Hook, Report, Trainer
@@ -33,7 +34,7 @@ class History:
             lines = read_history(path)
             kept = [line for line in lines if line["stage"] != stage or line["step"] <= trainer.step]
             if damaged := count_lines(path) - len(lines):
-                warnings.warn(f"Dropped {damaged} damaged lines of {path}.", stacklevel=2)
+                warnings.warn(f"Dropped {counted(damaged, 'damaged line')} of {path}.", stacklevel=2)
             if damaged or len(kept) < len(lines):
                 write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
