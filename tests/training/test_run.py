@@ -63,7 +63,7 @@ DAMAGES = {
 def test_damaged_lines_of_the_log_are_dropped_and_said(run, damage):
     log = run / "metrics.jsonl"
     log.write_bytes(DAMAGES[damage](log.read_bytes()))
-    with pytest.warns(UserWarning, match=r"Dropped 1 damaged lines of .*metrics\.jsonl"):
+    with pytest.warns(UserWarning, match=r"Dropped 1 damaged line of .*metrics\.jsonl"):
         train_in(run, resume=True)
     lost = {3} if damage == "a cut line" else set()  # the line of step 4
     assert [line["step"] for line in read_history(log)] == [step for i, step in enumerate(STEPS) if i not in lost]
