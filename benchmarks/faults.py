@@ -159,38 +159,38 @@ def damage(folder: Path, times: int, draw: random.Random) -> dict[str, int]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """The page."""
+    """The page, of those results that there are."""
+    parts = training_table(found) if "kills" in found else []
+    return "\n".join(["# Faults", "", *parts, *kill_table(found.get("operations")), *fuzz_table(found.get("fuzz"))])
+
+
+def training_table(found: dict[str, Any]) -> list[str]:
+    """The lines about faults during training."""
     kills, full, damaged = found["kills"], found["full_disk"], found["damage"]
     slowest = max(each["seconds"] for each in found["terminations"])
     codes = sorted({each["exit_code"] for each in found["terminations"]})
-    return "\n".join(
-        [
-            "# Faults",
-            "",
-            "Written by `python benchmarks/faults.py`: flow and reverse model of `biflow_digits`, 1,200 steps each, a",
-            "checkpoint every 20 steps, one thread.",
-            "",
-            "| fault | outcome |",
-            "|---|---|",
-            f"| {kills['kills']} kills (SIGKILL) at random moments, {kills['in_a_save']} of them during a checkpoint "
-            "save; resumed each time | weights bit-identical to an uninterrupted run: "
-            f"**{yes(kills['same_weights'])}** |",
-            f"| SIGTERM, {len(found['terminations'])} times | saved and exited within {slowest:.1f} s, exit code "
-            f"{', '.join(map(str, codes))} |",
-            f"| full disk, simulated by a file-size limit that fails every save half way | older checkpoints intact: "
-            f"**{yes(full['older_kept'])}**; resumed without the limit, weights bit-identical: "
-            f"**{yes(full['same_weights_after'])}** |",
-            f"| flipped bit in a checkpoint, {damaged['times']} times | detected {damaged['flips']} times |",
-            f"| truncated checkpoint file, {damaged['times']} times | detected {damaged['cuts']} times |",
-            "",
-            "With a full disk, training warns and continues; a failed save at the end or on SIGTERM is an error:",
-            "",
-            f"> {full['error']}",
-            "",
-            *kill_table(found.get("operations")),
-            *fuzz_table(found.get("fuzz")),
-        ]
-    )
+    return [
+        "Written by `python benchmarks/faults.py`: flow and reverse model of `biflow_digits`, 1,200 steps each, a",
+        "checkpoint every 20 steps, one thread.",
+        "",
+        "| fault | outcome |",
+        "|---|---|",
+        f"| {kills['kills']} kills (SIGKILL) at random moments, {kills['in_a_save']} of them during a checkpoint "
+        "save; resumed each time | weights bit-identical to an uninterrupted run: "
+        f"**{yes(kills['same_weights'])}** |",
+        f"| SIGTERM, {len(found['terminations'])} times | saved and exited within {slowest:.1f} s, exit code "
+        f"{', '.join(map(str, codes))} |",
+        f"| full disk, simulated by a file-size limit that fails every save half way | older checkpoints intact: "
+        f"**{yes(full['older_kept'])}**; resumed without the limit, weights bit-identical: "
+        f"**{yes(full['same_weights_after'])}** |",
+        f"| flipped bit in a checkpoint, {damaged['times']} times | detected {damaged['flips']} times |",
+        f"| truncated checkpoint file, {damaged['times']} times | detected {damaged['cuts']} times |",
+        "",
+        "With a full disk, training warns and continues; a failed save at the end or on SIGTERM is an error:",
+        "",
+        f"> {full['error']}",
+        "",
+    ]
 
 
 def kill_table(commands: dict[str, Any] | None) -> list[str]:
