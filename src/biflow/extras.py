@@ -23,8 +23,8 @@ EXTRAS = {
     "log": Extra("logging to TensorBoard, W&B or Trackio", ("tensorboard", "wandb", "trackio")),
 }
 ADVISORIES = {
-    "torch": ((2, 10), "CVE-2026-24747: a .pth file can run code, in spite of weights_only"),
-    "transformers": ((5, 5), "CVE-2026-4372 and CVE-2026-5241: a model on the hub can run code"),
+    "torch": ("2.10", "CVE-2026-24747: a .pth file can run code, in spite of weights_only"),
+    "transformers": ("5.5", "CVE-2026-4372 and CVE-2026-5241: a model on the hub can run code"),
 }
 """module -> the first version without a known fault by which other people's files run code, and the fault."""
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # module -> package, where the names differ

@@ -264,5 +264,8 @@ def test_a_run_says_which_modules_its_recipe_imports():
 
 def test_numbers_are_decimal():
     assert load_recipe("biflow_digits", ["seed=010"]).seed == 10
+    assert parse_values("{a: 1.5, b: -.5e-3, c: 1:30.5, d: 7, e: .inf}", "x") == {
+        "a": 1.5, "b": -0.0005, "c": "1:30.5", "d": 7, "e": float("inf"),
+    }  # fmt: skip
     with pytest.raises(InputError, match=r"fit_flow\.steps: .*got '1:30'"):
         load_recipe("biflow_digits", ["fit_flow.steps=1:30"])

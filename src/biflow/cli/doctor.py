@@ -3,9 +3,10 @@
 import importlib
 import os
 import platform
-import re
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
 
 from biflow._version import __version__
 from biflow.console import console, table, tell
@@ -52,10 +53,7 @@ def environment_rows() -> Rows:
         ["Python", f"{platform.python_version()} on {platform.platform()}"],
         ["torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"],
         ["downloads", f"{cache}, {free:,.0f} GiB free"],
-        [
-            "hub",
-            f"HF_HUB_OFFLINE is {offline}",
-        ],
+        ["hub", f"HF_HUB_OFFLINE is {offline}"],
     ]
 
 
@@ -115,19 +113,10 @@ def advisories() -> list[str]:
     found = []
     for module, (safe, fault) in ADVISORIES.items():
         number = _version(module)
-        if number and _release(number) < safe:
-            package, first = DISTRIBUTIONS.get(module, module), ".".join(map(str, safe))
-            found.append(f"Unsafe: {package} {number} ({fault}). Update it: pip install '{package}>={first}'")
+        if number and Version(number) < Version(safe):
+            package = DISTRIBUTIONS.get(module, module)
+            found.append(f"Unsafe: {package} {number} ({fault}). Update it: pip install '{package}>={safe}'")
     return found
-
-
-def _release(number: str) -> tuple[int, ...]:
-    """The numbers that a version begins with, for comparison.
-
-    >>> _release("2.10.0+cpu"), _release("5.5rc1")
-    ((2, 10, 0), (5, 5))
-    """
-    return tuple(int(each) for each in re.match(r"[\d.]*", number)[0].split(".") if each)  # type: ignore[index]
 
 
 def _version(module: str) -> str | None:

@@ -204,10 +204,14 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in resolvers if not tag.endswith((":int", ":timestamp"))]
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+for _kind, _form in {
+    "int": r"[-+]?(0|[1-9][0-9]*)$",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_form), list("-+.0123456789"))
 
 
 def _load_yaml(text: str, origin: str) -> Any:
@@ -218,7 +222,7 @@ def _load_yaml(text: str, origin: str) -> Any:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = brief(getattr(error, "problem", None) or "text that cannot be read")
         raise InputError(f"Expected valid YAML in {origin}; got a fault{where}: {problem}.") from None
-    except ValueError:  # the 45th of a month, a number of 5,000 digits
-        raise InputError(f"Expected valid YAML in {origin}; got a date or number that does not exist.") from None
+    except ValueError:  # Python converts at most 4,300 digits
+        raise InputError(f"Expected valid YAML in {origin}; got a number of too many digits.") from None
     except RecursionError:
         raise InputError(f"Expected valid YAML in {origin}; got lists or keys nested too deep.") from None

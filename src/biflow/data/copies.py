@@ -6,7 +6,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-from biflow.data.scan import Facts, in_chunks, write_record
+from biflow.data.scan import Facts, in_chunks, write_scan
 
 DIGEST_BYTES = 16
 BLOCK = 2**20  # bytes read at a time
@@ -23,7 +23,7 @@ def find_copies(root: Path, readable: Mapping[str, Facts]) -> list[list[str]]:
         digests.update(part)
     known = {name: facts._replace(digest=digests.get(name, facts.digest)) for name, facts in readable.items()}
     if digests:
-        write_record(root, known)
+        write_scan(root, known)
     return [sorted(group, key=_by_length) for group in _groups(known, lambda facts: facts.digest)]
 
 

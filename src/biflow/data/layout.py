@@ -115,7 +115,7 @@ def _check_no_splits_inside(folder: Path, names: Iterable[str]) -> None:
     if torn := [top for top, kinds in inner.items() if "train" in kinds and len(kinds) > 1]:
         raise InputError(
             f"Expected in {folder} class folders, or train/ with val/ or test/; got splits within {_some(torn)}. "
-            f"Give one of these folders, or sort the images into train/ and val/ first."
+            "Give one of these folders, or sort the images into train/ and val/ first."
         )
 
 

@@ -54,13 +54,13 @@ class Scan(NamedTuple):
 
 def scan(root: Path, names: Sequence[str], *, afresh: bool = False) -> Scan:
     """Decode files in parallel; those readable in an earlier scan and unchanged since are skipped unless `afresh`."""
-    recorded, found = read_record(root), Scan({}, {})
+    recorded, found = read_scan(root), Scan({}, {})
     decode_some = partial(_decode_some, root, {} if afresh else recorded)
     for part in in_chunks(names, decode_some, "checking images"):
         found.readable.update(part.readable)
         found.rejected.update(part.rejected)
     if found.readable != recorded:
-        write_record(root, found.readable)
+        write_scan(root, found.readable)
     return found
 
 
@@ -117,7 +117,7 @@ def _decoder() -> list[object]:
     return [RECORD_VERSION, PIL.__version__, Image.MAX_IMAGE_PIXELS]
 
 
-def read_record(root: Path) -> dict[str, Facts]:
+def read_scan(root: Path) -> dict[str, Facts]:
     """Readable files of the last scan; empty if its record is missing, damaged or from another version."""
     try:
         saved = json.loads(_record_file(root).read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ def read_record(root: Path) -> dict[str, Facts]:
         return {}
 
 
-def write_record(root: Path, readable: Mapping[str, Facts]) -> None:
+def write_scan(root: Path, readable: Mapping[str, Facts]) -> None:
     """Record a scan in the cache folder, never inside the image folder; failures are ignored."""
     with suppress(OSError, InputError, RuntimeError):
         path = _record_file(root)

@@ -88,10 +88,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    return [record for line in lines if (record := read_record(line))]
+    return [record for line in lines if (record := parse_line(line))]
 
 
-def read_record(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The metrics in one line of `History`, or None if the line is no record."""
     try:
         record = json.loads(line)
