@@ -189,6 +189,6 @@ def _portable(error: Exception) -> Exception:
     """The error, or its text if it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # of any type: errors of libraries hold anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 
 from biflow.data.scan import Facts, in_chunks, write_scan
 
 DIGEST_BYTES = 16
-BLOCK = 2**20  # bytes read at a time
 
 
 def find_copies(root: Path, readable: Mapping[str, Facts]) -> list[list[str]]:
@@ -67,12 +67,6 @@ def _digests(root: Path, names: Sequence[str]) -> dict[str, str]:
     """Digests of the files that can still be read."""
     found = {}
     for name in names:
-        try:
-            with (root / name).open("rb") as file:
-                content = blake2b(digest_size=DIGEST_BYTES)
-                while block := file.read(BLOCK):
-                    content.update(block)
-        except OSError:
-            continue
-        found[name] = content.hexdigest()
+        with suppress(OSError), (root / name).open("rb") as file:
+            found[name] = file_digest(file, partial(blake2b, digest_size=DIGEST_BYTES)).hexdigest()
     return found

@@ -52,7 +52,7 @@ class FolderImages(ImageSource):
         reading = self.reading
         try:
             return read_image(self.root / name, size, channels, crop=reading.crop, background=reading.background)
-        except Exception as error:
+        except Exception as error:  # Pillow's decoders raise many types
             raise InputError(
                 f"Expected to read {printable(str(self.root / name))}, which was readable when training started; got: "
                 f"{reason_of(error)}. Restore the file, then resume with --resume."
