@@ -31,8 +31,8 @@ from biflow.checkpoint import load_model, load_training, save_model
 from biflow.config import FlowConfig, ModelConfig, ReadingConfig, ReverseConfig
 from biflow.config.recipes import load_recipe, recipe_text
 from biflow.data.datasets import ImageSet
-from biflow.data.images import read_samples, write_npz
 from biflow.data.latents import LatentWriter, open_latents, write_manifest
+from biflow.data.npz import read_samples, write_npz
 from biflow.data.pictures import read_pictures
 from biflow.errors import InputError
 from biflow.features.judge import Judge, load_judge, save_judge

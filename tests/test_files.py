@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from biflow.data.images import write_npz
+from biflow.data.npz import write_npz
 from biflow.errors import InputError
 from biflow.files import (
     CannotWrite,

@@ -11,7 +11,7 @@ import torch
 
 from biflow.config.base import parse_values
 from biflow.config.recipes import load_recipe
-from biflow.data.images import read_samples, write_npz
+from biflow.data.npz import read_samples, write_npz
 from biflow.errors import InputError
 from biflow.features.judge import load_judge
 from biflow.inputs import MOST_BYTES, brief_repr, open_regular, read_json, read_text

@@ -16,7 +16,8 @@ from biflow.checkpoint import save_model
 from biflow.cli.evaluate import parse_sweep
 from biflow.config import ReadingConfig
 from biflow.config.evaluation import EvaluationConfig
-from biflow.data.images import to_pil, write_npz
+from biflow.data.images import to_pil
+from biflow.data.npz import write_npz
 from biflow.errors import InputError
 from biflow.evaluation import samples
 from biflow.evaluation.cost import measure_cost, operations_of

@@ -97,7 +97,7 @@ def how_to_train(found: "FolderCheck") -> str:
 
 @data_app.command()
 def encode(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH or hf:NAME.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="folder:PATH, npz:FILE, idx:FOLDER or hf:NAME.")],
     vae: Annotated[str, typer.Option(help="A diffusers autoencoder: hub name or folder.")],
     out: OutFolder,
     size: Annotated[int, typer.Option(min=1, help="Side that images are resized to, in pixels.")] = 256,

@@ -16,7 +16,7 @@ MOST_STRENGTHS = 1000
 
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or a .npz of samples.")],
-    data: Annotated[str, typer.Option(help="Real images: folder:PATH, hf:NAME or digits.")],
+    data: Annotated[str, typer.Option(help="Real images: folder:PATH, npz:FILE, idx:FOLDER, hf:NAME or digits.")],
     out: Annotated[Path, typer.Option(help="Folder for samples, statistics and report; resumes what is in it.")],
     num: Annotated[int | None, typer.Option(help="Images; by default 50,000, or all of a .npz.")] = None,
     method: MethodText = "reverse",

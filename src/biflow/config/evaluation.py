@@ -15,7 +15,7 @@ class EvaluationConfig(Config):
     """What is measured, and against what."""
 
     data: str
-    """Real images: folder:PATH, hf:NAME or digits."""
+    """Real images: folder:PATH, npz:FILE, idx:FOLDER, hf:NAME or digits."""
     num: Count | None = None
     """Images to sample; none for 50,000, or all of an .npz."""
     method: str = "reverse"

@@ -81,7 +81,7 @@ class RunConfig(Config):
     process_timeout: PositiveInt = 300
     """Seconds that one of several processes waits for another before training stops; may change on resume."""
     data: str = "digits"
-    """Data set: digits, folder:PATH, hf:NAME or latents:PATH."""
+    """Data set: digits, folder:PATH, npz:FILE, idx:FOLDER, hf:NAME or latents:PATH."""
     reading: ReadingConfig = ReadingConfig()
     model: ModelConfig
     fit_flow: FlowFitConfig = FlowFitConfig()

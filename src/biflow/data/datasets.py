@@ -129,6 +129,11 @@ def digest(*parts: str | Sequence[str] | Tensor) -> str:
     return found.hexdigest()
 
 
+def is_held_out(key: bytes, share: float) -> bool:
+    """Whether an image is in the test split; a hash of its key, so that adding images moves no others."""
+    return int.from_bytes(sha256(key).digest()[:8], "big") < share * 2**64
+
+
 S_co = TypeVar("S_co", bound=Source, covariant=True)
 
 

@@ -145,6 +145,14 @@ def tarflow_crop(image: Image.Image, size: int) -> Image.Image:
 CROPS: Mapping[str, Callable[[Image.Image, int], Image.Image]] = {"adm": adm_crop, "tarflow": tarflow_crop}
 
 
+def check_channels(image_shape: tuple[int, int, int]) -> None:
+    """Raise unless images are to be decoded to grey or RGB."""
+    if image_shape[0] not in {1, 3}:
+        raise InputError(
+            f"Expected a model of grey or RGB images, 1 or 3 channels; got {image_shape[0]}. Set model.channels."
+        )
+
+
 def reason_of(error: Exception) -> str:
     """Why a file could not be decoded, in a few words, without its path."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

@@ -13,8 +13,8 @@ from torch import Tensor
 from biflow.config import ReadingConfig
 from biflow.console import counted, printable, quote, say_once, some
 from biflow.data.copies import count_shared, find_copies, originals
-from biflow.data.datasets import ImageSource, Split, digest
-from biflow.data.decode import read_image, reason_of
+from biflow.data.datasets import ImageSource, Split, digest, is_held_out
+from biflow.data.decode import check_channels, read_image, reason_of
 from biflow.data.layout import Layout, lay_out
 from biflow.data.scan import Scan, in_words, scan
 from biflow.errors import InputError
@@ -65,10 +65,7 @@ def open_folder(path: Path, image_shape: tuple[int, int, int], reading: ReadingC
     The test split is the folder's own, or a share `reading.test_share`. Raises if more than a share
     `reading.rejected_share` of the files is unreadable.
     """
-    if image_shape[0] not in {1, 3}:
-        raise InputError(
-            f"Expected a model of grey or RGB images, 1 or 3 channels; got {image_shape[0]}. Set model.channels."
-        )
+    check_channels(image_shape)
     layout = lay_out(path)
     found = scan(path, layout.names)
     check_rejected(path, found, reading.rejected_share)
@@ -111,17 +108,11 @@ def hold_out(path: Path, layout: Layout, found: Scan, share: float) -> list[bool
     copies = find_copies(path, found.readable)
     if layout.is_test is None:
         first = originals(copies)
-        return [is_held_out(first.get(name, name), share) for name in layout.names]
+        return [is_held_out(os.fsencode(first.get(name, name)), share) for name in layout.names]
     test = {name for name, held_out in zip(layout.names, layout.is_test, strict=True) if held_out}
     if shared := count_shared(copies, test):
         say_once(f"Warning: {shared:,} of {counted(len(test), 'test image')} of {path} are also training images.")
     return layout.is_test
-
-
-def is_held_out(name: str, share: float) -> bool:
-    """Whether an image is in the test split; a hash of its name, so that adding images moves no others."""
-    draw = int.from_bytes(sha256(os.fsencode(name)).digest()[:8], "big")
-    return draw < share * 2**64
 
 
 def check_rejected(path: Path, found: Scan, allowed: float) -> None:

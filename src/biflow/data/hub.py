@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from biflow.config import ReadingConfig
-from biflow.console import counted, say_once, some
+from biflow.console import some
 from biflow.data.datasets import ImageSet, ImageSource, ImageStream, RawExample, Source, Split, digest
 from biflow.data.decode import as_seen, at_size, read_image, reason_of
 from biflow.data.hub_columns import Columns, HubData, find_columns
+from biflow.data.labels import match_classes, note_classes, number_classes
 from biflow.errors import InputError
 from biflow.extras import require
 
@@ -23,6 +24,7 @@ GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are equidistributed, whateve
 ROWS_PER_COUNT = 1000
 
 SAMPLED = 64
+MATCH = "Remove these images with filter, or give integers the names of the classes with cast_column."
 
 Shape = tuple[int, int, int]
 
@@ -94,44 +96,14 @@ def open_stored(
     """Open a split of a stored data set, by default with its own class names; integer labels name their classes."""
     labels, own = columns.labels_of(data), columns.class_names_of(data)
     if columns.label and not own:
-        labels, own = _numbered(labels)
+        labels, own = number_classes(labels)
     if wrong := ((labels < 0) | (labels >= max(1, len(own)))).nonzero().flatten().tolist():
         _check_label(int(labels[wrong[0]]), own, f"image {wrong[0]} of {columns.origin!r}")
     if not class_names:
-        _say_what_is_odd(labels, own, columns.origin)
+        note_classes(labels, own, columns.origin)
     elif class_names != own:
-        labels = _renumbered(labels, own, class_names, columns.origin)
+        labels = match_classes(labels, own, class_names, columns.origin, repair=MATCH)
     return HubImages(columns.of(data), columns, labels, class_names or own, image_shape, reading)
-
-
-def _numbered(labels: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Integers (N,) -> labels, counted from 0 without gaps, and the integers as class names; negative ones stay."""
-    numbers = labels[labels >= 0].unique()
-    return torch.where(labels < 0, labels, torch.searchsorted(numbers, labels)), tuple(map(str, numbers.tolist()))
-
-
-def _renumbered(labels: Tensor, names: Sequence[str], wanted: Sequence[str], origin: str) -> Tensor:
-    """Labels (N,) of classes by these names -> those of the wanted names."""
-    table = torch.tensor([wanted.index(name) if name in wanted else -1 for name in names])
-    found = table[labels]
-    if unknown := [names[i] for i in labels[found < 0].unique().tolist()]:
-        raise InputError(
-            f"Expected the classes of the training images in the test split of {origin!r}; got {some(unknown)}. "
-            "Remove these images with filter, or give integers the names of the classes with cast_column."
-        )
-    return found
-
-
-def _say_what_is_odd(labels: Tensor, names: tuple[str, ...], origin: str) -> None:
-    """Say which classes have no images, and if integer labels were numbered anew."""
-    counts = labels.bincount(minlength=len(names)).tolist()
-    if empty := [name for name, count in zip(names, counts, strict=False) if not count]:
-        say_once(f"Note: {len(empty)} of {counted(len(names), 'class')} of {origin!r} have no images: {some(empty)}.")
-    if all(map(str.isdigit, names)) and names != tuple(map(str, range(len(names)))):
-        say_once(
-            f"Note: the classes of {origin!r} are named by their labels, {names[0]} to {names[-1]}, "
-            f"and counted from 0 to {len(names) - 1}."
-        )
 
 
 def open_stream(data: HubData, columns: Columns, image_shape: Shape, reading: ReadingConfig) -> "HubStream":

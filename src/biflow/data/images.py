@@ -1,20 +1,16 @@
 """Write images as ADM sample files, grids or folders of PNGs; convert between PIL images and tensors."""
 
-import os
-import zipfile
 from collections.abc import Sequence
-from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from biflow.data.npz import write_npz
 from biflow.errors import InputError
 from biflow.files import check_file_output, check_new_folder, replace_file, replace_folder
-from biflow.inputs import open_regular
 
 Images = Sequence[Image.Image] | Tensor
 """PIL images of one size, grey or RGB, or uint8 (N, P, H, W)."""
@@ -54,12 +50,6 @@ def write_picture(path: Path, picture: Tensor | Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-def write_npz(path: Path, pixels: Tensor, labels: Tensor) -> None:
-    """Write the ADM evaluator's format: arr_0 uint8 (N, H, W, P), arr_1 int64 (N,)."""
-    with replace_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, pixels.permute(0, 2, 3, 1).numpy(), labels.numpy())
 
 
 def make_grid(pixels: Tensor, columns: int | None = None) -> Tensor:
@@ -102,36 +92,3 @@ def to_pixels(images: Images) -> Tensor:
         )
     arrays = np.stack([np.array(image).reshape(image.height, image.width, -1) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2)
-
-
-class Samples(NamedTuple):
-    """Images of a sample file, and their labels if it has any."""
-
-    pixels: Tensor  # uint8 (N, P, H, W)
-    labels: Tensor | None  # (N,)
-
-
-def _check_entries(archive: zipfile.ZipFile, file: BufferedReader) -> None:
-    """Raise where a damaged name, or list of names, would make an array look absent."""
-    for name in archive.namelist():
-        archive.open(name).close()  # raises unless the name stands before the array too
-    file.seek(-22 - len(archive.comment), os.SEEK_END)  # the record that ends an archive
-    if int.from_bytes(file.read(12)[10:], "little") != len(archive.namelist()):
-        raise ValueError("an entry is missing")
-
-
-def read_samples(path: Path) -> Samples:
-    """Read an ADM sample file: arr_0 uint8 (N, H, W, P) and, optionally, arr_1 (N,)."""
-    try:
-        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-            _check_entries(file.zip, opened)
-            pixels = torch.from_numpy(file["arr_0"])
-            labels = torch.from_numpy(file["arr_1"]).long() if "arr_1" in file.files else None
-    except Exception:  # other files raise many types
-        raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; cannot read it.") from None
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in {1, 3} or not len(pixels):
-        found = f"{tuple(pixels.shape)} {pixels.dtype}"
-        raise InputError(f"Expected uint8 images (N, H, W, 3), or (N, H, W, 1) for grey, in {path}; got {found}.")
-    if labels is not None and labels.shape != pixels.shape[:1]:
-        raise InputError(f"Expected a label for each of {len(pixels)} images in {path}; got {tuple(labels.shape)}.")
-    return Samples(pixels.permute(0, 3, 1, 2).contiguous(), labels)

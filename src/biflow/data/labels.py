@@ -1,4 +1,4 @@
-"""Converts class names and indices to labels."""
+"""Class names and indices as labels, and the labels of data sets."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -7,6 +7,7 @@ from unicodedata import normalize
 import torch
 from torch import Tensor
 
+from biflow.console import counted, say_once, some
 from biflow.errors import InputError, nearest
 
 Labels = Sequence[int | str] | Tensor
@@ -77,3 +78,33 @@ def check_labels(labels: Labels, num_classes: int, class_names: Sequence[str] = 
         only = "label 0 only: this model is unconditional"
         raise InputError(f"Expected {known if num_classes else only}; got {invalid[0].item()}.")
     return checked
+
+
+def number_classes(labels: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Integers (N,) -> labels, counted from 0 without gaps, and the integers as class names; negative ones stay."""
+    numbers = labels[labels >= 0].unique()
+    return torch.where(labels < 0, labels, torch.searchsorted(numbers, labels)), tuple(map(str, numbers.tolist()))
+
+
+def match_classes(labels: Tensor, names: Sequence[str], wanted: Sequence[str], origin: str, *, repair: str) -> Tensor:
+    """Labels (N,) of classes by these names -> those of the wanted names."""
+    table = torch.tensor([wanted.index(name) if name in wanted else -1 for name in names])
+    found = table[labels]
+    if unknown := [names[i] for i in labels[found < 0].unique().tolist()]:
+        raise InputError(
+            f"Expected the classes of the training images in the test split of {origin!r}; got {some(unknown)}. "
+            f"{repair}"
+        )
+    return found
+
+
+def note_classes(labels: Tensor, names: tuple[str, ...], origin: str) -> None:
+    """Say which classes have no images, and if integer labels were numbered anew."""
+    counts = labels.bincount(minlength=len(names)).tolist()
+    if empty := [name for name, count in zip(names, counts, strict=False) if not count]:
+        say_once(f"Note: {len(empty)} of {counted(len(names), 'class')} of {origin!r} have no images: {some(empty)}.")
+    if all(map(str.isdigit, names)) and names != tuple(map(str, range(len(names)))):
+        say_once(
+            f"Note: the classes of {origin!r} are named by their labels, {names[0]} to {names[-1]}, "
+            f"and counted from 0 to {len(names) - 1}."
+        )

@@ -1,4 +1,4 @@
-"""Open a data set by name: digits, folder:PATH, hf:NAME or latents:PATH."""
+"""Open a data set by name: digits, folder:PATH, npz:FILE, idx:FOLDER, hf:NAME or latents:PATH."""
 
 from pathlib import Path
 
@@ -7,7 +7,8 @@ from biflow.data.datasets import DATASETS, ImageSource, ImageStream, Source, Spl
 from biflow.errors import InputError, nearest
 from biflow.files import check_outside
 
-KINDS = ("folder:PATH", "hf:NAME", "latents:PATH")
+PATHS = {"folder", "npz", "idx", "latents"}  # kinds of data sets that are named by a path
+KINDS = ("folder:PATH", "npz:FILE", "idx:FOLDER", "hf:NAME", "latents:PATH")
 
 
 def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConfig) -> Split[Source]:
@@ -21,6 +22,10 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
         from biflow.data.folder import open_folder
 
         return open_folder(_path(where), image_shape, reading)
+    if kind in {"npz", "idx"} and where:
+        from biflow.data.arrays import open_idx, open_npz
+
+        return (open_npz if kind == "npz" else open_idx)(_path(where), image_shape, reading)
     if kind == "hf" and where:
         from biflow.data.hub import open_hub_set
 
@@ -54,7 +59,7 @@ def canonical_name(name: str) -> str:
     """
     kind, _, where = name.partition(":")
     path = _path(where)
-    if where and (kind in {"folder", "latents"} or (kind == "hf" and path.is_dir())):
+    if where and (kind in PATHS or (kind == "hf" and path.is_dir())):
         return f"{kind}:{path.resolve()}"
     return name
 
@@ -62,7 +67,7 @@ def canonical_name(name: str) -> str:
 def check_apart(name: str, output: Path) -> None:
     """Raise if an output path is inside the data set's folder."""
     kind, _, where = name.partition(":")
-    if kind in {"folder", "latents"} and where:
+    if kind in PATHS and where:
         check_outside(output, _path(where))
 
 

@@ -13,8 +13,8 @@ from biflow.console import printable
 from biflow.data.decode import at_size, convert, opened, reason_of
 from biflow.data.formats import IMAGE_SUFFIXES
 from biflow.data.greys import is_doubtful
-from biflow.data.images import read_samples
 from biflow.data.listing import list_folder
+from biflow.data.npz import read_samples
 from biflow.data.scan import in_words
 from biflow.errors import InputError
 

@@ -18,7 +18,7 @@ from biflow.checkpoint import WEIGHTS_FILE
 from biflow.config.evaluation import EvaluationConfig
 from biflow.console import counting
 from biflow.data.datasets import ImageSource, digest
-from biflow.data.images import read_samples, write_npz
+from biflow.data.npz import read_samples, write_npz
 from biflow.data.open import check_apart, open_images
 from biflow.distributed import World, join_world
 from biflow.errors import InputError

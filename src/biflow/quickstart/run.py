@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from biflow._version import __version__
 from biflow.config import FitConfig, RunConfig, load_recipe, smoke, smoke_fit
 from biflow.data.datasets import ImageSet, load_data
-from biflow.data.images import write_npz
+from biflow.data.npz import write_npz
 from biflow.errors import InputError
 from biflow.evaluation.cost import count_parameters, milliseconds_per_image
 from biflow.evaluation.report import map_numbers
