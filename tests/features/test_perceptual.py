@@ -58,7 +58,7 @@ def images(seed: int, channels: int = 3, size: int = 16) -> torch.Tensor:
     return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-KINDS = ["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "module"]
+KINDS = ["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "efficientnet", "module"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

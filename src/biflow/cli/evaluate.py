@@ -25,7 +25,7 @@ def evaluate(
         str | None, typer.Option(help="Guidance strengths to try first: guidance=FIRST:LAST:STEP.")
     ] = None,
     features: Annotated[
-        list[str] | None, typer.Option(help="inception (default), dinov2 (each also :PATH), or judge.")
+        list[str] | None, typer.Option(help="inception (default), dinov2 (each also :PATH), efficientnet, or judge.")
     ] = None,
     set_: Settings = None,
 ) -> None:

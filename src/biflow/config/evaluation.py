@@ -27,8 +27,8 @@ class EvaluationConfig(Config):
     sweep_num: Count = 10_000
     """Images per strength of the sweep, from another seed."""
     features: tuple[str, ...] = ("inception",)
-    """Feature networks: inception, dinov2 (each also :PATH) or judge, a reference classifier trained on the real
-    images. The first one chooses the guidance of a sweep."""
+    """Feature networks: inception, dinov2 (each also :PATH), efficientnet or judge, a reference classifier
+    trained on the real images. The first one chooses the guidance of a sweep."""
     references: tuple[str, ...] = ()
     """Statistics of the real images, a file per network: .safetensors, made if missing, or the ADM evaluator's .npz."""
     split: SplitName = "train"

@@ -68,8 +68,9 @@ class FitConfig(Config):
 class AlignConfig(Config):
     """Alignment of the flow's features with those of a frozen vision encoder (FlowBack, arXiv 2511.22345)."""
 
-    encoder: Literal["dinov2", "dinov3", "clip", "mae", "classifier", "module"] = "classifier"
-    """The encoder: a pretrained one, a small classifier trained first on the run's own images, or a module of yours."""
+    encoder: Literal["dinov2", "dinov3", "clip", "mae", "efficientnet", "classifier", "module"] = "classifier"
+    """The encoder: a pretrained one (efficientnet needs no download), a small classifier trained first on the run's own
+    images, or a module of yours."""
     network: str | None = None
     """Its weights: a Hugging Face name or local folder, or for "module" package.module:name."""
     input_size: PositiveInt | None = None
@@ -97,9 +98,13 @@ class AlignConfig(Config):
         if self.encoder == "classifier" and (unread := self.network or self.input_size):
             raise ValueError(
                 f"Expected no network or input_size for the encoder 'classifier', trained on the run's images; got "
-                f"{unread!r}. Set encoder to dinov2, dinov3, clip, mae or module, or leave it out."
+                f"{unread!r}. Set encoder to dinov2, dinov3, clip, mae, efficientnet or module, or leave it out."
             )
-        if self.encoder != "classifier" and self.network is None:
+        if self.encoder == "efficientnet" and self.network is not None:
+            raise ValueError(
+                f"Expected no network for the encoder 'efficientnet', a package's; got {self.network!r}. Leave it out."
+            )
+        if self.encoder not in PACKAGED and self.network is None:
             kind = "package.module:name" if self.encoder == "module" else "a hub name or a folder"
             raise ValueError(f"Expected network for the encoder {self.encoder!r}; got none. Set it to {kind}.")
         if self.sweeps > 1 and self.strategy != "reverse":
@@ -116,9 +121,10 @@ class FlowFitConfig(FitConfig):
     """Alignment with a vision encoder; none trains by likelihood alone."""
 
 
-Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "classifier", "module"]
+Kind = Literal["mse", "l1", "vgg", "lpips", "convnextv2", "dinov2", "efficientnet", "classifier", "module"]
 WITHOUT_NETWORK = {"mse", "l1"}
 OWN = {*WITHOUT_NETWORK, "classifier"}  # kinds without pretrained networks, in the space that the flow models
+PACKAGED = {"classifier", "efficientnet"}  # networks without a file or name to give
 PUBLISHED_NETWORKS = {"convnextv2": "facebook/convnextv2-base-22k-224", "dinov2": "facebook/dinov2-base"}
 
 
@@ -127,7 +133,7 @@ class DistanceConfig(Config):
 
     kind: Kind
     """"mse" and "l1" compare values, the others the features of a frozen network; "classifier" is a small one trained
-    first on the run's own images."""
+    first on the run's own images, "efficientnet" one that needs no download."""
     weight: PositiveFloat = 1.0
     """Weight of this distance in the loss."""
     network: str | None = None
@@ -151,14 +157,14 @@ class DistanceConfig(Config):
 
     @model_validator(mode="after")
     def _kind_has_what_it_reads_and_nothing_else(self) -> Self:
-        needs = [] if self.kind in OWN else ["network", *["calibration"] * (self.kind == "lpips")]
+        needs = [] if self.kind in OWN | PACKAGED else ["network", *["calibration"] * (self.kind == "lpips")]
         if missing := [key for key in needs if getattr(self, key) is None]:
             raise ValueError(
                 f"Expected {' and '.join(missing)} for the distance {self.kind!r}; got none. "
                 f"Set {'network to package.module:name' if self.kind == 'module' else 'the path of the file'}."
             )
         given = {key for key in ("network", "calibration", "input_size") if getattr(self, key) is not None}
-        if ignored := sorted(given - {*needs, *["input_size"] * bool(needs)}):
+        if ignored := sorted(given - {*needs, *["input_size"] * (self.kind not in OWN)}):
             what = " or ".join(ignored)
             raise ValueError(f"Expected no {what} for the distance {self.kind!r}, which does not use it. Leave it out.")
         if self.kind == "classifier" and self.space == "images":

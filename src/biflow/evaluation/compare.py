@@ -23,7 +23,12 @@ from biflow.evaluation.neighbours import PrecisionAndRecall, precision_and_recal
 from biflow.evaluation.reference import Reference
 from biflow.features.metric_networks import Features
 
-NETWORKS = {"inception": "Inception", "dinov2": "DINOv2", "judge": "reference classifier"}
+NETWORKS = {
+    "inception": "Inception",
+    "dinov2": "DINOv2",
+    "efficientnet": "EfficientNet",
+    "judge": "reference classifier",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def on_every_network(title: str) -> dict[str, str]:
 METRICS: tuple[Metric, ...] = (
     Metric(
         "frechet_distance",
-        {"inception": "FID", "dinov2": "FD-DINOv2", "judge": "Fréchet distance, reference classifier"},
+        on_every_network("Fréchet distance") | {"inception": "FID", "dinov2": "FD-DINOv2"},
         "lower",
         lambda of: frechet_distance(Gaussian.fit(of.features.pooled), of.reference.pooled),
     ),
@@ -94,7 +99,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "kernel_distance",
-        {"inception": "KID", "dinov2": "kernel distance, DINOv2"},
+        {"inception": "KID", "dinov2": "kernel distance, DINOv2", "efficientnet": "kernel distance, EfficientNet"},
         "lower",
         lambda of: kernel_distance(of.features.pooled, of.reference.examples),
     ),

@@ -30,6 +30,7 @@ from biflow.evaluation.reference import (
 )
 from biflow.features.judge import read_judge_record, save_judge
 from biflow.features.metric_networks import FeatureNet, make_feature_net
+from biflow.features.pretrained import note_grey
 from biflow.files import hold_folder
 from biflow.models.codec import PixelCodec
 from biflow.training.hooks import ProgressBoard
@@ -175,7 +176,10 @@ def _open_net(name: str, reals: RealImages, context: EvaluationContext) -> Featu
                 context.note(f"Training {folder} anew: it was trained on other images, or they have changed.")
             train_judge(folder, reals.data.train, facts, context)
         name = f"judge:{folder}"
-    return make_feature_net(name).to(context.world.device)
+    net = make_feature_net(name)
+    if net.channels > 1:
+        note_grey(f"the feature network {net.name!r}", reals.images.image_shape[0])
+    return net.to(context.world.device)
 
 
 def train_judge(folder: Path, data: ImageSource, facts: Mapping[str, Any], context: EvaluationContext) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from biflow.config import AlignConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
+from biflow.features.efficientnet import INPUT_SIZE, STRIDES, EfficientNetLite0, load_efficientnet
 from biflow.features.pretrained import (
     CLIP_MEAN,
     CLIP_STD,
@@ -76,11 +77,25 @@ class HubTokens(nn.Module):
         return output.last_hidden_state[:, self.leading :]
 
 
+class EfficientNetGrid(nn.Module):
+    """EfficientNet-Lite0's feature map at stride 16."""
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 1 or 3, H, W) in [-1, 1] -> features (B, 112, H / 16, W / 16)."""
+        return self.network.maps(images)[STRIDES.index(16)]
+
+
 def make_encoder(config: AlignConfig, *, classifier: Classifier | None = None) -> Encoder:
     """Build the encoder of a config, with frozen pretrained weights."""
     if config.encoder == "classifier":
         assert classifier is not None
         encoder = Encoder(nn.Sequential(classifier.fine, classifier.coarse))
+    elif config.encoder == "efficientnet":
+        encoder = Encoder(EfficientNetGrid(load_efficientnet()), config.input_size or INPUT_SIZE)
     elif config.encoder == "module":
         assert config.network is not None
         encoder = Encoder(load_module(config.network), config.input_size)

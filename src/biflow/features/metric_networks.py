@@ -1,4 +1,4 @@
-"""Feature networks for metrics: Inception (FID), DINOv2 (FD-DINOv2) or a reference classifier."""
+"""Feature networks for metrics: Inception (FID), DINOv2 (FD-DINOv2), EfficientNet or a reference classifier."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from biflow.errors import InputError, choose
+from biflow.features.efficientnet import INPUT_SIZE, load_efficientnet
 from biflow.features.inception import download_inception, inception_input, load_inception
 from biflow.features.judge import Judge, load_judge
 from biflow.features.pretrained import DEFAULT_INPUT, Frozen, ImageNetInput, load_from_hub
@@ -115,6 +116,17 @@ def fit_positions(positions: Tensor, grid: int) -> Tensor:
     return torch.cat([positions.detach()[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
 
+class EfficientNetFeatures(FeatureNet):
+    """EfficientNet-Lite0's pooled features, for a Fréchet distance where no other network can be downloaded."""
+
+    name = "efficientnet"
+    preprocessing = f"bicubic to {INPUT_SIZE} as Pillow (antialiased, in whole levels), x / 127.5 - 1"
+
+    def extract(self, pixels: Tensor) -> Features:
+        """Pixels (B, 3, H, W) -> pooled (B, 1280)."""
+        return Features(self.network(resize_as_pillow(pixels, INPUT_SIZE) / 127.5 - 1))
+
+
 class JudgeFeatures(FeatureNet):
     """A judge's last hidden layer and logits."""
 
@@ -133,16 +145,19 @@ class JudgeFeatures(FeatureNet):
 
 
 def make_feature_net(name: str) -> FeatureNet:
-    """Build inception[:FILE], dinov2[:FOLDER or hub name] or judge:FOLDER, frozen, on the CPU.
+    """Build inception[:FILE], dinov2[:FOLDER or hub name], efficientnet or judge:FOLDER, frozen, on the CPU.
 
     Without FILE, Inception's published weights are downloaded once to the cache folder.
     """
     kind, _, source = name.partition(":")
     if name in {"judge", "judge:"}:
         raise InputError("Expected the folder of a judge, written by save_judge; got none. Write judge:FOLDER.")
+    if kind == "efficientnet" and source:
+        raise InputError(f"Expected efficientnet without a file, since a package holds its weights; got {name!r}.")
     networks: Mapping[str, Callable[[], FeatureNet]] = {
         "inception": lambda: InceptionFeatures(load_inception(Path(source) if source else download_inception())),
         "dinov2": lambda: DinoV2Features(load_from_hub(source or DINOV2, {"dinov2"})),
+        "efficientnet": lambda: EfficientNetFeatures(load_efficientnet()),
         "judge": lambda: JudgeFeatures(load_judge(Path(source))),
     }
     return choose(networks, kind, "feature network")()

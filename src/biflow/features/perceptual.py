@@ -1,4 +1,4 @@
-"""Perceptual distances by frozen networks: VGG-16, LPIPS, ConvNeXt V2, DINOv2 or any torch module."""
+"""Perceptual distances by frozen networks: EfficientNet, VGG-16, LPIPS, ConvNeXt V2, DINOv2 or any torch module."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from biflow.config import DistanceConfig
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
+from biflow.features.efficientnet import INPUT_SIZE, load_efficientnet
 from biflow.features.pretrained import DEFAULT_INPUT, Frozen, ImageNetInput, freeze, load_from_hub, load_module
 from biflow.losses.perceptual import Window, absolute_distance, direction_distance, full, squared_distance
 from biflow.tensors import describe_faults, read_state_dict, shapes
@@ -52,6 +53,10 @@ def make_distance(config: DistanceConfig, *, classifier: Classifier | None = Non
         case "classifier":
             assert classifier is not None
             distance = ImageDistance(MapDistance(classifier.maps, network=classifier))
+        case "efficientnet":
+            efficientnet = load_efficientnet()
+            compare = MapDistance(efficientnet.maps, network=efficientnet)
+            distance = ImageDistance(compare, config.input_size or INPUT_SIZE)
         case "vgg" | "lpips":
             distance = ImageDistance(load_vgg_distance(config), config.input_size or DEFAULT_INPUT)
         case "convnextv2" | "dinov2":

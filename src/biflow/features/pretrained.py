@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from biflow.console import say_once
 from biflow.errors import InputError
 from biflow.extras import require
 from biflow.tensors import describe_faults, shapes
@@ -57,6 +58,12 @@ def freeze(network: M, weights: Mapping[str, Tensor], *, origin: str, hint: str 
         raise InputError(f"Expected {origin}; {faults}. {hint}".rstrip())
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def note_grey(name: str, channels: int) -> None:
+    """Say that grey images are repeated for a network of RGB images."""
+    if channels == 1:
+        say_once(f"Note: grey images are repeated to three channels for {name}, which was trained on RGB images.")
 
 
 class Frozen(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from biflow.config import AlignConfig, ModelConfig
 from biflow.errors import InputError
 from biflow.features.encoders import Encoder
+from biflow.features.pretrained import note_grey
 from biflow.losses.representation import FEATURE_DISTANCES, resample
 from biflow.models.alignment_paths import ALIGNMENT_PATHS, AlignmentPath, reverse_features
 from biflow.models.forward_flow import FlowPass, ForwardFlow
@@ -49,6 +50,8 @@ class Alignment(nn.Module):
 @torch.no_grad()
 def try_encoder(config: AlignConfig, encoder: Encoder, image_shape: tuple[int, ...]) -> int:
     """Feature width of the encoder; raises unless it maps images of this shape (P, H, W) to a square feature grid."""
+    if config.encoder not in {"classifier", "module"}:
+        note_grey(f"the encoder {config.encoder!r}", image_shape[0])
     device = next((each.device for each in encoder.parameters()), torch.device("cpu"))
     try:
         found = encoder(torch.zeros(2, *image_shape, dtype=torch.float32, device=device))

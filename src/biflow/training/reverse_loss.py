@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from biflow.config import DistanceConfig, ModelConfig, ReverseFitConfig
+from biflow.config.training import OWN
 from biflow.data.randomness import seeded_weights
 from biflow.errors import InputError
 from biflow.features.classifier import Classifier
 from biflow.features.perceptual import ImageDistance, make_distance
+from biflow.features.pretrained import note_grey
 from biflow.losses.perceptual import WHOLE, adaptive
 from biflow.losses.trajectory import hidden_alignment
 from biflow.models.codec import Codec
@@ -83,6 +85,8 @@ def _over_levels(term: Tensor) -> Tensor:
 
 def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[int, ...], *, half: bool) -> None:
     """Raise unless the distance takes images of this shape (P, H, W) and returns (B,) finite values with gradient."""
+    if config.kind not in OWN | {"module"}:
+        note_grey(f"the distance {config.kind!r}", shape[0])
     device = next((each.device for each in distance.parameters()), torch.device("cpu"))
     values = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=torch.float32, device=device)
     images = values.view(2, *shape).requires_grad_()
