@@ -86,9 +86,16 @@ def test_captured_blocks_refine_as_eager_ones():
 def test_a_captured_pass_equals_the_eager_one_at_every_strength(guidance):
     reverse = tiny_reverse(reverse=ReverseConfig(layers=1, width=16, head_width=8, guidance=guidance))
     prepared, (z, labels) = CapturedReverse(reverse), noise_and_labels()
-    for strength in (0.0, 1.0, 0.3, 0.0):
-        found = sample_in_one_pass(prepared, z, labels, guidance=Guidance(strength)).x
-        torch.testing.assert_close(found, sample_in_one_pass(reverse, z, labels, guidance=Guidance(strength)).x)
+    for each in (
+        Guidance(),
+        Guidance(1.0),
+        Guidance(0.3),
+        Guidance(0.3, denoise=0.8),
+        Guidance(0, denoise=1),
+        Guidance(),
+    ):
+        found = sample_in_one_pass(prepared, z, labels, guidance=each).x
+        torch.testing.assert_close(found, sample_in_one_pass(reverse, z, labels, guidance=each).x)
     assert len(prepared.passes) == (1 if guidance == "trained" else 2)
 
 

@@ -12,6 +12,7 @@ from biflow.sampling.samplers import GSJacobi, Jacobi, OnePass, Sequential, pars
         ("2.3,annealed", Guidance(2.3, annealed=True)),
         ("1, on=shift, temperature=1.5", Guidance(1, on="shift", temperature=1.5)),
         ("1e-1,annealed=false", Guidance(0.1)),
+        ("0.5,denoise=0", Guidance(0.5, denoise=0.0)),
     ],
 )
 def test_guidance_shorthand(text, expected):

@@ -19,6 +19,9 @@ from biflow.tensors import without_wrappers
 
 DIGEST_SIZE = 16
 
+Evaluate = Callable[[nn.Module, Tensor], Tensor]
+"""(block, hidden state (B, T, C)) -> hidden state (B, T, C)."""
+
 
 class ReversePass(NamedTuple):
     """Output of the reverse model."""
@@ -77,18 +80,25 @@ class ReverseModel(nn.Module):
         self.register_buffer("flow_digest", torch.zeros(DIGEST_SIZE, dtype=torch.uint8))
         self.patch_size, self.num_classes, self.null_label = config.patch_size, config.num_classes, config.null_label
 
-    def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
+    def forward(
+        self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0, denoise: float | Tensor | None = None
+    ) -> ReversePass:
         """Noise z (B, T, D) and labels (B,) -> `ReversePass`.
 
-        guidance: strength w, one for all images or one each (B,); 0 turns it off. Trained guidance costs a single
-        evaluation. Otherwise each block runs with and without the label, as one doubled batch, and its output is
-        (1 + w) * with - w * without (BiFlow, eq. 4).
+        guidance: strength w, one for all images or one each (B,); 0 turns it off. denoise: that of the denoising block,
+        if it is another. Trained guidance costs a single evaluation. Otherwise each guided block runs with and without
+        the label, as one doubled batch, and its output is (1 + w) * with - w * without (BiFlow, eq. 4).
         """
+        blocks = self._guided(z, labels, guidance)
+        return self._run_blocks(z, blocks, blocks if denoise is None else self._guided(z, labels, denoise))
+
+    def _guided(self, z: Tensor, labels: Tensor, guidance: float | Tensor) -> Evaluate:
+        """How a block is evaluated at this strength."""
         if self.strengths is not None:
             strength = self.strengths(guidance if isinstance(guidance, Tensor) else z.new_tensor([guidance]))
-            return self._run_blocks(z, lambda block, state: block(state, labels, strength))
+            return lambda block, state: block(state, labels, strength)
         if not isinstance(guidance, Tensor) and not guidance:
-            return self._run_blocks(z, lambda block, state: block(state, labels))
+            return lambda block, state: block(state, labels)
         weight = guidance[:, None, None].to(self.project_in.weight) if isinstance(guidance, Tensor) else guidance
         doubled_labels = torch.cat([labels, torch.full_like(labels, self.null_label)])
 
@@ -97,7 +107,7 @@ class ReverseModel(nn.Module):
             batch = labels.shape[0]  # slices, and not split: torch.export would fix the batch size
             return (1 + weight) * doubled[:batch] - weight * doubled[batch:]
 
-        return self._run_blocks(z, extrapolate)
+        return extrapolate
 
     def forward_recovered(self, z: Tensor, labels: Tensor, guidance: Tensor) -> ReversePass:
         """Forward pass for training guidance: each block's guided output is converted back to a conditional state.
@@ -117,7 +127,7 @@ class ReverseModel(nn.Module):
             conditional = (guided.index_select(0, rows) + weight * without) / (1 + weight)
             return guided.index_copy(0, rows, conditional.to(guided.dtype))
 
-        return self._run_blocks(z, recover)
+        return self._run_blocks(z, recover, recover)
 
     def record_flow(self, flow: nn.Module) -> None:
         """Record a hash of the flow that this model is fitted to."""
@@ -127,8 +137,8 @@ class ReverseModel(nn.Module):
         """Whether this model was fitted to this flow; True before fitting."""
         return not self.flow_digest.any() or bool(torch.equal(self.flow_digest.cpu(), _digest(flow)))
 
-    def _run_blocks(self, z: Tensor, evaluate: Callable[[nn.Module, Tensor], Tensor]) -> ReversePass:
-        """Run all blocks from the noise to the image, each as `evaluate(block, state)`."""
+    def _run_blocks(self, z: Tensor, evaluate: Evaluate, evaluate_denoise: Evaluate) -> ReversePass:
+        """Run all blocks from the noise to the image, the last one as `evaluate_denoise(block, state)`."""
         state = self.positions(self.project_in(z.to(self.project_in.weight.dtype)))  # (B, T, C)
         hidden: list[Tensor] = []
         for level in reversed(range(len(self.blocks))):
@@ -137,7 +147,7 @@ class ReverseModel(nn.Module):
             state = evaluate(self.blocks[level], state)
             hidden.append(state)
         if self.denoise is not None:
-            state = evaluate(self.denoise, self._distilled(state, 0) if self.lifts else state)
+            state = evaluate_denoise(self.denoise, self._distilled(state, 0) if self.lifts else state)
         return ReversePass(self.project_out(state), hidden[::-1])
 
     def _distilled(self, state: Tensor, level: int) -> Tensor:

@@ -86,17 +86,20 @@ class CapturedReverse(ReverseModel):
         self.passes: dict[tuple[int, bool], Function] = {}
 
     @without_autograd
-    def forward(self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0) -> ReversePass:
+    def forward(
+        self, z: Tensor, labels: Tensor, guidance: float | Tensor = 0.0, denoise: float | Tensor | None = None
+    ) -> ReversePass:
         """See `ReverseModel.forward`."""
-        guided = self.strengths is not None or isinstance(guidance, Tensor) or guidance > 0
-        weights = guidance if isinstance(guidance, Tensor) else torch.full_like(z[:, 0, 0], guidance)
+        given = (guidance, guidance if denoise is None else denoise)
+        guided = self.strengths is not None or any(isinstance(each, Tensor) or each > 0 for each in given)
+        weights = [each if isinstance(each, Tensor) else torch.full_like(z[:, 0, 0], each) for each in given]
 
-        def one_pass(z: Tensor, labels: Tensor, weights: Tensor) -> Outputs:
-            output = ReverseModel.forward(self, z, labels, weights if guided else 0.0)
+        def one_pass(z: Tensor, labels: Tensor, *weights: Tensor) -> Outputs:
+            output = ReverseModel.forward(self, z, labels, *(weights if guided else ()))
             return output.image, *output.hidden
 
-        call = get_or_make(self.passes, (len(z), guided), lambda: capture(one_pass, z, labels, weights))
-        image, *hidden = call(z, labels, weights)
+        call = get_or_make(self.passes, (len(z), guided), lambda: capture(one_pass, z, labels, *weights))
+        image, *hidden = call(z, labels, *weights)
         return ReversePass(image.clone(), hidden)
 
 

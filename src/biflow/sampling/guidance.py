@@ -22,24 +22,30 @@ class Guidance:
 
     annealed: grow the strength linearly from 0 at the first patch in reading order to its full value at the last.
     on: the predictions to guide. temperature: divides the attention logits of the unconditional pass; values other
-    than 1 also guide unconditional flows.
+    than 1 also guide unconditional flows. denoise: the strength in the denoising block of a reverse model, which has
+    nothing else of these; none for the same strength as in its other blocks.
     """
 
     strength: float = 0.0
     annealed: bool = False
     on: Literal["both", "shift", "log_scale"] = "both"
     temperature: float = 1.0
+    denoise: float | None = None
 
     def __post_init__(self) -> None:
         check_number(self.strength, "guidance", hint="0 turns guidance off.")
         check_choice(self.on, ("both", "shift", "log_scale"), "guidance on")
         check_number(self.temperature, "temperature", above=True, hint="1 leaves attention unchanged.")
+        if self.denoise is not None:
+            check_number(self.denoise, "guidance of the denoising block", hint="0 turns it off there.")
 
     def __str__(self) -> str:
         """The text that `parse_guidance` reads."""
         annealed = ",annealed" * self.annealed
         on = f",on={self.on}" * (self.on != "both")
-        return f"{self.strength:g}{annealed}{on}" + f",temperature={self.temperature:g}" * (self.temperature != 1)
+        temperature = f",temperature={self.temperature:g}" * (self.temperature != 1)
+        denoise = "" if self.denoise is None else f",denoise={self.denoise:g}"
+        return f"{self.strength:g}{annealed}{on}{temperature}{denoise}"
 
     def strengths(self, num_patches: int, like: Tensor) -> Tensor:
         """The strength per patch in reading order: (T, 1), in the dtype and on the device of `like`."""
@@ -62,7 +68,7 @@ def parse_guidance(text: str) -> Guidance:
     """Parse guidance from its shorthand.
 
     >>> parse_guidance("2.3,annealed")
-    Guidance(strength=2.3, annealed=True, on='both', temperature=1.0)
+    Guidance(strength=2.3, annealed=True, on='both', temperature=1.0, denoise=None)
     """
     head, settings = split_shorthand(text)
     try:

@@ -19,18 +19,23 @@ def sample_in_one_pass(
 
     Trained guidance needs no extra evaluation; two-pass guidance runs each block on a doubled batch.
     """
-    check_reverse_guidance(guidance, model.num_classes)
-    return SamplerOutput(model(z, labels, guidance.strength).image, network_calls=1, rounds=1)
+    check_reverse_guidance(guidance, model)
+    return SamplerOutput(model(z, labels, guidance.strength, guidance.denoise).image, network_calls=1, rounds=1)
 
 
-def check_reverse_guidance(guidance: Guidance, num_classes: int) -> None:
-    """Raise unless the guidance is only a strength, and the reverse model has classes if it is not 0."""
-    if replace(guidance, strength=0.0) != NO_GUIDANCE:
+def check_reverse_guidance(guidance: Guidance, model: ReverseModel) -> None:
+    """Raise unless the guidance is only strengths, and the reverse model has classes if they are not 0."""
+    if replace(guidance, strength=0.0, denoise=None) != NO_GUIDANCE:
         raise InputError(
             "Expected only a guidance strength for the reverse model; annealed guidance, guidance on shift or "
             "log-scale alone and temperatures are for the exact inverse. Choose method sequential."
         )
-    guidance.check(num_classes)
+    if guidance.denoise is not None and model.denoise is None:
+        raise InputError(
+            f"Expected guidance without denoise={guidance.denoise:g}: this reverse model has no denoising block. "
+            "Leave it out."
+        )
+    Guidance(max(guidance.strength, guidance.denoise or 0.0)).check(model.num_classes)
 
 
 @torch.no_grad()

@@ -55,11 +55,12 @@ class OnePass(Sampler):
     def prepare(self, model: Model, guidance: Guidance) -> Sampler:
         """Also warns of guidance above what the reverse model was trained with."""
         super().prepare(model, guidance)
-        check_reverse_guidance(guidance, model.config.num_classes)
-        config = model.config.reverse
-        if config and config.guidance == "trained" and guidance.strength > config.max_guidance:
-            found, most = guidance.strength, config.max_guidance
-            warnings.warn(f"Guidance {found:g} is above {most:g}, the largest seen in training.", stacklevel=2)
+        assert model.reverse is not None
+        check_reverse_guidance(guidance, model.reverse)
+        config, strongest = model.reverse.config, max(guidance.strength, guidance.denoise or 0.0)
+        if config.guidance == "trained" and strongest > config.max_guidance:
+            most = config.max_guidance
+            warnings.warn(f"Guidance {strongest:g} is above {most:g}, the largest seen in training.", stacklevel=2)
         return self
 
     def __call__(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
@@ -82,6 +83,15 @@ class ExactInverse(Sampler):
 
     def __post_init__(self) -> None:
         check_number(self.denoise, "denoise", hint="0 skips the score step, 1 takes a full step.")
+
+    def prepare(self, model: Model, guidance: Guidance) -> Sampler:
+        """Also raises for guidance of a denoising block."""
+        if guidance.denoise is not None:
+            raise InputError(
+                f"Expected guidance without denoise={guidance.denoise:g} for an exact inverse, which has no denoising "
+                "block. Leave it out, or choose method reverse."
+            )
+        return super().prepare(model, guidance)
 
     @abstractmethod
     def invert(self, model: Model, z: Tensor, labels: Tensor, guidance: Guidance) -> SamplerOutput:
