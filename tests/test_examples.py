@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from examples import (
+    cifar10,
     classify_and_rank,
+    fashion_mnist,
     make_folder,
     outliers,
     own_loss_or_sampler,
@@ -17,11 +20,13 @@ from PIL import Image
 
 from biflow import Guidance, OnePass
 from biflow.checkpoint import save_model
-from biflow.config import ReverseConfig
+from biflow.config import ReadingConfig, ReverseConfig
 from biflow.config.base import to_yaml
 from biflow.data.images import to_pil
+from biflow.data.open import open_images
 from biflow.pipeline import Pipeline
 from tests.builders import tiny_config, tiny_images, tiny_model, tiny_run
+from tests.data.test_arrays import idx as write_idx
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,10 +53,45 @@ def photos(tmp_path_factory):
 
 def test_every_example_is_run_here_and_says_how_it_is_called():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
-    run = (classify_and_rank, make_folder, outliers, own_loss_or_sampler, sample_and_save, train_on_a_folder)
+    with_models = (classify_and_rank, own_loss_or_sampler, sample_and_save, train_on_a_folder)
+    run = (cifar10, fashion_mnist, make_folder, outliers, *with_models)
     assert scripts == {module.__name__.removeprefix("examples.") for module in run}
     for name in scripts:
         assert f"python examples/{name}.py" in (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+
+
+def test_fashion_mnist_is_packed_with_the_names_of_its_classes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    for split in ("train", "t10k"):
+        write_idx(tmp_path / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte.gz", np.arange(10, dtype=np.uint8))
+    fashion_mnist.main([str(tmp_path / "out"), "--source", str(tmp_path)])
+    split = open_images(f"npz:{tmp_path / 'out'}", (1, 28, 28), ReadingConfig())
+    assert torch.equal(split.test.read(torch.arange(10))[:, 0], torch.from_numpy(images))
+    assert split.train.class_names[9] == "Ankle boot"
+
+
+def test_cifar10_is_packed_from_its_binary_version(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
+    rows = np.concatenate([np.array([[1], [0]], np.uint8), pixels.reshape(2, -1)], axis=1)
+    for file in (*cifar10.BATCHES["train"], *cifar10.BATCHES["test"]):
+        rows.tofile(tmp_path / file)
+    (tmp_path / cifar10.NAMES).write_text("airplane\nautomobile\n\n")
+    cifar10.main([str(tmp_path), str(tmp_path / "out")])
+    split = open_images(f"npz:{tmp_path / 'out'}", cifar10.SHAPE, ReadingConfig())
+    assert (len(split.train), len(split.test)) == (10, 2)
+    assert split.test.labels.tolist() == [1, 0]
+    assert split.test.class_names == ("airplane", "automobile")
+    assert torch.equal(split.test.read(torch.arange(2)), torch.from_numpy(pixels))
+
+
+def test_cifar10_is_packed_from_folders(tmp_path):
+    for home in ("train/cat", "test/cat"):
+        (tmp_path / "images" / home).mkdir(parents=True)
+        to_pil(torch.full((3, 32, 32), 7, dtype=torch.uint8)).save(tmp_path / "images" / home / "0.png")
+    cifar10.main([str(tmp_path / "images"), str(tmp_path / "out")])
+    split = open_images(f"npz:{tmp_path / 'out'}", cifar10.SHAPE, ReadingConfig())
+    assert split.test.read(torch.tensor([0])).unique().tolist() == [7]
 
 
 def test_make_folder_writes_a_sub_folder_for_each_class(tmp_path):

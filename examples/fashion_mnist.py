@@ -1,0 +1,35 @@
+"""Pack Fashion-MNIST (Xiao et al. 2017, MIT licence) as .npz files with the names of its classes.
+
+    apt-get install dataset-fashion-mnist       # Debian; elsewhere, download the four files that its authors publish
+    python examples/fashion_mnist.py data/fashion_mnist
+    biflow train fashion_mnist --out runs/fashion_mnist
+
+`data=idx:FOLDER` trains on the downloaded files as they are, with classes called 0 to 9.
+"""
+
+import argparse
+from pathlib import Path
+
+from biflow.config import ReadingConfig
+from biflow.data.arrays import open_idx
+from biflow.data.npz import write_npz
+
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write train.npz and test.npz."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for train.npz and test.npz")
+    parser.add_argument("--source", type=Path, default=DEBIAN, help="folder of the IDX files")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = open_idx(options.source, (1, 28, 28), ReadingConfig())
+    for name, part in (("train", found.train), ("test", found.test)):
+        write_npz(options.out / f"{name}.npz", part.images, part.labels, CLASSES)
+        print(f"{len(part):,} images in {options.out / name}.npz")
+
+
+if __name__ == "__main__":
+    main()
