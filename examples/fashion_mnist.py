@@ -10,8 +10,7 @@
 import argparse
 from pathlib import Path
 
-from biflow.config import ReadingConfig
-from biflow.data.arrays import open_idx
+from biflow.data.arrays import read_idx_sets
 from biflow.data.npz import write_npz
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -25,10 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", type=Path, default=DEBIAN, help="folder of the IDX files")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    found = open_idx(options.source, (1, 28, 28), ReadingConfig())
-    for name, part in (("train", found.train), ("test", found.test)):
-        write_npz(options.out / f"{name}.npz", part.images, part.labels, CLASSES)
-        print(f"{len(part):,} images in {options.out / name}.npz")
+    for name, part in zip(("train", "test"), read_idx_sets(options.source), strict=True):
+        assert part.labels is not None
+        write_npz(options.out / f"{name}.npz", part.pixels, part.labels, CLASSES)
+        print(f"{len(part.pixels):,} images in {options.out / name}.npz")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from PIL import Image
 
 from biflow.data.check import check_folder, class_rows, common_size_rows, contact_sheet, kind_rows, size_rows
 from tests.data.pictures import BROKEN, noise, state_of, write_broken, write_kinds
+from tests.data.test_arrays import mnist
 
 
 @pytest.fixture
@@ -149,3 +150,25 @@ def test_names_that_the_output_cannot_encode_are_escaped(tmp_path, check, monkey
     output.flush()
     assert (code, err) == (0, "")
     assert rb"\u65e5\u672c" in output.buffer.getvalue()
+
+
+def test_arrays_are_counted_and_the_command_fits_them(tmp_path, check):
+    images = np.arange(6 * 36 * 40 * 3, dtype=np.uint32).astype(np.uint8).reshape(6, 36, 40, 3)
+    names = np.array(["ant", "bee", "cat"])
+    np.savez(tmp_path / "x y.npz", arr_0=images, arr_1=[0, 1, 1, 0, 1, 1], class_names=names)
+    code, out, _ = check(tmp_path / "x y.npz", "--out", tmp_path / "sheet.png")
+    assert code == 0
+    assert "6 images of 40x36 pixels, RGB, in 3 classes." in out
+    assert [line.split() for line in out.splitlines() if "│ cat" in line] == [["│", "cat", "│", "0", "│"]]
+    words = shlex.split(out.splitlines()[-1].partition("with: ")[2])
+    assert words[1:2] + words[3:5] == ["train", "--out", "runs/x y"]
+    assert {f"data=npz:{tmp_path / 'x y.npz'}", "model.num_classes=3"} <= {*words}
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
+def test_a_folder_of_idx_files_is_recognised(tmp_path, check):
+    _, out, _ = check(mnist(tmp_path / "set"))
+    assert "9 images of 4x4 pixels, grey, in 3 classes." in out
+    assert [line.split() for line in out.splitlines() if "│ 2" in line] == [["│", "2", "│", "2", "│", "1", "│"]]
+    assert f"data=idx:{tmp_path / 'set'}" in out

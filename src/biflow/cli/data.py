@@ -13,6 +13,7 @@ from biflow.errors import InputError
 
 if TYPE_CHECKING:
     from biflow.data.check import FolderCheck
+    from biflow.data.check_arrays import ArraysCheck
 
 REJECTS_SHOWN = 10
 
@@ -22,12 +23,12 @@ data_app = typer.Typer(no_args_is_help=True, help="Check your own data, and enco
 
 @data_app.command()
 def check(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of images, or .npz or IDX files.")],
     size: Annotated[int, typer.Option(min=1, help="Side of each image on the contact sheet, in pixels.")] = 64,
     out: Annotated[Path | None, typer.Option(help="A .png for a contact sheet, one row per class.")] = None,
     rejected: Annotated[Path | None, typer.Option(help="A text file that lists unreadable files.")] = None,
 ) -> None:
-    """Read a folder of images: counts by class, sizes, modes, unreadable files.
+    """Read a folder of images: counts by class, sizes, modes, unreadable files; or images in .npz or IDX files.
 
     For latents made by `data encode`, verify the checksums.
     """
@@ -38,7 +39,8 @@ def check(
         changed = damaged_shards(path)
         tell("\n".join(f"Changed: {name}" for name in changed) or "All shards are intact.")
         sys.exit(1 if changed else 0)
-    from biflow.data.check import check_folder, contact_sheet, notes_on
+    from biflow.data.check import check_folder, contact_sheet, fitting_settings, notes_on
+    from biflow.data.check_arrays import check_arrays
     from biflow.data.images import write_picture
     from biflow.data.scan import write_rejected
     from biflow.files import check_file_output, check_outside
@@ -48,6 +50,9 @@ def check(
         check_file_output(output)
     if out and out.suffix != ".png":
         raise InputError(f"Expected a contact sheet ending in .png; got {out}.")
+    if arrays := check_arrays(path):
+        show_arrays(arrays, out)
+        return
     found = check_folder(path)
     sheet = contact_sheet(found, size) if out else None
     names, faults = found.layout.class_names, found.found.rejected
@@ -70,7 +75,26 @@ def check(
         write_picture(out, sheet)
         tell(f"Wrote {out}.")
     if found.found.readable:
-        tell(f"Train on it with: {how_to_train(found)}")
+        root = f"./{path}" if str(path).startswith("~") else path
+        tell(f"Train on it with: {how_to_train(path, f'folder:{root}', *fitting_settings(found))}")
+
+
+def show_arrays(found: "ArraysCheck", out: Path | None) -> None:
+    """Print what .npz or IDX files hold, and write a contact sheet if wanted."""
+    from biflow.data.check import fitting_recipe
+    from biflow.data.check_arrays import class_rows, contact_sheet
+    from biflow.data.images import enlarge, write_picture
+
+    channels, height, width = found.sets[0].pixels.shape[1:]
+    images, names = counted(sum(len(each.pixels) for each in found.sets), "image"), found.class_names
+    classes = counted(len(names), "class") if names else "no classes"
+    tell(f"{images} of {width}x{height} pixels, {'grey' if channels == 1 else 'RGB'}, in {classes}.")
+    console.print(table("classes", class_rows(found)))
+    if out:
+        write_picture(out, enlarge(contact_sheet(found)))
+        tell(f"Wrote {out}.")
+    fitting = fitting_recipe(min(height, width), channels, len(names))
+    tell(f"Train on it with: {how_to_train(found.path, found.data, *fitting)}")
 
 
 def show_tables(found: "FolderCheck") -> None:
@@ -83,14 +107,10 @@ def show_tables(found: "FolderCheck") -> None:
             console.print(table(title, rows(found)))
 
 
-def how_to_train(found: "FolderCheck") -> str:
-    """A command that trains on a folder, to paste into a shell."""
-    from biflow.data.check import fitting_settings
-
-    recipe, settings = fitting_settings(found)
-    words = ["train", recipe, "--out", f"runs/{found.root.resolve().name}"]
-    root = f"./{found.root}" if str(found.root).startswith("~") else found.root
-    for key, value in {"data": f"folder:{root}", **settings}.items():
+def how_to_train(path: Path, data: str, recipe: str, settings: dict[str, object]) -> str:
+    """A command that trains on these data, to paste into a shell."""
+    words = ["train", recipe, "--out", f"runs/{path.resolve().name.removesuffix('.npz')}"]
+    for key, value in {"data": data, **settings}.items():
         words += ["--set", f"{key}={value}"]
     return f"{program()} {shlex.join(words)}"
 

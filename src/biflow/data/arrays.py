@@ -42,20 +42,24 @@ class Found(NamedTuple):
     origin: str  # for messages
 
 
-def open_npz(path: Path, image_shape: Shape, reading: ReadingConfig) -> Split[ImageSet]:
-    """Open FILE.npz, or a folder with train.npz and perhaps test.npz, at image_shape (P, H, W).
+def open_arrays(kind: str, path: Path, image_shape: Shape, reading: ReadingConfig) -> Split[ImageSet]:
+    """Open "npz" or "idx" data at image_shape (P, H, W)."""
+    return _split(READERS[kind](path), image_shape, reading)
+
+
+def read_npz_sets(path: Path) -> list[Found]:
+    """Read FILE.npz, or train.npz and perhaps test.npz of a folder: the training set, and any test set.
 
     Images are uint8 (N, H, W, 3), or (N, H, W) for grey, as arr_0; labels, if any, arr_1; names of the classes, if any,
     class_names, strings. The arrays may also be called as in files for Keras or MedMNIST, which hold a test set too.
     """
     if not path.is_dir():
-        return _split(read_arrays(path, partial(_read_sets, path)), image_shape, reading)
+        return read_arrays(path, partial(_read_sets, path))
     files = [path / f"{name}.npz" for name in ("train", *TEST_NAMES)]
     if not files[0].is_file():
         raise InputError(f"Expected train.npz in {path}; found none. Give an .npz file, or call it train.npz.")
     train, *tests = [file for file in files if file.is_file()]
-    found = [read_arrays(file, partial(_read_sets, file))[0] for file in (train, *tests[:1])]
-    return _split(found, image_shape, reading)
+    return [read_arrays(file, partial(_read_sets, file))[0] for file in (train, *tests[:1])]
 
 
 def _read_sets(path: Path, arrays: Arrays) -> list[Found]:
@@ -80,8 +84,8 @@ def _read(path: Path, arrays: Arrays, images_name: str, labels_name: str) -> Fou
     return Found(pixels, checked, class_names, str(path))
 
 
-def open_idx(path: Path, image_shape: Shape, reading: ReadingConfig) -> Split[ImageSet]:
-    """Open a folder of IDX files, such as train-images-idx3-ubyte.gz, at image_shape (P, H, W).
+def read_idx_sets(path: Path) -> list[Found]:
+    """Read a folder of IDX files, such as train-images-idx3-ubyte.gz: the training set, and any test set.
 
     The labels name the classes; the test set is that of t10k- or test-.
     """
@@ -94,7 +98,7 @@ def open_idx(path: Path, image_shape: Shape, reading: ReadingConfig) -> Split[Im
         if images and labels:
             pixels = as_pixels(read_idx(images), str(images))
             found.append(Found(pixels, as_labels(read_idx(labels), len(pixels), str(labels)), (), str(path)))
-    return _split(found, image_shape, reading)
+    return found
 
 
 def _idx_file(folder: Path, splits: Iterable[str], what: str, *, needed: bool) -> Path | None:
@@ -133,7 +137,7 @@ def _split(found: list[Found], image_shape: Shape, reading: ReadingConfig) -> Sp
     """Training and test data with the same classes; without a test set, a share is held out by the images' bytes."""
     check_channels(image_shape)
     train, *tests = found
-    labels, names = _classes(train)
+    labels, names = classes_of(train)
     note_classes(labels, names, train.origin)
     images = ImageSet(_at_size(train.pixels, image_shape, reading), labels, names)
     if not tests:
@@ -141,7 +145,7 @@ def _split(found: list[Found], image_shape: Shape, reading: ReadingConfig) -> Sp
         is_test = torch.tensor([share > 0 and is_held_out(image.numpy().tobytes(), share) for image in train.pixels])
         return Split(images.take(~is_test), images.take(is_test))
     test = tests[0]._replace(class_names=tests[0].class_names or train.class_names)
-    own_labels, own_names = _classes(test)
+    own_labels, own_names = classes_of(test)
     if bool(own_names) != bool(names):
         raise InputError(f"Expected labels in the training and the test set of {train.origin}, or in none. Add them.")
     if own_names != names:
@@ -149,7 +153,7 @@ def _split(found: list[Found], image_shape: Shape, reading: ReadingConfig) -> Sp
     return Split(images, ImageSet(_at_size(test.pixels, image_shape, reading), own_labels, names))
 
 
-def _classes(found: Found) -> tuple[Tensor, tuple[str, ...]]:
+def classes_of(found: Found) -> tuple[Tensor, tuple[str, ...]]:
     """Labels (N,) and the names of their classes: the integers themselves if they have none; () without labels."""
     names, labels = found.class_names, found.labels
     if labels is None:
@@ -172,3 +176,6 @@ def _at_size(pixels: Tensor, image_shape: Shape, reading: ReadingConfig) -> Tens
     with ThreadPoolExecutor() as threads:
         images = threads.map(lambda image: at_size(to_pil(image), size, channels, crop=reading.crop), pixels)
         return torch.stack([*images])
+
+
+READERS = {"npz": read_npz_sets, "idx": read_idx_sets}

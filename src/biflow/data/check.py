@@ -127,13 +127,18 @@ def fitting_settings(check: FolderCheck) -> tuple[str, dict[str, object]]:
     """A recipe near the folder's size and colours, and the settings that make it fit."""
     images = check.found.readable.values()
     side = int(median(min(facts.width, facts.height) for facts in images))
+    grey = all(facts.mode.partition(";")[0] in GREY for facts in images)
+    return fitting_recipe(side, 1 if grey else 3, len(check.layout.class_names))
+
+
+def fitting_recipe(side: int, channels: int, num_classes: int) -> tuple[str, dict[str, object]]:
+    """A recipe for images with this side, and the settings that make it fit."""
     fitting = [size for size in RECIPES if size <= side] or [min(RECIPES)]
     recipe, patch_size = RECIPES[size := max(fitting)]
-    grey = all(facts.mode.partition(";")[0] in GREY for facts in images)
-    wanted = {"image_size": size, "channels": 1 if grey else 3, "patch_size": patch_size}
+    wanted = {"image_size": size, "channels": channels, "patch_size": patch_size}
     model = load_recipe(recipe).model
     changed = {f"model.{key}": value for key, value in wanted.items() if getattr(model, key) != value}
-    return recipe, {**changed, "model.num_classes": len(check.layout.class_names)}
+    return recipe, {**changed, "model.num_classes": num_classes}
 
 
 def _spread(names: Sequence[str], count: int) -> list[str]:

@@ -23,9 +23,9 @@ def open_data(name: str, image_shape: tuple[int, int, int], reading: ReadingConf
 
         return open_folder(_path(where), image_shape, reading)
     if kind in {"npz", "idx"} and where:
-        from biflow.data.arrays import open_idx, open_npz
+        from biflow.data.arrays import open_arrays
 
-        return (open_npz if kind == "npz" else open_idx)(_path(where), image_shape, reading)
+        return open_arrays(kind, _path(where), image_shape, reading)
     if kind == "hf" and where:
         from biflow.data.hub import open_hub_set
 
