@@ -22,20 +22,24 @@ from biflow.training.hooks import read_history
 from biflow.training.run import open_run
 from biflow.training.stages import train_model
 from tests.builders import tiny_images, tiny_run
+from tests.training.test_finish import FINISH
 
 RUNS = {
     "ddp": tiny_run,
     "ddp, joint, aligned, muon": lambda: with_muon(tiny_run(stage="joint", fit_flow=aligned_fit())),
     "fsdp, aligned, muon": lambda: with_muon(sharded(aligned_fit())),
+    "finish": lambda: tiny_run(fit_finish=FINISH),
+    "fsdp, finish": lambda: sharded(tiny_run().fit_flow, fit_finish=FINISH.model_copy(update={"sharding": "fsdp"})),
     "fsdp, aligned, accumulation": lambda: sharded(aligned_fit(accumulate=2, recompute=True)),
 }
 
 
-def sharded(fit_flow: FlowFitConfig) -> RunConfig:
+def sharded(fit_flow: FlowFitConfig, **changes: object) -> RunConfig:
     """A run with FSDP2 in both stages."""
     change = {"sharding": "fsdp"}
     fit_reverse = tiny_run().fit_reverse
-    return tiny_run(fit_flow=fit_flow.model_copy(update=change), fit_reverse=fit_reverse.model_copy(update=change))
+    fits = {"fit_flow": fit_flow.model_copy(update=change), "fit_reverse": fit_reverse.model_copy(update=change)}
+    return tiny_run(**fits, **changes)
 
 
 def with_muon(run: RunConfig) -> RunConfig:

@@ -4,7 +4,14 @@ from biflow.config.choices import Average, ClassifyMethod, ClassifyNoise, ScoreN
 from biflow.config.model import FlowConfig, ModelConfig, ReverseConfig, TransformerConfig
 from biflow.config.recipes import load_recipe, recipe_head, recipe_names, smoke, smoke_fit
 from biflow.config.run import ReadingConfig, RunConfig, TrackerName, WatchConfig
-from biflow.config.training import AlignConfig, DistanceConfig, FitConfig, FlowFitConfig, ReverseFitConfig
+from biflow.config.training import (
+    AlignConfig,
+    DistanceConfig,
+    FinishFitConfig,
+    FitConfig,
+    FlowFitConfig,
+    ReverseFitConfig,
+)
 
 __all__ = [
     "AlignConfig",
@@ -12,6 +19,7 @@ __all__ = [
     "ClassifyMethod",
     "ClassifyNoise",
     "DistanceConfig",
+    "FinishFitConfig",
     "FitConfig",
     "FlowConfig",
     "FlowFitConfig",

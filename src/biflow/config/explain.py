@@ -116,6 +116,7 @@ def settings_page() -> str:
     groups: dict[str, list[Setting]] = defaultdict(list)
     for setting in settings_of(RunConfig):
         groups[setting.key.rpartition(".")[0]].append(setting)
+    groups.pop("fit_finish.features", None)  # those of a distance
     groups["fit_reverse.distances"] = [*settings_of(DistanceConfig)]
     parts = [PAGE_HEAD]
     for prefix, settings in groups.items():

@@ -89,7 +89,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 def smoke(config: RunConfig) -> RunConfig:
     """The same recipe, small enough for a test on a CPU."""
-    fits = {"fit_flow": smoke_fit(config.fit_flow), "fit_reverse": config.fit_reverse and smoke_fit(config.fit_reverse)}
+    fits = {name: getattr(config, name) for name in ("fit_flow", "fit_reverse", "fit_finish")}
+    fits = {name: fit and smoke_fit(fit) for name, fit in fits.items()}
     return config.model_copy(update=fits)
 
 

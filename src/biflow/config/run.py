@@ -6,7 +6,7 @@ from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from biflow.config.base import Config
 from biflow.config.model import ModelConfig
-from biflow.config.training import FlowFitConfig, ReverseFitConfig, Share
+from biflow.config.training import FinishFitConfig, FlowFitConfig, ReverseFitConfig, Share
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -87,6 +87,8 @@ class RunConfig(Config):
     fit_flow: FlowFitConfig = FlowFitConfig()
     fit_reverse: ReverseFitConfig | None = ReverseFitConfig()
     """How the reverse model is trained; none for stage "flow"."""
+    fit_finish: FinishFitConfig | None = None
+    """How the reverse model is finished, after all else; none leaves it as it is."""
     watch: WatchConfig = WatchConfig()
 
     @property
@@ -95,7 +97,8 @@ class RunConfig(Config):
         align, fit_reverse = self.fit_flow.align, self.fit_reverse
         chosen = [align.network] if align and align.encoder == "module" and self.stage != "reverse" else []
         distances = fit_reverse.distances if fit_reverse and self.stage != "flow" else ()
-        chosen += [each.network for each in distances if each.kind == "module"]
+        finish = (self.fit_finish.features,) if self.fit_finish else ()
+        chosen += [each.network for each in (*distances, *finish) if each.kind == "module"]
         return [name for name in chosen if name]
 
     @model_validator(mode="after")
@@ -115,6 +118,13 @@ class RunConfig(Config):
         for key, value in {"model.reverse": self.model.reverse, "fit_reverse": self.fit_reverse}.items():
             if self.stage != "flow" and value is None:
                 raise ValueError(f"Expected {key} for stage {self.stage!r}; got none. Describe it, or set stage=flow.")
+        if self.fit_finish and self.stage == "flow":
+            raise ValueError("Expected no fit_finish for stage 'flow', which has no reverse model. Leave it out.")
+        if self.fit_finish and self.model.reverse and self.model.reverse.denoising != "learned":
+            raise ValueError(
+                f"Expected model.reverse.denoising 'learned' with fit_finish; got {self.model.reverse.denoising!r}. "
+                "Set denoising=learned, or fit_finish=null."
+            )
         if self.stage == "reverse" and self.flow_from is None:
             raise ValueError("Expected flow_from, the model folder of the flow, for stage 'reverse'; got none. Set it.")
         if self.stage != "reverse" and self.flow_from is not None:

@@ -174,6 +174,31 @@ class DistanceConfig(Config):
         return self
 
 
+class FinishFitConfig(FitConfig):
+    """How a reverse model is finished: trained on, while the Fréchet distance of its samples is lowered (FD-Loss, arXiv
+    2604.28190)."""
+
+    steps: PositiveInt = 200
+    """Training steps."""
+    learning_rate: PositiveFloat = 3e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: NonNegativeInt = 20
+    """Steps of linear warm-up of the learning rates."""
+    features: DistanceConfig = DistanceConfig(kind="efficientnet")
+    """The frozen network in whose features the distance is lowered, as in fit_reverse.distances. Measure samples in
+    other features too: a metric that was trained on says little."""
+    population: PositiveInt = 4000
+    """Samples that mean and covariance are averaged over."""
+
+    @model_validator(mode="after")
+    def _features_are_a_networks(self) -> Self:
+        if self.features.kind in WITHOUT_NETWORK:
+            raise ValueError(
+                f"Expected a network for the features; got {self.features.kind!r}. Set features={{kind: efficientnet}}."
+            )
+        return self
+
+
 Fit = TypeVar("Fit", bound=FitConfig)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from biflow.errors import InputError
+from biflow.losses.frechet import matrix_power
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ def frechet_distance(gaussian: Gaussian, reference: Gaussian) -> float:
     device = gaussian.mean.device
     one, other = gaussian.covariance.double(), reference.covariance.to(device).double()
     mean_term = (gaussian.mean.double() - reference.mean.to(device).double()).square().sum()
-    values, vectors = torch.linalg.eigh(one)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root = matrix_power(one, 0.5)
     cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
     return max(0.0, float(mean_term + one.trace() + other.trace() - 2 * cross))
 

@@ -12,7 +12,7 @@ from biflow.errors import InputError
 from biflow.features.classifier import Classifier
 from biflow.features.efficientnet import INPUT_SIZE, load_efficientnet
 from biflow.features.pretrained import DEFAULT_INPUT, Frozen, ImageNetInput, freeze, load_from_hub, load_module
-from biflow.losses.perceptual import Window, absolute_distance, direction_distance, full, squared_distance
+from biflow.losses.perceptual import WHOLE, Window, absolute_distance, direction_distance, full, squared_distance
 from biflow.tensors import describe_faults, read_state_dict, shapes
 
 Compare = Callable[[Tensor, Tensor], Tensor]
@@ -32,6 +32,11 @@ class ImageDistance(Frozen):
         if self.input_size:
             images, target = (crop_and_resize(each, window, self.input_size) for each in (images, target.detach()))
         return self.compare(images, target.detach())
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of whole images (B, P, H, W), averaged over positions: (B, F); of networks only."""
+        assert isinstance(self.compare, FeatureDistance | MapDistance)
+        return self.compare.features(crop_and_resize(images, WHOLE, self.input_size) if self.input_size else images)
 
 
 def crop_and_resize(images: Tensor, window: Window, size: int) -> Tensor:
@@ -81,6 +86,12 @@ class FeatureDistance(nn.Module):
         features = _as_sequence(self.network(images))
         return torch.stack([squared_distance(a, b) for a, b in zip(features, expected, strict=True)]).mean(dim=0)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Outputs (B, F), (B, positions, F) or (B, F, H, W), averaged over positions and joined: (B, F)."""
+        found = [full(each) for each in _as_sequence(self.network(images))]
+        positions: dict[int, tuple[int, ...]] = {3: (1,), 4: (2, 3)}
+        return torch.cat([each.mean(dim=positions[each.ndim]) if each.ndim > 2 else each for each in found], dim=1)
+
 
 class MapDistance(nn.Module):
     """Squared distance between unit-normalised feature maps, optionally with LPIPS' calibration."""
@@ -97,6 +108,10 @@ class MapDistance(nn.Module):
         with torch.no_grad():
             expected = self.maps(target)
         return direction_distance(self.maps(images), expected, list(self.calibration) or None)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Every map averaged over positions, joined: images (B, P, H, W) -> (B, F)."""
+        return torch.cat([full(each).mean(dim=(2, 3)) for each in self.maps(images)], dim=1)
 
 
 class VGG16(nn.Module):

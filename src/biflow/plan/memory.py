@@ -16,7 +16,7 @@ from biflow.features.classifier import Classifier
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.reverse_model import ReverseModel
 from biflow.nn.transformer import layer_matrices
-from biflow.plan.operations import bytes_per_value, feature_width, stage_fits, training_step
+from biflow.plan.operations import FROZEN_FLOW, bytes_per_value, feature_width, stage_fits, training_step
 from biflow.plan.parts import FULL, backward_workspace, layer
 
 MOMENTS = 2  # AdamW's per parameter; Muon keeps one
@@ -83,7 +83,7 @@ def _work_bytes(config: RunConfig, stage: str, fit: FitConfig, *, recompute: boo
     networks: list[tuple[TransformerConfig, int]] = []
     if stage != "flow" and model.reverse:
         networks.append((model.reverse, model.num_patches + model.reverse.class_tokens))
-    if stage != "reverse":
+    if stage not in FROZEN_FLOW:
         networks.append((model.flow, model.num_patches))
     return max(
         length * backward_workspace(sizes, value) + recompute * layer(sizes, length, value=value).recomputed
@@ -96,9 +96,9 @@ def trained_parameters(config: RunConfig, stage: str) -> Parameters:
     align, model = config.fit_flow.align, config.model
     networks: list[nn.Module] = []
     with torch.device("meta"):
-        if stage != "reverse":
+        if stage not in FROZEN_FLOW:
             networks.append(ForwardFlow(model))
-        if stage != "reverse" and align:
+        if stage not in FROZEN_FLOW and align:
             widths = [model.flow.width, *[align.hidden_width or model.flow.width] * 2, feature_width(align)]
             networks.append(nn.Sequential(*(nn.Linear(*sizes) for sizes in pairwise(widths))))
         if stage != "flow":
@@ -110,7 +110,7 @@ def frozen_parameters(config: RunConfig, stage: str) -> int:
     """Frozen parameters of a stage: the flow for the reverse model, the small classifier for an alignment."""
     align, model = config.fit_flow.align, config.model
     with torch.device("meta"):
-        if stage == "reverse":
+        if stage in FROZEN_FLOW:
             return _size(ForwardFlow(model))
         if align and align.encoder == "classifier":
             return _size(Classifier(model.channels, max(1, model.num_classes)))

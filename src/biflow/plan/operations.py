@@ -11,6 +11,7 @@ from biflow.plan import parts
 from biflow.plan.parts import FULL, NOTHING, Cost
 
 DEFAULT_FEATURES = 768  # width of a base-size vision transformer, assumed before an encoder is loaded
+FROZEN_FLOW = {"reverse", "finish"}  # stages that train the reverse model alone
 
 
 class Step(NamedTuple):
@@ -35,18 +36,23 @@ def bytes_per_value(fit: FitConfig) -> int:
 def stage_fits(config: RunConfig) -> dict[str, FitConfig]:
     """Training settings of each stage of a run, without the small classifier that some distances need."""
     names = ("flow", "reverse") if config.stage == "both" else (config.stage,)
+    fits: dict[str, FitConfig | None]
     fits = {name: config.fit_reverse if name == "reverse" else config.fit_flow for name in names}
+    fits["finish"] = config.fit_finish
     return {name: fit for name, fit in fits.items() if fit is not None}
 
 
 def training_step(config: RunConfig, stage: str) -> Step:
-    """Cost of a training step of the stage "flow", "reverse" or "joint"."""
+    """Cost of a training step of the stage "flow", "reverse", "joint" or "finish"."""
     model, fit = config.model, stage_fits(config)[stage]
     value, values = bytes_per_value(fit), model.num_patches * model.patch_dim
     first = Step(NOTHING, parts.flow(model), FULL * (model.flow.blocks + 1) * values, ())  # the frozen flow's states
-    if stage != "reverse":
+    if stage not in FROZEN_FLOW:
         first = _flow_step(config, value)
     second = _reverse_step(config, value, fit.label_drop) if stage != "flow" else Step(NOTHING, NOTHING, 0.0, ())
+    if stage == "finish" and config.fit_finish:  # and samples from the prior
+        network = (f"network of {config.fit_finish.features.kind}",)
+        second = Step(second.trained + parts.reverse_pass(model, value), second.forward, second.buffers, network)
     return Step(
         first.trained + second.trained,
         first.forward + second.forward,

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     guidance: Tensor  # (B,), guidance strengths for the reverse model; 0 for null labels
     images: Tensor | None = None  # (B, P, H, W) in [-1, 1], if the encoder sees images and the flow latents
     window: Window = WHOLE  # crop that the distance networks see, the same for all images
+    prior: Tensor | None = None  # (B, T, D), standard normal noise to sample from
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to every tensor."""

@@ -38,6 +38,7 @@ class Objective(nn.Module):
     noise_std = 0.0  # of the Gaussian noise on clean images
     bin_width = 0.0  # of the uniform dequantisation noise
     max_guidance = 0.0  # of the sampled guidance strengths
+    samples_prior = False  # whether batches include noise to sample from
     sees_images = False  # whether batches include the images when the flow models latents
 
     def __init__(self, model: nn.Module, flow: ForwardFlow | None = None) -> None:

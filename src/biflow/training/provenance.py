@@ -16,7 +16,7 @@ import torch
 
 import biflow
 from biflow._version import __version__
-from biflow.config import RunConfig
+from biflow.config import FitConfig, RunConfig
 from biflow.console import some
 from biflow.data.datasets import ImageStream, Source, digest
 from biflow.data.open import canonical_name
@@ -135,7 +135,8 @@ def package_versions() -> dict[str, str]:
 def training_facts(config: RunConfig, seconds: Mapping[str, float], history: Path, world: World) -> dict[str, Any]:
     """How a model was trained, for its folder and model card. history: the run's metrics.jsonl."""
     lines = read_history(history)
-    fits = {"flow": config.fit_flow, "joint": config.fit_flow, "reverse": config.fit_reverse}
+    fits: dict[str, FitConfig | None] = {"flow": config.fit_flow, "joint": config.fit_flow}
+    fits |= {"reverse": config.fit_reverse, "finish": config.fit_finish}
     stages: dict[str, Any] = {}
     for stage, spent in seconds.items():
         last: dict[str, Any] = next((line for line in reversed(lines) if line["stage"] == stage), {})

@@ -31,12 +31,14 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.training.alignment import Alignment
 from biflow.training.batches import Batch
 from biflow.training.checkpoints import newest, tidy
+from biflow.training.finish import FinishReverse, PooledFeatures, Population, sample
 from biflow.training.loop import Hook, Trainer
 from biflow.training.objective import Objective
 from biflow.training.objectives import FitClassifier, FitFlow, FitJoint, FitReverse
 from biflow.training.reverse_loss import ReverseLoss
 
 CALIBRATION_IMAGES = 4096
+FINISH_IMAGES = 10_000  # real ones, for their statistics, and samples to start from
 CLASSIFIER_FIT = FitConfig(steps=1000, learning_rate=1e-3, ema_decay=0.9, label_drop=0.0)
 
 
@@ -47,6 +49,7 @@ class RunNetworks(NamedTuple):
     reverse_loss: ReverseLoss | None
     alignment: Alignment | None
     classifier: Classifier | None  # for the "classifier" distance and encoder; trained before the model
+    finish_features: PooledFeatures | None
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,14 @@ def prepare(config: RunConfig, data: Source, codec: Codec) -> RunNetworks:
         loss = ReverseLoss(
             config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
         )
+    finish = config.fit_finish
+    features = PooledFeatures(finish.features, codec, classifier) if finish else None
     align, alignment = config.fit_flow.align, None
     if align and config.stage != "reverse":
         with seeded_weights(config.seed):
             encoder = make_encoder(align, classifier=classifier)
             alignment = Alignment(align, config.model, encoder, image_shape=data.image_shape)
-    return RunNetworks(model, loss, alignment, classifier)
+    return RunNetworks(model, loss, alignment, classifier, features)
 
 
 def check_data(config: RunConfig, data: Source, codec: Codec) -> None:
@@ -159,13 +164,14 @@ def needs_classifier(config: RunConfig) -> bool:
     align, fit_reverse = config.fit_flow.align, config.fit_reverse
     for_flow = align is not None and align.encoder == "classifier" and config.stage != "reverse"
     kinds = [each.kind for each in fit_reverse.distances] if fit_reverse and config.stage != "flow" else []
+    kinds += [config.fit_finish.features.kind] if config.fit_finish else []
     return for_flow or "classifier" in kinds
 
 
 def train_model(run: Run) -> Trained:
     """Train all stages of a run; returns the model in eval mode."""
     assert run.networks
-    config, (model, loss, alignment, classifier) = run.config, run.networks
+    config, (model, loss, alignment, classifier, features) = run.config, run.networks
     seconds: dict[str, float] = {}
     if classifier:
         seconds["classifier"] = fit_classifier(run, classifier)
@@ -180,6 +186,8 @@ def train_model(run: Run) -> Trained:
         model.flow.prior_variance.copy_(measure_mean_squares(run, model.flow)[-1])
     if config.stage in {"both", "reverse"} and model.reverse and loss:
         seconds["reverse"] = fit_reverse(run, model.reverse, model.flow, loss)
+    if model.reverse and loss and features:
+        seconds["finish"] = fit_finish(run, FitReverse(model.reverse, model.flow, loss), features)
     if model.reverse:
         model.reverse.record_flow(model.flow)
     return Trained(model, seconds)
@@ -203,6 +211,28 @@ def fit_reverse(run: Run, reverse: ReverseModel, flow: ForwardFlow, loss: Revers
         reverse.state_rms.copy_(torch.stack([level.mean().sqrt() for level in levels]))
     reverse.record_flow(flow)
     return fit(run, "reverse", FitReverse(reverse, flow, loss), run.config.fit_reverse)
+
+
+def fit_finish(run: Run, objective: FitReverse, features: PooledFeatures) -> float:
+    """Lower the Fréchet distance of the reverse model's samples; returns the training time in seconds."""
+    config = run.config.fit_finish
+    assert config is not None
+    population = measure_population(run, objective, features, config.population)
+    objective.reverse.requires_grad_(True)
+    return fit(run, "finish", FinishReverse(objective, config, features, population), config)
+
+
+@torch.no_grad()
+def measure_population(run: Run, objective: FitReverse, features: PooledFeatures, size: int) -> Population:
+    """Features of training images, and of as many samples with their labels."""
+    codec, device, keys = run.codec.to(run.world.device), run.world.device, (run.config.seed, "population")
+    reverse, flow, features = objective.reverse.to(device).eval(), objective.flow.to(device), features.to(device)
+    real, samples = [], []
+    for pixels, labels, indices in some_examples(run.data, FINISH_IMAGES, *keys):
+        real.append(features(to_latents(codec, pixels, indices, *keys).to(device)))
+        noise = normal_for(indices, run.config.model.noise_shape, "prior", *keys).to(device)
+        samples.append(features(sample(reverse, flow, noise, labels.to(device))))
+    return Population(torch.cat(samples), torch.cat(real), size)
 
 
 def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
@@ -256,7 +286,9 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
         labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         images = PixelCodec().encode(pixels) if objective.sees_images else None
-        return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
+        shape, wanted = run.config.model.noise_shape, objective.samples_prior
+        prior = normal_for(indices, shape, "prior", *keys, step) if wanted else None
+        return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step), prior)
 
     return make_batch
 
