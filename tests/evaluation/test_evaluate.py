@@ -477,3 +477,17 @@ def test_cost_counts_the_networks_that_a_sampler_uses():
     for cost in costs.values():
         assert set(cost["milliseconds_per_image_by_batch_size"]) == {"1", "2"}
         assert cost["images_per_second"] > 0
+
+
+def test_metrics_in_the_features_of_finishing_say_so_where_samples_are_of_the_reverse_model(world):
+    """Finished in the features of a judge, which no configuration can name: those of the others need weights."""
+    pipe = Pipeline.from_pretrained(world / "model")
+    training = {"config": {"fit_finish": {"features": {"kind": "judge"}}}}
+    save_model(pipe.model, world / "finished", training)
+    found = measured(world, "reverse", model=world / "finished")
+    assert found["samples"]["finished_in"] == "judge"
+    assert "Fréchet distance, reference classifier, trained on" in found["tables"]["quality"][1][0]
+    assert "judge by other features" in (world / "reverse" / "evaluation.html").read_text()
+    exact = measured(world, "exact", model=world / "finished", method="sequential")
+    assert exact["samples"]["finished_in"] is None
+    assert "trained on" not in str(exact["tables"]["quality"])

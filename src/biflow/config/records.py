@@ -48,11 +48,24 @@ class ReadingRecord(PictureReading, Record):
     label_column: str | None = None
 
 
+class FeaturesRecord(Record):
+    """A frozen network."""
+
+    kind: str = ""
+
+
+class FinishRecord(Record):
+    """How a reverse model was finished, as far as it changes what its metrics mean."""
+
+    features: FeaturesRecord = FeaturesRecord()
+
+
 class RunRecord(Record):
     """What later commands need of a run's config."""
 
     data: str | None = None
     reading: ReadingRecord = ReadingRecord()
+    fit_finish: FinishRecord | None = None
 
 
 class TrainingRecord(Record):
@@ -84,6 +97,8 @@ class MeasuredSamples(Record):
     num: int
     method: str = ""
     guidance: str = ""
+    finished_in: str | None = None
+    """The network in whose features the model's training lowered the Fréchet distance of such samples."""
 
 
 class Machine(Record):
@@ -140,12 +155,26 @@ def check_record(kind: type[R], content: Any, *, origin: str, repair: str) -> R:
         raise InputError(f"{shorten(str(error), MOST_LETTERS).rstrip('.')}. {repair}") from None
 
 
+def finished_in(training: Mapping[str, Any] | None) -> str | None:
+    """The kind of network in whose features a reverse model was finished, by the record of its training.
+
+    >>> finished_in({"config": {"fit_finish": {"features": {"kind": "efficientnet"}}}})
+    'efficientnet'
+    """
+    finish = _record_of(training).fit_finish
+    return finish.features.kind if finish else None
+
+
 def reading_of(training: Mapping[str, Any] | None) -> ReadingConfig:
     """How a model's training images were read, by the record of its training; the default where there is none.
 
     >>> reading_of({"config": {"reading": {"background": "black"}}}).background
     'black'
     """
-    origin, repair = "Expected the record of a model's training", "Leave it out."
-    recorded = check_record(TrainingRecord, training or {}, origin=origin, repair=repair).config.reading
+    recorded = _record_of(training).reading
     return ReadingConfig(**recorded.model_dump(include={*type(recorded).model_fields}, exclude_unset=True))
+
+
+def _record_of(training: Mapping[str, Any] | None) -> RunRecord:
+    origin = "Expected the record of a model's training"
+    return check_record(TrainingRecord, training or {}, origin=origin, repair="Leave it out.").config

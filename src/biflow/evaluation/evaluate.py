@@ -16,6 +16,7 @@ from torch import Tensor
 from biflow._version import __version__
 from biflow.checkpoint import WEIGHTS_FILE
 from biflow.config.evaluation import EvaluationConfig
+from biflow.config.records import finished_in
 from biflow.console import counting
 from biflow.data.datasets import ImageSource, digest
 from biflow.data.npz import read_samples, write_npz
@@ -152,6 +153,7 @@ def evaluate_model(model: Path, context: EvaluationContext) -> Numbers | None:
             "labels": config.labels,
             "method": config.method,
             "guidance": str(guidance),
+            "finished_in": finished_in(pipe.training) if "reverse" in sampler.uses else None,
             "redrawn": samples.redrawn,
             "quantiser": QUANTISER,
         },

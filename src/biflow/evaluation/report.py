@@ -14,6 +14,7 @@ Numbers = Mapping[str, Any]
 SPLITS = {"train": "training", "test": "test"}
 COLUMNS = 10
 JUDGE = "The reference classifier is a small network trained on real images only; it never sees samples."
+FINISHED = ", trained on"  # a metric in whose features the reverse model was finished
 SWEEP_PANELS = {"frechet_distance": "Fréchet distance (lower is better)", "precision": "precision", "recall": "recall"}
 
 
@@ -22,9 +23,10 @@ def quality_rows(result: Numbers) -> list[list[str]]:
     rows = []
     for network, found in result["metrics"].items():
         unsure = "" if found["reliable"] else " (unreliable: fewer images than features)"
+        finished = FINISHED if result["samples"].get("finished_in") == network else ""
         for metric in METRICS:
             title = metric.titles.get(network, "")
-            rows.append([f"{title}{unsure if metric is METRICS[0] else ''}", title and metric.format(found)])
+            rows.append([f"{title}{finished}{unsure if metric is METRICS[0] else ''}", title and metric.format(found)])
     if test := result.get("test"):
         rows += [
             ["bits per dimension, test images", _number(test["bits_per_dim"])],
@@ -105,6 +107,8 @@ def _lead(result: Numbers) -> str:
     network, found = next(iter(result["metrics"].items()))
     samples, data = result["samples"], result["data"]
     unsure = "" if found["reliable"] else " Not reliable: there are fewer images than features."
+    if samples.get("finished_in") == network:
+        unsure += " The training lowered this very distance: judge by other features."
     return (
         f"{METRICS[0].titles[network]}: {_number(found['frechet_distance'])}, for {samples['num']:,} samples and the "
         f"{data['images']:,} {SPLITS[data['split']]} images of {data['name']}.{unsure}"

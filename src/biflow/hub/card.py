@@ -17,7 +17,7 @@ PAPERS = {
     "TARFlow": "https://arxiv.org/abs/2412.06329",
     "FlowBack": "https://arxiv.org/abs/2511.22345",
 }
-STAGES = {"reverse": "reverse model", "judge": "reference classifier"}
+STAGES = {"reverse": "reverse model", "finish": "reverse model, finishing", "judge": "reference classifier"}
 CLASSES_SHOWN = 20
 
 
@@ -118,8 +118,9 @@ def _index(name: str, evaluation: EvaluationRecord) -> dict[str, Any]:
     metrics = []
     for network, found in evaluation.metrics.items():
         kind = {"frechet_distance": "fid"} if network == "inception" else {}
+        note = ", trained on" if network == evaluation.samples.finished_in else ""
         metrics += [
-            {"type": kind.get(key, key), "name": titles[network], "value": round(value, 4)}
+            {"type": kind.get(key, key), "name": titles[network] + note, "value": round(value, 4)}
             for key, titles in evaluation.metric_titles.items()
             if network in titles and (value := found.get(key)) is not None
         ]
