@@ -65,6 +65,7 @@ class Row:
     method: str = "reverse"
     sampled_as: tuple[tuple[str, str], ...] = ()  # settings of the reverse model, changed after training
     guided: bool = False  # at its best guidance strength
+    denoise: float | None = None  # guidance strength of the denoising block, if it is another
 
 
 TABLES: Mapping[str, Sequence[Row]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from biflow.checkpoint import save_model
-from biflow.config import RunConfig
+from biflow.config import FitConfig, RunConfig
 from biflow.config.base import parse_config
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError
@@ -43,8 +43,8 @@ def trained(
     return model
 
 
-def trained_judge(config: RunConfig, data: ImageSet, folder: Path) -> Judge:
+def trained_judge(config: RunConfig, data: ImageSet, folder: Path, fit: FitConfig = CLASSIFIER_FIT) -> Judge:
     """The reference classifier of a run's data, loaded if it has been trained before."""
     resume = (folder / CONFIG_FILE).exists()
     with open_run(config, data, folder, resume=resume, console=Console(quiet=True)) as run:
-        return fit_judge(run, CLASSIFIER_FIT)[0]
+        return fit_judge(run, fit)[0]

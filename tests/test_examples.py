@@ -1,5 +1,6 @@
 """Every example runs, on models and folders that are tiny."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from examples import (
     cifar10,
     classify_and_rank,
+    emoji,
     fashion_mnist,
     make_folder,
     outliers,
@@ -54,7 +56,7 @@ def photos(tmp_path_factory):
 def test_every_example_is_run_here_and_says_how_it_is_called():
     scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
     with_models = (classify_and_rank, own_loss_or_sampler, sample_and_save, train_on_a_folder)
-    run = (cifar10, fashion_mnist, make_folder, outliers, *with_models)
+    run = (cifar10, emoji, fashion_mnist, make_folder, outliers, *with_models)
     assert scripts == {module.__name__.removeprefix("examples.") for module in run}
     for name in scripts:
         assert f"python examples/{name}.py" in (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
@@ -92,6 +94,21 @@ def test_cifar10_is_packed_from_folders(tmp_path):
     cifar10.main([str(tmp_path / "images"), str(tmp_path / "out")])
     split = open_images(f"npz:{tmp_path / 'out'}", cifar10.SHAPE, ReadingConfig())
     assert split.test.read(torch.tensor([0])).unique().tolist() == [7]
+
+
+def test_emoji_are_sorted_by_category_without_skin_tones(tmp_path):
+    package, out = tmp_path / "package", tmp_path / "out"
+    (package / emoji.IMAGES).mkdir(parents=True)
+    listed = [("Food & Drink", "pizza", True), ("Component", "tone", True), ("Flags", "no_image", False)]
+    content = [
+        {"category": kind, "short_name": name, "image": f"{name}.png", "has_img_twitter": has}
+        for kind, name, has in listed
+    ]
+    (package / "emoji.json").write_text(json.dumps(content))
+    for _, name, _ in listed[:2]:
+        to_pil(torch.zeros(3, 4, 4, dtype=torch.uint8)).save(package / emoji.IMAGES / f"{name}.png")
+    emoji.main([str(package), str(out)])
+    assert [path.relative_to(out).as_posix() for path in out.rglob("*.png")] == ["food-and-drink/pizza.png"]
 
 
 def test_make_folder_writes_a_sub_folder_for_each_class(tmp_path):
