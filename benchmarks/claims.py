@@ -49,7 +49,7 @@ STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
 CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
 BATCH_SIZE = 250
 BOOTSTRAPS = 200
-JUDGE_FIT = FitConfig(steps=4000, batch_size=128, learning_rate=2e-3, ema_decay=0.99, label_drop=0.0)
+JUDGE_FIT = FitConfig(batch_size=128, learning_rate=2e-3, ema_decay=0.99, label_drop=0.0)
 FOLLOWED = 10  # measurements of a flow during its training
 FOLLOWED_IMAGES = 1000  # classified, and half as many sampled, in each of them
 PROBED = 10_000  # training images of the linear probes
@@ -63,6 +63,7 @@ class Study(NamedTuple):
     flow_steps: int
     reverse_steps: int
     input_size: int
+    judge_steps: int = 4000
 
 
 STUDIES = {
@@ -314,7 +315,8 @@ def row_path(work: Work, seed: int, row: Row) -> Path:
 def judge_of(work: Work) -> Judge:
     """The reference classifier of all rows and seeds, trained before the jobs start."""
     config = settings(work, 0, ["stage=flow", "model.reverse=null", "fit_reverse=null"])
-    return trained_judge(config, images_of(work).train, work.runs / "judge", JUDGE_FIT)
+    fit = JUDGE_FIT.model_copy(update={"steps": work.study.judge_steps})
+    return trained_judge(config, images_of(work).train, work.runs / "judge", fit)
 
 
 def score_flow(work: Work, job: tuple[int, str]) -> None:
@@ -495,7 +497,7 @@ def main() -> None:
     options = parser.parse_args()
     study = STUDIES[options.data]
     if options.steps:
-        study = study._replace(flow_steps=options.steps, reverse_steps=options.steps)
+        study = study._replace(flow_steps=options.steps, reverse_steps=options.steps, judge_steps=options.steps)
     work = Work(options.data, study, options.samples, (options.runs / options.data).resolve())
     seeds = range(options.seeds)
     judge_of(work)
