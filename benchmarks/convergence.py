@@ -1,0 +1,176 @@
+"""What makes a reverse model learn fast: variants of its training, each for the same time on the same flow.
+
+    python benchmarks/convergence.py --data fashion_mnist --seeds 3       # about two hours on two CPU cores
+    python benchmarks/convergence.py --steps 4 --samples 50 --seeds 1 --runs runs/try --out runs/try   # a test
+
+Every row changes one setting of the data set's recipe.  Wider and deeper models train for fewer steps, so that all rows
+cost about the same.  Flow and classifier are those of `claims.py`; whatever is finished is kept in runs/claims, so an
+interrupted command resumes.  Writes docs/results/convergence_DATA.{md,json}.
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from claims import SCORING, STUDIES, UNGUIDED, Scorer, Work, images_of, judge_of, one_thread, settings, train_flow
+from machine import described
+from rich.console import Console
+from runs import trained
+from seeds import decide, summary
+
+from biflow.checkpoint import load_model
+from biflow.files import write_text
+from biflow.pipeline import Pipeline
+from biflow.quickstart.measures import measure_reverse
+from biflow.training.provenance import describe_machine
+
+STEPS, SAMPLES = 300, 2000
+SCORES = "scores.json"
+WIDTH = "model.reverse.width"
+
+
+class Variant(NamedTuple):
+    """One row: what is set, and the share of the steps that cost as much as the base's."""
+
+    overrides: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+def rate(muon: float, adamw: float) -> tuple[str, ...]:
+    """Learning rates."""
+    return f"fit_reverse.muon_learning_rate={muon}", f"fit_reverse.learning_rate={adamw}"
+
+
+MODERN = ("positions=rotary", "norm=rms", "mlp=swiglu", "mlp_ratio=2.6667", "qk_norm=true")
+BASE = "recipe"
+VARIANTS: Mapping[str, Variant] = {
+    BASE: Variant(),
+    "AdamW instead of Muon": Variant(("fit_reverse.optimizer=adamw", "fit_reverse.learning_rate=0.002")),
+    "learning rates: Muon 0.012, AdamW 0.004": Variant(rate(0.012, 0.004)),
+    "learning rates: Muon 0.02, AdamW 0.006": Variant(rate(0.02, 0.006)),
+    "learning rates: Muon 0.08, AdamW 0.008": Variant(rate(0.08, 0.008)),
+    "no adaptive weight": Variant(("fit_reverse.adaptive_power=0",)),
+    "batches of 128, half the steps": Variant(("fit_reverse.batch_size=128",), 0.5),
+    "batches of 32, twice the steps": Variant(("fit_reverse.batch_size=32",), 2.0),
+    "width 192": Variant((f"{WIDTH}=192",), 0.6),
+    "width 96": Variant((f"{WIDTH}=96",), 1.4),
+    "4 layers a block": Variant(("model.reverse.layers=4",), 0.55),
+    "1 layer a block": Variant(("model.reverse.layers=1",), 1.7),
+    "rotary positions": Variant(("model.reverse.positions=rotary",)),
+    "rotary positions, RMS norm, SwiGLU, query-key norm": Variant(tuple(f"model.reverse.{each}" for each in MODERN)),
+    "4 class tokens": Variant(("model.reverse.class_tokens=4",)),
+    "raw trajectory": Variant(("model.reverse.normalise=false",)),
+}
+
+
+def folder_of(work: Work, steps: int, job: tuple[int, str]) -> Path:
+    """The folder of a variant's run and scores."""
+    words = "".join(letter if letter.isalnum() else " " for letter in job[1]).lower().split()
+    return work.runs / f"convergence_{steps}" / f"seed_{job[0]}" / "_".join(words)
+
+
+def score(work: Work, steps: int, job: tuple[int, str]) -> None:
+    """Train a variant, and measure how well it inverts and what it samples."""
+    seed, name = job
+    folder = folder_of(work, steps, job)
+    path = folder / SCORES
+    if path.exists():
+        return
+    variant, data = VARIANTS[name], images_of(work)
+    flow = train_flow(work, (seed, "bounded"))
+    taken = max(1, round(steps * variant.share))
+    shared = ["stage=reverse", f"flow_from={flow}", "model.flow.clip=1.0", UNGUIDED, f"fit_reverse.steps={taken}"]
+    config = settings(work, seed, [*shared, *variant.overrides])
+    model = load_model(trained(config, data.train, folder / "run", console=Console(quiet=True)))
+    labels = torch.arange(work.samples) % model.config.num_classes
+    distance, found = Scorer(work).distance("judge", Pipeline(model).sample_pixels(labels, seed=SCORING))
+    training: Any = Pipeline.from_pretrained(folder / "run" / "model").training
+    scores = {
+        "steps": taken,
+        "seconds": training["stages"]["reverse"]["seconds"],
+        "mse": measure_reverse(model, data.test)["test_reconstruction_mse"],
+        "frechet_distance": distance,
+        "class_accuracy": (found.logits.argmax(dim=1) == labels).double().mean().item(),
+    }
+    write_text(path, json.dumps(scores) + "\n")
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page."""
+    rows: Mapping[str, Sequence[Mapping[str, float]]] = found["rows"]
+    seeds, base = len(rows[BASE]), rows[BASE]
+    lines = [
+        f"# How fast a reverse model learns: {found['data'].replace('_', ' ')}",
+        "",
+        f"Written by `{found['command']}`: every row changes one setting of",
+        f"[{found['recipe']}](../recipes.md), without guidance and finishing, and trains a reverse model for the same",
+        f"flow for about the same time. Mean and standard deviation over {seeds} seeds.",
+        "",
+        "- **MSE**: of clean test images predicted from the noise of their noisy images, for values in [-1, 1].",
+        f"- **FD**: Fréchet distance of {found['samples']:,} unguided samples, in the features of a classifier that",
+        "  only measures.",
+        "- **better than the recipe**: by FD, if zero lies outside the 95% interval of the difference paired by seed.",
+        "",
+        "| | steps | minutes | MSE | FD | accuracy | better than the recipe |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, scores in rows.items():
+        gains = [a["frechet_distance"] - b["frechet_distance"] for a, b in zip(base, scores, strict=True)]
+        outcome = "" if name == BASE else {"holds": "yes", "does not hold": "worse"}.get(decide(gains).outcome, "no")
+        cells = [name, f"{scores[0]['steps']:,.0f}", f"{sum(each['seconds'] for each in scores) / 60 / seeds:.1f}"]
+        cells += [
+            summary([each["mse"] for each in scores], 4),
+            summary([each["frechet_distance"] for each in scores], 1),
+        ]
+        cells.append(summary([100 * each["class_accuracy"] for each in scores], 1) + "%")
+        lines.append(f"| {' | '.join([*cells, outcome])} |")
+    return "\n".join([*lines, "", f"{described(found['machine'])}."]) + "\n"
+
+
+def main() -> None:
+    """Train and measure what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=STUDIES, default="fashion_mnist")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--jobs", type=int, default=2, help="parallel training runs, one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    study = STUDIES[options.data]
+    if options.steps < 50:  # a test
+        study = study._replace(flow_steps=options.steps, judge_steps=options.steps)
+    work = Work(options.data, study, options.samples, (options.runs / options.data).resolve())
+    judge_of(work)
+    jobs = [(seed, name) for seed in range(options.seeds) for name in VARIANTS]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
+        list(pool.map(partial(train_flow, work), [(seed, "bounded") for seed in range(options.seeds)]))
+        list(pool.map(partial(score, work, options.steps), jobs))
+    rows: dict[str, list[Any]] = {name: [] for name in VARIANTS}
+    for job in jobs:
+        path = folder_of(work, options.steps, job) / SCORES
+        rows[job[1]].append(json.loads(path.read_text(encoding="utf-8")))
+    numbers = {
+        "data": options.data,
+        "recipe": study.recipe,
+        "samples": options.samples,
+        "rows": rows,
+        "command": f"python benchmarks/convergence.py --data {options.data} --seeds {options.seeds}",
+        "machine": describe_machine(torch.device("cpu")),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_text(options.out / f"convergence_{options.data}.json", json.dumps(numbers, indent=1) + "\n")
+    write_text(options.out / f"convergence_{options.data}.md", render(numbers))
+    print(render(numbers))
+
+
+if __name__ == "__main__":
+    main()
