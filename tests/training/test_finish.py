@@ -66,8 +66,11 @@ def test_a_population_averages_the_last_samples_and_keeps_its_transport_for_some
 def test_a_skipped_step_leaves_the_population_as_it_was():
     population = Population(random_features(9, 0), random_features(9, 1), size=10)
     before = population.mean.clone()
-    population.update(*moments(random_features(4, 2).double()), count=4, skipped=torch.tensor(1.0))
+    for _ in range(REFRESH):
+        broken = moments(torch.full((4, 3), torch.nan, dtype=torch.float64))
+        population.update(*broken, count=4, skipped=torch.tensor(1.0))
     assert torch.equal(population.mean, before)
+    assert population.matrix.isfinite().all()
 
 
 def test_the_loss_is_that_of_fitting_plus_the_weighted_distance():

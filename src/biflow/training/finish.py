@@ -62,9 +62,9 @@ class Population(nn.Module):
     @torch.no_grad()
     def update(self, mean: Tensor, second: Tensor, count: int, skipped: Tensor) -> None:
         """Average the moments of `count` new samples in, unless the step was skipped (scalar, 0 or 1)."""
-        rate = min(1.0, count / self.size) * (1 - skipped.double())
-        self.mean.lerp_(mean, rate)
-        self.second.lerp_(second, rate)
+        rate = min(1.0, count / self.size)
+        for old, new in ((self.mean, mean), (self.second, second)):
+            old.copy_(torch.where(skipped.bool(), old, old.lerp(new, rate)))  # a skipped step may have NaN
         self.steps += 1
         if self.steps % REFRESH == 0:
             self.refresh()
