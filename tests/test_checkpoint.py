@@ -236,14 +236,27 @@ def test_swapped_class_names_are_refused_and_another_codec_is_not(folder):
         load_model(folder)
 
 
-def test_a_folder_of_the_format_before_checksums_is_loaded(folder):
+def test_reverse_models_of_earlier_formats_are_refused(folder):
     content = json.loads((folder / "config.json").read_text())
     del content["digests"]
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="digests"):
         load_model(folder)
     edit_config(folder, format_version=4)
-    load_model(folder)
+    with pytest.raises(InputError, match=r"Expected a reverse model of format 6; .* has 4. Train it again"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_flows_of_earlier_formats_are_loaded(tmp_path, version):
+    model = tiny_model(tiny_config(reverse=None))
+    save_model(model, tmp_path / "flow")
+    content = json.loads((tmp_path / "flow" / "config.json").read_text())
+    if version == 4:
+        del content["digests"]
+    (tmp_path / "flow" / "config.json").write_text(json.dumps(content | {"format_version": version}))
+    z, labels = torch.randn(2, 4, 4), torch.tensor([0, 1])
+    torch.testing.assert_close(load_model(tmp_path / "flow").flow(z, labels).z, model.flow(z, labels).z)
 
 
 @pytest.mark.parametrize(

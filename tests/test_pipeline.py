@@ -67,7 +67,7 @@ def test_every_method_starts_from_the_same_noise_of_each_image():
 def test_images_that_are_not_finite_are_counted():
     pipe = Pipeline(tiny_model())
     with torch.no_grad():
-        pipe.model.reverse.project_out[1].bias.fill_(torch.nan)
+        pipe.model.reverse.project_out.bias.fill_(torch.nan)
     with pytest.warns(UserWarning, match="2 of 2 images"):
         pipe.sample([0, 1])
 

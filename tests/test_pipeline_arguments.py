@@ -182,7 +182,7 @@ def test_a_class_whose_name_is_a_number_is_meant_by_its_name():
 
 def test_a_warning_counts_images_that_are_still_broken_after_redrawing(pipe):
     with torch.no_grad():
-        pipe.model.reverse.project_out[1].bias.fill_(torch.nan)
+        pipe.model.reverse.project_out.bias.fill_(torch.nan)
     with pytest.warns(UserWarning, match=r"2 of 2 images contain NaN or Inf and were resampled; 2 still do"):
         pipe.sample_pixels([0, 1], redraw=True)
 

@@ -34,8 +34,9 @@ from biflow.tensors import (
     write_safetensors,
 )
 
-FORMAT_VERSION = 5  # 1 lacked the prior variance, 2 the digest of the reverse model's flow, 3 had other settings
-UNCHECKED_VERSION = 4  # lacked the checksums of weights and settings; still read
+FORMAT_VERSION = 6  # 1 lacked the prior variance, 2 the digest of the reverse model's flow, 3 had other settings
+OF_FLOWS = {4, 5}  # still read, for flows alone: reverse models had norms in their heads; 4 lacked the checksums
+UNCHECKED_VERSION = 4
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"  # optional record of the training
@@ -206,17 +207,22 @@ def _class_names(description: Mapping[str, Any], config: ModelConfig, path: Path
 def _read_description(path: Path) -> dict[str, Any]:
     description = read_json(path, "Check that this is a whole model folder, or copy it again.")
     version = description.get("format_version") if isinstance(description, dict) else None
-    if type(version) is int and version not in {UNCHECKED_VERSION, FORMAT_VERSION}:
+    if type(version) is int and version not in {*OF_FLOWS, FORMAT_VERSION}:
         repair = "Update biflow to read it" if version > FORMAT_VERSION else "Train the model again with this biflow"
         raise InputError(f"Expected model format {FORMAT_VERSION}; {path} has {version}. {repair}.")
     if (
         type(version) is not int
         or not isinstance(description.get("class_names"), list)
         or not isinstance(description.get("model"), dict)
-        or (version == FORMAT_VERSION and "digests" not in description)
+        or (version > UNCHECKED_VERSION and "digests" not in description)
     ):
         raise InputError(
             f"Expected format_version, class_names, model, digests in {path}; this is not a biflow model folder. "
             "Give the folder that training wrote."
+        )
+    if version in OF_FLOWS and description["model"].get("reverse") is not None:
+        raise InputError(
+            f"Expected a reverse model of format {FORMAT_VERSION}; that in {path} has {version}. "
+            "Train it again with this biflow."
         )
     return dict(description)
