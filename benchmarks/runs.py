@@ -9,14 +9,15 @@ from rich.console import Console
 
 from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig
-from biflow.config.base import parse_config
+from biflow.config.base import check_recorded, parse_config
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError
-from biflow.features.judge import Judge
+from biflow.features.judge import Judge, load_judge, save_judge
 from biflow.training.loop import Hook, Trainer
 from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
 from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
+JUDGE_FOLDER = "judge"
 Listen = Callable[[str, Trainer], Sequence[Hook]]
 
 
@@ -44,7 +45,10 @@ def trained(
 
 
 def trained_judge(config: RunConfig, data: ImageSet, folder: Path, fit: FitConfig = CLASSIFIER_FIT) -> Judge:
-    """The reference classifier of a run's data, loaded if it has been trained before."""
-    resume = (folder / CONFIG_FILE).exists()
-    with open_run(config, data, folder, resume=resume, console=Console(quiet=True)) as run:
-        return fit_judge(run, fit)[0]
+    """The reference classifier of a run's data, loaded if it has been trained before, by any number of processes."""
+    kept, resume = folder / JUDGE_FOLDER, (folder / CONFIG_FILE).exists()
+    if not kept.exists():
+        with open_run(config, data, folder, resume=resume, console=Console(quiet=True)) as run:
+            save_judge(fit_judge(run, fit)[0], kept)
+    check_recorded(folder / CONFIG_FILE, config, "Delete that run, or choose another --runs folder.")
+    return load_judge(kept)
