@@ -19,8 +19,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ablations
 import torch
-from ablations import Claim, Row
+from ablations import Claim, Row, one_thread
 from rich.console import Console
 from runs import trained, trained_judge
 from seeds import decide, summary
@@ -40,7 +41,6 @@ from biflow.inference.probe import probe
 from biflow.models.model import Model
 from biflow.pipeline import Pipeline
 from biflow.sampling.guidance import Guidance
-from biflow.sampling.samplers import find_sampler
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.provenance import describe_machine
 
@@ -87,23 +87,14 @@ TRAININGS: Mapping[str, tuple[str, list[str]]] = {  # name: (flow, settings of t
     "of aligned": ("reverse", [UNGUIDED]),
 }
 
+SHARED = ("Strategy", "Denoising")  # tables of the digits
 TABLES: Mapping[str, Sequence[Row]] = {
     "One pass against the exact inverse": (
-        Row("exact inverse", "bounded", method="sequential", guided=True),
+        Row("exact inverse", "base", method="sequential", guided=True),
         Row("one pass", "base", guided=True),
         Row("one pass, finished", "finished", guided=True),
     ),
-    "Strategy": (
-        Row("exact inverse, score step", "bounded", 44.46, method="sequential"),
-        Row("naive distillation", "naive", 43.41),
-        Row("hidden distillation", "distillation", 55.00),
-        Row("hidden alignment", "base", 36.93),
-    ),
-    "Denoising": (
-        Row("none", "noisy", 100.51, sampled_as=(("denoising", "none"),)),
-        Row("score step after the pass", "noisy", 42.62),
-        Row("learned", "base", 31.88),
-    ),
+    **{name: ablations.TABLES[name] for name in SHARED},
     "Norm control": (
         Row("no control", "unbounded", 45.54),
         Row("bounded flow", "unnormalised"),
@@ -126,15 +117,11 @@ TABLES: Mapping[str, Sequence[Row]] = {
     ),
 }
 
-FIRST, STRATEGY = "One pass against the exact inverse", "Strategy"
+FIRST = "One pass against the exact inverse"
 CLAIMS = (
     Claim(FIRST, "one pass", "exact inverse", "One pass beats the exact inverse, each at its best strength"),
     Claim(FIRST, "one pass, finished", "exact inverse", "The same, finished in EfficientNet features"),
-    Claim(STRATEGY, "hidden alignment", "exact inverse, score step", "Hidden alignment beats the exact inverse"),
-    Claim(STRATEGY, "hidden alignment", "naive distillation", "Hidden alignment beats naive distillation"),
-    Claim(STRATEGY, "hidden alignment", "hidden distillation", "Hidden alignment beats hidden distillation"),
-    Claim("Denoising", "learned", "none", "Learned denoising beats none"),
-    Claim("Denoising", "learned", "score step after the pass", "Learned denoising beats a score step"),
+    *(claim for claim in ablations.CLAIMS if claim.table in SHARED),
     Claim("Norm control", "bounded flow", "no control", "Bounding the flow beats no control"),
     Claim("Norm control", "bounded flow, normalised trajectory", "bounded flow", "Normalising the trajectory helps"),
     Claim("Distance", "MSE + EfficientNet", "MSE", "A feature distance beats MSE"),
@@ -247,32 +234,25 @@ class Scorer:
     """Fréchet distances and class accuracy of samples, with their features by the judge for bootstraps."""
 
     def __init__(self, work: Work) -> None:
-        self.train, self.judge = images_of(work).train, judge_of(work)
-        self.nets: dict[str, Callable[[], FeatureNet]] = {
-            "judge": lambda: JudgeFeatures(self.judge),
-            "efficientnet": lambda: make_feature_net("efficientnet"),
+        self.nets: dict[str, FeatureNet] = {
+            "judge": JudgeFeatures(judge_of(work)),
+            "efficientnet": make_feature_net("efficientnet"),
         }
-        self.folder = work.runs / "references"
+        train, folder = images_of(work).train, work.runs / "references"
+        self.references = {name: self._reference(name, train, folder / f"{name}.pt") for name in self.nets}
 
-    @cache  # noqa: B019
-    def net(self, name: str) -> FeatureNet:
-        """The feature network of this name."""
-        return self.nets[name]()
-
-    @cache  # noqa: B019
-    def reference(self, name: str) -> Gaussian:
+    def _reference(self, name: str, train: ImageSet, path: Path) -> Gaussian:
         """The Gaussian of 10,000 training images."""
-        path = self.folder / f"{name}.pt"
         if not path.exists():
-            real = Gaussian.fit(features_of(self.net(name), self.train.images[:10_000], batch_size=BATCH_SIZE).pooled)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            real = Gaussian.fit(features_of(self.nets[name], train.images[:10_000], batch_size=BATCH_SIZE).pooled)
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.save((real.mean, real.covariance, real.count), path)
         return Gaussian(*torch.load(path, weights_only=True))
 
     def distance(self, name: str, pixels: Tensor) -> tuple[float, Any]:
         """The Fréchet distance of images uint8 (N, P, H, W) in a network's features, and these features."""
-        found = features_of(self.net(name), pixels, batch_size=BATCH_SIZE)
-        return frechet_distance(Gaussian.fit(found.pooled), self.reference(name)), found
+        found = features_of(self.nets[name], pixels, batch_size=BATCH_SIZE)
+        return frechet_distance(Gaussian.fit(found.pooled), self.references[name]), found
 
 
 def score_row(work: Work, job: tuple[int, Row]) -> None:
@@ -281,17 +261,14 @@ def score_row(work: Work, job: tuple[int, Row]) -> None:
     path = row_path(work, seed, row)
     if path.exists():
         return
-    folder = (
-        train_reverse(work, seed, row.training) if row.training in TRAININGS else train_flow(work, (seed, row.training))
-    )
-    model, scorer = load_model(folder), Scorer(work)
+    model, scorer = load_model(train_reverse(work, seed, row.training)), Scorer(work)
     if row.sampled_as and model.reverse:
         model.reverse.config = ReverseConfig(**{**model.reverse.config.model_dump(), **dict(row.sampled_as)})
     pipe, labels = Pipeline(model), torch.arange(work.samples) % model.config.num_classes
 
     def drawn(strength: float, seed: int) -> Tensor:
         guidance = Guidance(strength, denoise=row.denoise)
-        return pipe.sample_pixels(labels, method=find_sampler(row.method), guidance=guidance, seed=seed)
+        return pipe.sample_pixels(labels, method=row.method, guidance=guidance, seed=seed)
 
     tried = {w: scorer.distance("judge", drawn(w, CHOOSING))[0] for w in STRENGTHS} if row.guided else {0.0: 0.0}
     strength = min(tried, key=lambda w: tried[w])
@@ -463,7 +440,7 @@ def gather(work: Work, seeds: Sequence[int], command: str) -> dict[str, Any]:
             flows[name].append(
                 {**json.loads((folder / "scores.json").read_text()), "curve": curves[name], "reach": reach}
             )
-    claims = [verdict(work, claim, seeds, scorer.reference("judge")) for claim in CLAIMS]
+    claims = [verdict(work, claim, seeds, scorer.references["judge"]) for claim in CLAIMS]
     for name in ALIGNED:
         kept = [
             [torch.load(work.runs / f"seed_{seed}" / f"flow_{each}" / "scores.pt", weights_only=True) for seed in seeds]
@@ -477,11 +454,6 @@ def gather(work: Work, seeds: Sequence[int], command: str) -> dict[str, Any]:
             text = interval(ours, plain, lambda right: -100 * right.mean().item()) + " points"
         claims.append(f"- A flow aligned by {name} has higher single-gradient accuracy: {text}")
     return {"command": command, "real": real, "rows": rows, "flows": flows, "claims": claims}
-
-
-def one_thread() -> None:
-    """Jobs run in parallel, one core each."""
-    torch.set_num_threads(1)
 
 
 def main() -> None:
@@ -500,7 +472,7 @@ def main() -> None:
         study = study._replace(flow_steps=options.steps, reverse_steps=options.steps, judge_steps=options.steps)
     work = Work(options.data, study, options.samples, (options.runs / options.data).resolve())
     seeds = range(options.seeds)
-    judge_of(work)
+    Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
     jobs = {row_path(work, seed, row): (seed, row) for seed in seeds for rows in TABLES.values() for row in rows}
     flows = sorted({flow for flow, _ in TRAININGS.values()} | {*ALIGNED})
     spawn = multiprocessing.get_context("spawn")

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from claims import SCORING, STUDIES, UNGUIDED, Scorer, Work, images_of, judge_of, one_thread, settings, train_flow
+from ablations import one_thread
+from claims import SCORING, STUDIES, UNGUIDED, Scorer, Work, images_of, settings, train_flow
 from machine import described
 from rich.console import Console
 from runs import trained
@@ -148,7 +149,7 @@ def main() -> None:
     if options.steps < 50:  # a test
         study = study._replace(flow_steps=options.steps, judge_steps=options.steps)
     work = Work(options.data, study, options.samples, (options.runs / options.data).resolve())
-    judge_of(work)
+    Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
     jobs = [(seed, name) for seed in range(options.seeds) for name in VARIANTS]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from biflow.config import FitConfig, FlowConfig, ModelConfig, ReadingConfig
 from biflow.data.augment import add_noise
-from biflow.data.datasets import ImageSource, indices_at, load_data
+from biflow.data.datasets import ImageSource, indices_at
 from biflow.data.open import open_images
 from biflow.files import write_text
 from biflow.losses.likelihood import bits_per_dim
@@ -59,7 +59,7 @@ class Contender(nn.Module):
         """Log-density in nats, (B,)."""
         raise NotImplementedError
 
-    def optimizers(self, steps: int) -> list[torch.optim.Optimizer]:  # noqa: ARG002
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """What trains it."""
         return [torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-5)]
 
@@ -80,9 +80,9 @@ class Ours(Contender):
         """Log-density of the patches."""
         return self.flow.log_prob(patchify(images, self.flow.config.patch_size), labels)
 
-    def optimizers(self, steps: int) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of the recipes."""
-        config = FitConfig(steps=steps, optimizer="muon", learning_rate=0.004, muon_learning_rate=0.012)
+        config = FitConfig(optimizer="muon", learning_rate=0.004, muon_learning_rate=0.012)
         return Optimizers(self.flow, config).all
 
 
@@ -145,7 +145,7 @@ def train(flow: Contender, data: ImageSource, seconds: float) -> dict[str, float
     """Train for this time; returns what was done."""
     flow.train()
     steps, start, skipped = WARM_UP + TIMED, time.perf_counter(), 0
-    optimizers = flow.optimizers(steps)
+    optimizers = flow.optimizers()
     full = [[group["lr"] for group in each.param_groups] for each in optimizers]
     step = 0
     while step < steps:
@@ -219,7 +219,7 @@ def main() -> None:
     options = parser.parse_args()
     side = 8 if options.data == "digits" else options.size
     shape = (options.channels, side, side)
-    split = load_data("digits") if options.data == "digits" else open_images(options.data, shape, ReadingConfig())
+    split = open_images(options.data, shape, ReadingConfig())
     name = options.data.rpartition(":")[2].rstrip("/").rpartition("/")[2]
     size = Size(shape, len(split.train.class_names), 2 if side == 8 else options.patch_size)
     rows = {}

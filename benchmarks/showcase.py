@@ -25,7 +25,6 @@ from biflow.evaluation.html import INK
 from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
-from biflow.sampling.samplers import SAMPLERS, find_sampler
 from biflow.training.provenance import describe_machine
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
@@ -40,7 +39,7 @@ def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        pipe.sample_pixels(labels, method=find_sampler(method), guidance=guidance, seed=SCORING)
+        pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SCORING)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -50,7 +49,7 @@ def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[s
     labels = torch.arange(samples) % pipe.config.num_classes
 
     def drawn(strength: float, seed: int) -> Tensor:
-        return pipe.sample_pixels(labels, method=find_sampler(method), guidance=strength, seed=seed)
+        return pipe.sample_pixels(labels, method=method, guidance=strength, seed=seed)
 
     tried = {w: scorer.distance("judge", drawn(w, CHOOSING))[0] for w in STRENGTHS}
     strength = min(tried, key=lambda w: tried[w])
@@ -166,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     grids = {"training images": data.train.images[torch.cat(columns, dim=1).flatten()]}
     for method in ("sequential", "reverse"):
         title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'] / TIMED:,.1f} ms an image"
-        drawn = pipe.sample_pixels(labels, method=SAMPLERS[method], guidance=rows[method]["guidance"], seed=SCORING)
+        drawn = pipe.sample_pixels(labels, method=method, guidance=rows[method]["guidance"], seed=SCORING)
         grids[title] = drawn
     draw(options.out / f"{options.data}.png", grids)
     write_text(options.out / f"{options.data}.json", json.dumps(numbers, indent=1) + "\n")

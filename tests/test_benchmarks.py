@@ -120,6 +120,26 @@ def test_every_row_of_the_ablations_can_be_trained_and_every_claim_names_rows(ab
         assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()
 
 
+def test_every_row_of_the_claims_is_trained_and_every_claim_names_rows(load):
+    claims = load("claims")
+    rows = {(table, row.name): row for table, rows in claims.TABLES.items() for row in rows}
+    assert {row.training for row in rows.values()} <= claims.TRAININGS.keys()
+    for claim in claims.CLAIMS:
+        assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()
+    work = claims.Work("digits", claims.Study("biflow_digits", "digits", 1, 1, 32), 10, Path("runs"))
+    paths = {claims.row_path(work, 0, row): row for row in rows.values()}
+    alike = (
+        "training",
+        "method",
+        "sampled_as",
+        "guided",
+        "denoise",
+    )  # rows that differ in these have files of their own
+    assert len(paths) == len({tuple(getattr(row, key) for key in alike) for row in rows.values()})
+    for name in ("bounded", "unbounded", *claims.ALIGNED):
+        assert claims.settings(work, 0, ["stage=flow", "fit_reverse=null", *claims.flow_settings(work, name)])
+
+
 def options(words, name):
     """The values of an option that may be repeated."""
     return [value for key, value in pairwise(words) if key == name]
