@@ -82,7 +82,7 @@ def class_rows(check: FolderCheck, limit: int = 20) -> Rows:
     columns = ["train", "test", "rejected"] if tested else ["train", "rejected"]
     kinds = check.layout.class_names or ("",)
     rows = [[printable(kind) or "no classes", *(f"{counts[kind, column]:,}" for column in columns)] for kind in kinds]
-    return [["class", *(columns if tested else ["images", "rejected"])], *_first(rows, limit)]
+    return [["class", *(columns if tested else ["images", "rejected"])], *first_rows(rows, limit)]
 
 
 def size_rows(check: FolderCheck) -> Rows:
@@ -150,10 +150,10 @@ def _spread(names: Sequence[str], count: int) -> list[str]:
 def _counts(check: FolderCheck, heading: str, name_of: Callable[[Facts], str], limit: int) -> Rows:
     """Images per name, the most frequent first."""
     rows = [[name, f"{count:,}"] for name, count in Counter(map(name_of, check.found.readable.values())).most_common()]
-    return [[heading, "images"], *_first(rows, limit)]
+    return [[heading, "images"], *first_rows(rows, limit)]
 
 
-def _first(rows: Rows, limit: int) -> Rows:
+def first_rows(rows: Rows, limit: int) -> Rows:
     """The first rows, and a line that counts the rest."""
     if len(rows) <= limit:
         return rows

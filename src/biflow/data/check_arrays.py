@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from biflow.data.arrays import READERS, Found, classes_of
-from biflow.data.check import SHEET_CLASSES, SHEET_COLUMNS, Rows
+from biflow.data.check import SHEET_CLASSES, SHEET_COLUMNS, Rows, first_rows
 from biflow.data.images import make_grid
 
 
@@ -41,8 +41,7 @@ def class_rows(check: ArraysCheck, limit: int = 20) -> Rows:
         counts.append(dict(zip(names or ("no classes",), labels.bincount(minlength=len(names)).tolist(), strict=True)))
     names = check.class_names or ("no classes",)
     rows = [[name, *(f"{count.get(name, 0):,}" for count in counts)] for name in names]
-    more = [[f"... and {len(rows) - limit:,} more", *[""] * len(counts)]] if len(rows) > limit else []
-    return [["class", *(["train", "test"] if len(counts) > 1 else ["images"])], *rows[:limit], *more]
+    return [["class", *(["train", "test"] if len(counts) > 1 else ["images"])], *first_rows(rows, limit)]
 
 
 def contact_sheet(check: ArraysCheck) -> Tensor:

@@ -218,7 +218,6 @@ def fit_finish(run: Run, objective: FitReverse, features: PooledFeatures) -> flo
     config = run.config.fit_finish
     assert config is not None
     population = measure_population(run, objective, features, config.population)
-    objective.reverse.requires_grad_(True)
     return fit(run, "finish", FinishReverse(objective, config, features, population), config)
 
 
