@@ -2,8 +2,7 @@
 
     npm pack emoji-datasource-twitter && tar xzf emoji-datasource-twitter-*.tgz
     python examples/emoji.py package data/emoji
-    biflow data check data/emoji --out contact.png
-    biflow train small_64 --out runs/emoji --set data=folder:data/emoji --set model.num_classes=9
+    biflow data check data/emoji --out contact.png      # prints a command that trains on it
 
 The images are Twemoji, by Twitter and other contributors, under CC-BY 4.0.
 """

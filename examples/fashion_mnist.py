@@ -2,7 +2,7 @@
 
     apt-get install dataset-fashion-mnist       # Debian; elsewhere, download the four files that its authors publish
     python examples/fashion_mnist.py data/fashion_mnist
-    biflow train fashion_mnist --out runs/fashion_mnist
+    biflow data check data/fashion_mnist        # prints a command that trains on it
 
 `data=idx:FOLDER` trains on the downloaded files as they are, with classes called 0 to 9.
 """
