@@ -15,26 +15,22 @@ import json
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ablations
 import torch
 from ablations import Claim, Row, one_thread
 from rich.console import Console
-from runs import trained, trained_judge
+from runs import trained
 from seeds import decide, summary
+from studies import CHOOSING, METHODS, SCORING, STUDIES, Scorer, Work, images_of, settings, work_of
 from torch import Tensor
 
 from biflow.checkpoint import load_model
-from biflow.config import FitConfig, ReverseConfig, RunConfig, load_recipe
-from biflow.data.datasets import ImageSet, Split
-from biflow.data.open import open_images
+from biflow.config import ReverseConfig, load_recipe
 from biflow.evaluation.metrics import Gaussian, frechet_distance
-from biflow.evaluation.samples import features_of
-from biflow.features.judge import Judge
-from biflow.features.metric_networks import FeatureNet, JudgeFeatures, make_feature_net
 from biflow.files import write_text
 from biflow.inference.classify import classify_images
 from biflow.inference.probe import probe
@@ -46,30 +42,12 @@ from biflow.training.provenance import describe_machine
 
 TABLE_HEAD = ["", "FD", "FD, EfficientNet", "accuracy", "w"]
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
-CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
-BATCH_SIZE = 250
-BOOTSTRAPS = 200
-JUDGE_FIT = FitConfig(batch_size=128, learning_rate=2e-3, ema_decay=0.99, label_drop=0.0)
 FOLLOWED = 10  # measurements of a flow during its training
 FOLLOWED_IMAGES = 1000  # classified, and half as many sampled, in each of them
 PROBED = 10_000  # training images of the linear probes
+BOOTSTRAPS = 200
+INPUT_SIZE = 64  # of images, for EfficientNet
 
-
-class Study(NamedTuple):
-    """A data set, its recipe, and how its encoder sees images."""
-
-    recipe: str
-    data: str
-    flow_steps: int
-    reverse_steps: int
-    input_size: int
-    judge_steps: int = 4000
-
-
-STUDIES = {
-    "fashion_mnist": Study("fashion_mnist", "npz:data/fashion_mnist", 1500, 1000, 64),
-    "cifar10": Study("cifar10", "npz:data/cifar10", 2000, 2000, 64),
-}
 ALIGNED = ("forward", "detach", "reverse")
 UNGUIDED = "model.reverse.guidance=two_passes"
 FEATURES = "fit_reverse.distances=[{{kind: mse}}, {{kind: efficientnet, weight: 0.4, input_size: {size}}}]"
@@ -143,44 +121,13 @@ CLAIMS = (
 )
 
 
-class Work(NamedTuple):
-    """Shared by all jobs."""
-
-    name: str
-    study: Study
-    samples: int
-    runs: Path
-
-
-@cache
-def images(data: str, shape: tuple[int, int, int]) -> Split[ImageSet]:
-    """The images of a study, in memory."""
-    split = open_images(data, shape, load_recipe("biflow_digits").reading)
-    assert isinstance(split.train, ImageSet)
-    assert isinstance(split.test, ImageSet)
-    return Split(split.train, split.test)
-
-
-def images_of(work: Work) -> Split[ImageSet]:
-    """The images of the study, at its recipe's size."""
-    model = load_recipe(work.study.recipe).model
-    return images(work.study.data, (model.channels, model.image_size, model.image_size))
-
-
-def settings(work: Work, seed: int, overrides: Sequence[str]) -> RunConfig:
-    """The recipe with the study's data and steps, and the overrides of a row."""
-    study = work.study
-    steps = [f"fit_flow.steps={study.flow_steps}", f"fit_reverse.steps={study.reverse_steps}", "fit_finish=null"]
-    return load_recipe(study.recipe, [f"seed={seed}", f"data={study.data}", *steps, *overrides])
-
-
 def flow_settings(work: Work, name: str) -> list[str]:
     """Overrides of a flow: bounded or not, or bounded and aligned."""
     if name not in ALIGNED:
         return [f"model.flow.clip={'null' if name == 'unbounded' else 1.0}"]
     blocks = load_recipe(work.study.recipe).model.flow.block_layers
     layers = [[block, max(1, round(0.75 * blocks[block - 1]))] for block in (len(blocks) - 1, len(blocks))]
-    align = f"{{encoder: efficientnet, input_size: {work.study.input_size}, strategy: {name}, layers: {layers}}}"
+    align = f"{{encoder: efficientnet, input_size: {INPUT_SIZE}, strategy: {name}, layers: {layers}}}"
     return ["model.flow.clip=1.0", f"fit_flow.align={align}"]
 
 
@@ -221,38 +168,13 @@ def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hoo
 def train_reverse(work: Work, seed: int, name: str) -> Path:
     """The model folder of a reverse model, trained unless it exists."""
     flow, overrides = TRAININGS[name]
-    size, finish = work.study.input_size, max(1, work.study.reverse_steps // 4)
-    filled = [each.format(size=size, steps=finish) if "{{" in each else each for each in overrides]
+    finish = max(1, work.study.reverse_steps // 4)
+    filled = [each.format(size=INPUT_SIZE, steps=finish) if "{{" in each else each for each in overrides]
     bounds = [each for each in flow_settings(work, flow) if "clip" in each]
     source = train_flow(work, (seed, flow))
     config = settings(work, seed, ["stage=reverse", f"flow_from={source}", *bounds, *filled])
     folder = work.runs / f"seed_{seed}" / f"reverse_{name.replace(' ', '_')}"
     return trained(config, images_of(work).train, folder, console=Console(quiet=True))
-
-
-class Scorer:
-    """Fréchet distances and class accuracy of samples, with their features by the judge for bootstraps."""
-
-    def __init__(self, work: Work) -> None:
-        self.nets: dict[str, FeatureNet] = {
-            "judge": JudgeFeatures(judge_of(work)),
-            "efficientnet": make_feature_net("efficientnet"),
-        }
-        train, folder = images_of(work).train, work.runs / "references"
-        self.references = {name: self._reference(name, train, folder / f"{name}.pt") for name in self.nets}
-
-    def _reference(self, name: str, train: ImageSet, path: Path) -> Gaussian:
-        """The Gaussian of 10,000 training images."""
-        if not path.exists():
-            real = Gaussian.fit(features_of(self.nets[name], train.images[:10_000], batch_size=BATCH_SIZE).pooled)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save((real.mean, real.covariance, real.count), path)
-        return Gaussian(*torch.load(path, weights_only=True))
-
-    def distance(self, name: str, pixels: Tensor) -> tuple[float, Any]:
-        """The Fréchet distance of images uint8 (N, P, H, W) in a network's features, and these features."""
-        found = features_of(self.nets[name], pixels, batch_size=BATCH_SIZE)
-        return frechet_distance(Gaussian.fit(found.pooled), self.references[name]), found
 
 
 def score_row(work: Work, job: tuple[int, Row]) -> None:
@@ -289,13 +211,6 @@ def row_path(work: Work, seed: int, row: Row) -> Path:
     return work.runs / f"seed_{seed}" / "scores" / f"{words}.json"
 
 
-def judge_of(work: Work) -> Judge:
-    """The reference classifier of all rows and seeds, trained before the jobs start."""
-    config = settings(work, 0, ["stage=flow", "model.reverse=null", "fit_reverse=null"])
-    fit = JUDGE_FIT.model_copy(update={"steps": work.study.judge_steps})
-    return trained_judge(config, images_of(work).train, work.runs / "judge", fit)
-
-
 def score_flow(work: Work, job: tuple[int, str]) -> None:
     """Train a flow, and measure classification by its likelihood, its exact samples and its features."""
     folder = train_flow(work, job)
@@ -314,9 +229,6 @@ def score_flow(work: Work, job: tuple[int, str]) -> None:
     scores["probes"] = {f"{block}, {layer}": accuracy for (block, layer), accuracy in probes.items()}
     torch.save({"right": right["gradient"], "pooled": found.pooled}, folder.parent / "scores.pt")
     write_text(path, json.dumps(scores) + "\n")
-
-
-METHODS = ("gradient", "bayes")
 
 
 def interval(better: Tensor, worse: Tensor, measure: Callable[[Tensor], float]) -> str:
@@ -467,10 +379,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    study = STUDIES[options.data]
-    if options.steps:
-        study = study._replace(flow_steps=options.steps, reverse_steps=options.steps, judge_steps=options.steps)
-    work = Work(options.data, study, options.samples, (options.runs / options.data).resolve())
+    work = work_of(options.data, options.samples, options.runs, options.steps)
     seeds = range(options.seeds)
     Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
     jobs = {row_path(work, seed, row): (seed, row) for seed in seeds for rows in TABLES.values() for row in rows}
@@ -484,7 +393,7 @@ def main() -> None:
     found = gather(work, seeds, f"python benchmarks/claims.py --data {options.data} --seeds {options.seeds}")
     numbers = {
         "machine": describe_machine(torch.device("cpu")),
-        "study": study._asdict(),
+        "study": work.study._asdict(),
         "samples": work.samples,
         **found,
     }

@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py --out docs/results/speed/gpu.json
     python benchmarks/gpu.py --device cpu --out runs/gpu.json                   # a dry run at tiny sizes
-    python benchmarks/gpu.py --tarflow ~/ml-tarflow --cifar ~/cifar10           # with ml-tarflow, and real images
+    python benchmarks/gpu.py --tarflow ~/ml-tarflow                             # with ml-tarflow's training step
+    python benchmarks/gpu.py --only cifar --cifar npz:data/cifar10              # real images; takes all nine minutes
 
 Runs from a source tree or installed.  Each section has its own time limit, and a failure does not affect the others:
 
@@ -13,7 +14,7 @@ Runs from a source tree or installed.  Each section has its own time limit, and 
 - exact        guided sequential inverse and Jacobi, 6 blocks of 4 layers, T = 256: autocast, bfloat16, CUDA graphs
 - tarflow      ml-tarflow's training step, if the folder of its transformer_flow.py is given
 - tests        the tests marked `gpu`
-- cifar        a short training run on a folder of images, if one is given
+- cifar        the recipe cifar10, then its samples beside the exact inverse's, if the images are given
 
 Select sections with --only.  Weights and images are random except in the last section.
 """
@@ -80,7 +81,7 @@ LIMITS = {  # seconds per section
     "exact": 70,
     "tarflow": 45,
     "tests": 60,
-    "cifar": 90,
+    "cifar": 540,
 }
 
 
@@ -111,7 +112,7 @@ class Bench:
         self.device: torch.device = arguments.device
         self.small = self.device.type == "cpu"
         self.tarflow_folder: Path | None = arguments.tarflow
-        self.cifar_folder: Path | None = arguments.cifar
+        self.cifar: str | None = arguments.cifar
         self.out: Path = arguments.out
         self.found: Numbers = {}
 
@@ -420,37 +421,31 @@ def measure_tarflow(bench: Bench) -> None:
 
 def run_tests(bench: Bench) -> None:
     """The tests marked `gpu`."""
-
-    def call() -> Numbers:
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
-        return {"code": done.returncode, "last": (done.stdout + done.stderr).strip().splitlines()[-12:]}
-
-    bench.attempt("tests", "pytest -m gpu", call)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", ROOT / "tests"]
+    bench.attempt("tests", "pytest -m gpu", lambda: run_script(command))
 
 
 def train_on_images(bench: Bench) -> None:
-    """A short training run of the CIFAR-10 recipe, through the command line."""
-    if bench.cifar_folder is None:
+    """The recipe cifar10 through the command line, then `showcase.py`; the run is kept beside the results."""
+    if bench.cifar is None:
         bench.keep("cifar", "not measured", "needs --cifar")
         return
-    from biflow.config import recipe_names
+    run = bench.out.parent / "cifar10"
+    train = [sys.executable, "-m", "biflow", "train", "cifar10", "--out", run, "--set", f"data={bench.cifar}"]
+    show = [sys.executable, ROOT / "benchmarks" / "showcase.py", run, "--data", "cifar10", "--out", bench.out.parent]
+    if bench.small:
+        train += ["--smoke", "--set", "model.flow.layers=1", "--set", "model.reverse.layers=1"]
+        show += ["--samples", 20, "--judge-steps", 2]
+    for name, command in {"train": train, "showcase": show}.items():
+        bench.attempt("cifar", name, lambda words=command: run_script(words))
 
-    recipe = next((name for name in recipe_names() if "cifar" in name), None)
-    if recipe is None:
-        bench.keep("cifar", "not measured", "no recipe with cifar in its name")
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "biflow", "train", recipe, "--out", scratch + "/run"]
-        command += ["--set", f"data=folder:{bench.cifar_folder}", *(["--smoke"] if bench.small else [])]
 
-        def call() -> Numbers:
-            environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-            return {"code": done.returncode, "last": (done.stdout + done.stderr).strip().splitlines()[-6:]}
-
-        bench.attempt("cifar", recipe, call)
+def run_script(words: list[object]) -> Numbers:
+    """A command in a process of its own: exit code, seconds, and the last lines of its output."""
+    start, environment = time.perf_counter(), os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env=environment, check=False)
+    spent = round(time.perf_counter() - start, 1)
+    return {"code": done.returncode, "seconds": spent, "last": (done.stdout + done.stderr).strip().splitlines()[-12:]}
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
@@ -472,7 +467,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/speed/gpu.json"))
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--tarflow", type=Path, help="folder of ml-tarflow's transformer_flow.py")
-    parser.add_argument("--cifar", type=Path, help="folder of images to train on")
+    parser.add_argument("--cifar", help="CIFAR-10, as data= takes it: npz:data/cifar10")
     arguments = parser.parse_args()
     bench, begin = Bench(arguments), time.perf_counter()
     for name in arguments.only:

@@ -3,20 +3,21 @@
     python benchmarks/showcase.py runs/fashion_mnist --data fashion_mnist
 
 Samples with every method at its best guidance strength, measures Fréchet distances in the features of the reference
-classifier of `claims.py` and of EfficientNet-Lite0, class accuracy and times, and draws uncurated grids.  Writes
+classifier of `studies.py` and of EfficientNet-Lite0, class accuracy and times, and draws uncurated grids.  Writes
 docs/results/DATA.{md,json,png}.
 """
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from claims import CHOOSING, METHODS, SCORING, STUDIES, Scorer, Work, images_of
 from machine import described
+from studies import CHOOSING, METHODS, SCORING, STUDIES, Scorer, images_of, work_of
 from torch import Tensor
 
 from biflow.config.records import finished_in
@@ -26,11 +27,14 @@ from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
 from biflow.training.provenance import describe_machine
+from biflow.training.run import HISTORY_FILE
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "jacobi": "exact inverse, Jacobi"}
 TIMED = 128  # images
-COLUMNS, ROWS = 10, 8  # of each grid
+COLUMNS, ROWS = 10, 8  # of each grid, at most
+MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is told
+SMOOTHED = 0.1  # share of the steps before them that the loss is averaged over
 
 
 def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int = 3) -> float:
@@ -65,13 +69,28 @@ def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[s
     }
 
 
-def draw(path: Path, grids: Mapping[str, Tensor]) -> None:
+def losses(run: Path) -> dict[str, dict[str, float]]:
+    """The loss of each stage at some moments of it, averaged over the steps before them."""
+    lines = [json.loads(line) for line in (run / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
+    found: dict[str, dict[str, float]] = {}
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == stage]
+        last = own[-1]["step"]
+        spans = {moment: (last * (moment - SMOOTHED), last * moment) for moment in MOMENTS}
+        found[stage] = {
+            f"{moment:.0%}": statistics.mean(line["loss"] for line in own if low < line["step"] <= high)
+            for moment, (low, high) in spans.items()
+        }
+    return found
+
+
+def draw(path: Path, grids: Mapping[str, Tensor], columns: int) -> None:
     """Grids of images side by side, each with its title."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(grids), 3.6), layout="constrained")
     for axes, (title, pixels) in zip(figure.subplots(1, len(grids)), grids.items(), strict=True):
-        grid = make_grid(pixels, columns=COLUMNS).permute(1, 2, 0).squeeze(-1).numpy()
+        grid = make_grid(pixels, columns=columns).permute(1, 2, 0).squeeze(-1).numpy()
         axes.imshow(grid, cmap="gray" if grid.ndim == 2 else None, interpolation="nearest")
         axes.set_title(title, fontsize=11, color=INK)
         axes.axis("off")
@@ -82,19 +101,15 @@ def draw(path: Path, grids: Mapping[str, Tensor]) -> None:
 
 def render(found: Mapping[str, Any]) -> str:
     """The page."""
-    name, real, rows, stages = found["data"], found["real"], found["rows"], found["stages"]
+    name, real, rows = found["data"], found["real"], found["rows"]
     mark = ", trained on" if found["finished_in"] == "efficientnet" else ""
-    minutes = {stage: facts["seconds"] / 60 for stage, facts in stages.items()}
-    spent = ", ".join(
-        f"{stage} {stages[stage]['steps']:,} steps in {value:.0f} minutes" for stage, value in minutes.items()
-    )
     lines = [
-        f"# {name.replace('_', ' ').capitalize()}",
+        f"# {STUDIES[name].title}",
         "",
         f"![Uncurated: training images, exact samples and one-pass samples, a row per class]({name}.png)",
         "",
         "The first samples by index, a column per class, each method at its best guidance strength; times are for",
-        f"{TIMED} images in one batch.",
+        f"{TIMED} images in one batch. The two exact inverses give the same images, so Jacobi's are measured.",
         "",
         f"| | FD | FD, EfficientNet{mark} | accuracy | w | {TIMED} images | speed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -116,14 +131,41 @@ def render(found: Mapping[str, Any]) -> str:
         lines.append("- **trained on**: finishing lowered the Fréchet distance in features of this network.")
     lines += [
         "",
-        f"Trained with `{found['train_command']}`: {spent}, {sum(minutes.values()):.0f} minutes in all, on",
-        f"{found['trained_on']}. Classification of the test images by the likelihood: "
-        + ", ".join(f"{method} {found['classification'][method]:.1%}" for method in METHODS)
-        + f". Test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise.",
+        f"The test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise; by their likelihood alone, the",
+        "flow classifies "
+        + ", ".join(f"{share:.1%} ({method})" for method, share in found["classification"].items())
+        + ".",
+        *training_lines(found),
         "",
         f"Written by `{found['command']}`: {found['samples']:,} samples a row, on {described(found['machine'])}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def training_lines(found: Mapping[str, Any]) -> list[str]:
+    """The command that trained the model, its time, and the loss to expect."""
+    stages, curves = found["stages"], found["losses"]
+    minutes = {stage: facts["seconds"] / 60 for stage, facts in stages.items()}
+    lines = [
+        "",
+        "## Training",
+        "",
+        f"    {found['train_command']}",
+        "",
+        f"{sum(minutes.values()):.0f} minutes on {found['trained_on']}. Minutes on a GPU are not measured.",
+        "",
+        f"| stage | steps | minutes | {' | '.join(f'loss at {moment}' for moment in curves['flow'])} |",
+        f"|{' --- |' * (3 + len(MOMENTS))}",
+    ]
+    for stage, curve in curves.items():
+        cells = [stage, f"{stages[stage]['steps']:,}", f"{minutes[stage]:.0f}"]
+        cells += [f"{loss:.3f}" for loss in curve.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [
+        *lines,
+        "",
+        f"Each loss is averaged over the {SMOOTHED:.0%} of the steps before it; the flow's is in nats per dimension.",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,13 +174,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a training run")
     parser.add_argument("--data", choices=STUDIES, default="fashion_mnist")
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where claims.py keeps its classifier")
+    parser.add_argument("--judge-steps", type=int, help="training steps of the classifier, for a test")
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where the classifier is kept")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args(arguments)
-    work = Work(options.data, STUDIES[options.data], options.samples, (options.runs / options.data).resolve())
+    work = work_of(options.data, options.samples, options.runs, options.judge_steps)
     pipe, data, scorer = Pipeline.from_pretrained(options.run / "model"), images_of(work), Scorer(work)
     training: Any = pipe.training or {}
-    rows = {method: measure(pipe, scorer, method, options.samples) for method in DRAWN}
+    settings = [f"--set {override}" for override in work.study.overrides]
+    rows = {method: measure(pipe, scorer, method, options.samples) for method in ("reverse", "jacobi")}
+    slow = seconds_per_batch(pipe, "sequential", rows["jacobi"]["guidance"])
+    rows["sequential"] = {**rows["jacobi"], "seconds": slow}  # the same images as Jacobi's
     test = data.test.take(slice(options.samples))
     distance, found = scorer.distance("judge", test.images)
     right = {name: classify_images(pipe.model, test.images, method=name).labels == test.labels for name in METHODS}
@@ -156,18 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "stages": training["stages"],
         "finished_in": finished_in(training),
         "trained_on": training["device"],
-        "train_command": f"biflow train {work.study.recipe} --out {options.run}",
+        "losses": losses(options.run),
+        "train_command": " ".join(["biflow train", work.study.recipe, f"--out {options.run}", *settings]),
         "command": f"python benchmarks/showcase.py {options.run} --data {options.data}",
         "machine": describe_machine(pipe.device),
     }
-    labels = torch.arange(COLUMNS * ROWS) % pipe.config.num_classes
-    columns = [(data.train.labels == label).nonzero()[:ROWS] for label in range(COLUMNS)]
-    grids = {"training images": data.train.images[torch.cat(columns, dim=1).flatten()]}
+    columns = min(COLUMNS, pipe.config.num_classes)
+    labels = torch.arange(columns * ROWS) % columns
+    first = [(data.train.labels == label).nonzero()[:ROWS] for label in range(columns)]
+    grids = {"training images": data.train.images[torch.cat(first, dim=1).flatten()]}
     for method in ("sequential", "reverse"):
         title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'] / TIMED:,.1f} ms an image"
         drawn = pipe.sample_pixels(labels, method=method, guidance=rows[method]["guidance"], seed=SCORING)
         grids[title] = drawn
-    draw(options.out / f"{options.data}.png", grids)
+    draw(options.out / f"{options.data}.png", grids, columns)
     write_text(options.out / f"{options.data}.json", json.dumps(numbers, indent=1) + "\n")
     write_text(options.out / f"{options.data}.md", render(numbers))
     print(render(numbers))

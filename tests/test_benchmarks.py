@@ -21,7 +21,7 @@ from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
-SHARED = ("machine", "mutations", "runs", "seeds")  # imported by the others; no commands
+SHARED = ("machine", "mutations", "runs", "seeds", "studies")  # imported by the others; no commands
 RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGES = [  # page, script, function that renders it
     *((name, name, "render") for name in ("certify", "editing", "export", "faults", "outliers")),
@@ -126,7 +126,7 @@ def test_every_row_of_the_claims_is_trained_and_every_claim_names_rows(load):
     assert {row.training for row in rows.values()} <= claims.TRAININGS.keys()
     for claim in claims.CLAIMS:
         assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()
-    work = claims.Work("digits", claims.Study("biflow_digits", "digits", 1, 1, 32), 10, Path("runs"))
+    work = claims.Work("digits", load("studies").Study("Digits", "biflow_digits"), 10, Path("runs"))
     paths = {claims.row_path(work, 0, row): row for row in rows.values()}
     alike = (
         "training",

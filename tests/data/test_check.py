@@ -92,9 +92,11 @@ def test_the_command_reports_writes_and_leaves_the_folder_alone(check, images, t
     [
         ("L", 8, ["biflow_digits", "model.num_classes=2"]),
         ("LAB", 12, ["biflow_digits", "model.channels=3", "model.num_classes=2"]),
-        ("RGBA", 64, ["tarflow_imagenet64", "model.num_classes=2"]),
-        ("I;16", 300, ["tarflow_afhq256", "model.channels=1", "model.num_classes=2"]),
-        ("P", 40, ["biflow_digits", "model.image_size=32", "model.channels=3", "model.patch_size=4"]),
+        ("RGB", 20, ["small_32", "model.image_size=16", "model.patch_size=2", "model.num_classes=2"]),
+        ("L", 28, ["fashion_mnist", "model.num_classes=2"]),
+        ("P", 40, ["small_32", "model.num_classes=2"]),
+        ("RGBA", 64, ["small_64", "model.num_classes=2"]),
+        ("I;16", 300, ["small_64", "model.channels=1", "model.num_classes=2"]),
     ],
 )
 def test_the_command_to_train_fits_the_images(check, tmp_path, mode, side, expected):
@@ -104,7 +106,7 @@ def test_the_command_to_train_fits_the_images(check, tmp_path, mode, side, expec
     _, out, _ = check(tmp_path)
     words = shlex.split(out.rpartition("Train on it with: ")[2])
     assert [word for word in words if word in expected] == expected
-    assert len(words) - words.index("--set") == 2 * (len(expected) - (mode != "P")) + 2
+    assert len(words) - words.index("--set") == 2 * len(expected)
 
 
 def test_the_command_to_train_can_be_pasted(check, biflow, tmp_path):

@@ -50,6 +50,14 @@ def test_fewer_samples_than_features_are_transported_too():
     assert frechet_loss(features(3, 0), move, scale=2.0).isfinite().all()
 
 
+def test_samples_without_variance_are_transported_to_the_mean():
+    same, theirs = torch.ones(4, 5, dtype=torch.float64), features(60, 1)
+    move = transport(*of(same), *of(theirs))
+    torch.testing.assert_close(move(same), of(theirs)[0].expand(4, 5))
+    assert move.distance.isfinite()
+    assert transport(*of(same), *of(same)).matrix.isfinite().all()
+
+
 def test_powers_of_a_matrix():
     matrix = of(features(50, 0))[1]
     torch.testing.assert_close(matrix_power(matrix, 0.5) @ matrix_power(matrix, 0.5), matrix)

@@ -8,7 +8,7 @@ from typing import Any
 
 from biflow.config.base import parse_config, parse_values
 from biflow.config.run import RunConfig
-from biflow.config.training import Fit
+from biflow.config.training import FinishFitConfig, Fit
 from biflow.errors import InputError, nearest
 from biflow.inputs import read_text
 
@@ -97,4 +97,6 @@ def smoke(config: RunConfig) -> RunConfig:
 def smoke_fit(config: Fit) -> Fit:
     """The same training, a few steps of it."""
     small = {"steps": 20, "batch_size": 32, "warmup_steps": 5, "log_every": 5, "save_every": 10}
+    if isinstance(config, FinishFitConfig):
+        small["population"] = 100
     return config.model_copy(update=small)

@@ -23,13 +23,12 @@ SHEET_CLASSES = 100  # most image viewers cannot open more
 GREY = {"1", "L", "LA", "La", "I", "F"}  # Pillow's modes, beside I;16 and the like
 RECIPES = {
     8: ("biflow_digits", 2),
-    16: ("biflow_digits", 2),
-    32: ("biflow_digits", 4),
-    64: ("tarflow_imagenet64", 2),
-    128: ("tarflow_imagenet128", 4),
-    256: ("tarflow_afhq256", 8),
+    16: ("small_32", 2),
+    28: ("fashion_mnist", 4),
+    32: ("small_32", 4),
+    64: ("small_64", 8),
 }
-"""Image size -> a recipe of that size or less, and the patch size."""
+"""Image size -> a recipe for one machine, of that size or less, and the patch size."""
 
 Rows = list[list[str]]
 

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RIDGE = 1e-4  # of the mean variance, added to a covariance that is inverted
+RIDGE = 1e-4  # of the mean variance of both Gaussians, added to a covariance that is inverted
+
+TINY = 1e-12
 
 
 class Transport(NamedTuple):
@@ -27,7 +29,8 @@ def transport(mean: Tensor, covariance: Tensor, target_mean: Tensor, target_cova
     The matrix is C^(-1/2) (C^(1/2) T C^(1/2))^(1/2) C^(-1/2) for the covariances C and T (Olkin and Pukelsheim 1982,
     eq. 9). Half the gradient of the Fréchet distance for one of N features f is (f - map(f)) / N.
     """
-    ridge = RIDGE * covariance.trace() / len(covariance)
+    variance = (covariance + target_covariance).trace() / len(covariance) / 2
+    ridge = (RIDGE * variance).clamp(min=TINY)
     root, inverse = matrix_power(covariance, 0.5, ridge), matrix_power(covariance, -0.5, ridge)
     middle = matrix_power(root @ target_covariance @ root, 0.5)
     distance = (mean - target_mean).square().sum() + (covariance + target_covariance - 2 * middle).trace()

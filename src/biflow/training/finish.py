@@ -12,7 +12,7 @@ from biflow.data.randomness import seeded_weights
 from biflow.distributed import mean_over_processes
 from biflow.features.classifier import Classifier
 from biflow.features.perceptual import make_distance
-from biflow.losses.frechet import Transport, frechet_loss, transport
+from biflow.losses.frechet import TINY, Transport, frechet_loss, transport
 from biflow.models.codec import Codec
 from biflow.models.forward_flow import ForwardFlow
 from biflow.models.patches import unpatchify
@@ -52,7 +52,7 @@ class Population(nn.Module):
     @property
     def spread(self) -> Tensor:
         """The total variance of the real features, a scalar: the unit of the distance."""
-        return self.real_covariance.trace()
+        return self.real_covariance.trace().clamp(min=TINY)
 
     @property
     def move(self) -> Transport:
