@@ -48,6 +48,12 @@ PROBED = 10_000  # training images of the linear probes
 BOOTSTRAPS = 200
 INPUT_SIZE = 64  # of images, for EfficientNet
 
+FLOWS = {
+    "bounded": ["model.flow.clip=1.0"],
+    "unbounded": ["model.flow.clip=null"],
+    "three blocks": ["model.flow.clip=1.0", "model.flow.blocks=3"],
+    "deep-shallow": ["model.flow.clip=1.0", "model.flow.layers=[5, 1, 1, 1]"],
+}
 ALIGNED = ("forward", "detach", "reverse")
 UNGUIDED = "model.reverse.guidance=two_passes"
 FEATURES = "fit_reverse.distances=[{{kind: mse}}, {{kind: efficientnet, weight: 0.4, input_size: {size}}}]"
@@ -122,13 +128,13 @@ CLAIMS = (
 
 
 def flow_settings(work: Work, name: str) -> list[str]:
-    """Overrides of a flow: bounded or not, or bounded and aligned."""
+    """Overrides of a flow, by name; the aligned ones are bounded."""
     if name not in ALIGNED:
-        return [f"model.flow.clip={'null' if name == 'unbounded' else 1.0}"]
+        return FLOWS[name]
     blocks = load_recipe(work.study.recipe).model.flow.block_layers
     layers = [[block, max(1, round(0.75 * blocks[block - 1]))] for block in (len(blocks) - 1, len(blocks))]
     align = f"{{encoder: efficientnet, input_size: {INPUT_SIZE}, strategy: {name}, layers: {layers}}}"
-    return ["model.flow.clip=1.0", f"fit_flow.align={align}"]
+    return [*FLOWS["bounded"], f"fit_flow.align={align}"]
 
 
 def train_flow(work: Work, job: tuple[int, str]) -> Path:
@@ -170,9 +176,9 @@ def train_reverse(work: Work, seed: int, name: str) -> Path:
     flow, overrides = TRAININGS[name]
     finish = max(1, work.study.reverse_steps // 4)
     filled = [each.format(size=INPUT_SIZE, steps=finish) if "{{" in each else each for each in overrides]
-    bounds = [each for each in flow_settings(work, flow) if "clip" in each]
     source = train_flow(work, (seed, flow))
-    config = settings(work, seed, ["stage=reverse", f"flow_from={source}", *bounds, *filled])
+    same = FLOWS.get(flow, FLOWS["bounded"])
+    config = settings(work, seed, ["stage=reverse", f"flow_from={source}", *same, *filled])
     folder = work.runs / f"seed_{seed}" / f"reverse_{name.replace(' ', '_')}"
     return trained(config, images_of(work).train, folder, console=Console(quiet=True))
 
@@ -259,20 +265,21 @@ def verdict(work: Work, claim: Claim, seeds: Sequence[int], reference: Gaussian)
     return f"- {claim.text}: {found}"
 
 
-def render(work: Work, seeds: Sequence[int], found: Mapping[str, Any]) -> str:
+def render(found: Mapping[str, Any]) -> str:
     """The page: the tables, then the claims."""
-    spread = f"{len(seeds)} seeds, mean and standard deviation" if len(seeds) > 1 else "one seed"
+    study, real, seeds = found["study"], found["real"], found["seeds"]
+    spread = f"{seeds} seeds, mean and standard deviation" if seeds > 1 else "one seed"
     lines = [
-        f"# Claims on {work.name.replace('_', ' ')}",
+        f"# Claims on {study['title']}",
         "",
-        f"Written by `{found['command']}`: {work.study.flow_steps:,} steps for every",
-        f"flow and {work.study.reverse_steps:,} for every reverse model, {work.samples:,} samples per row, {spread}.",
+        f"Written by `{found['command']}`: {study['flow_steps']:,} steps for every",
+        f"flow and {study['reverse_steps']:,} for every reverse model, {found['samples']:,} samples per row, {spread}.",
         "",
         "- **FD**: Fréchet distance to 10,000 training images in the features of a classifier that no row was trained",
-        f"  with ({found['real']['judge']:.2f} for as many test images, of which it classifies",
-        f"  {found['real']['accuracy']:.1%}); lower is better.",
+        f"  with ({real['judge']:.2f} for as many test images, of which it classifies",
+        f"  {real['accuracy']:.1%}); lower is better.",
         "- **FD, EfficientNet**: the same in those of EfficientNet-Lite0",
-        f"  ({found['real']['efficientnet']:.1f} for test images).",
+        f"  ({real['efficientnet']:.1f} for test images).",
         "- **accuracy**: share of samples that the classifier assigns to their label.",
         "- **w**: guidance strength. Rows without it are not guided; the others use the strength with the lowest FD on",
         "  separate noise.",
@@ -394,10 +401,11 @@ def main() -> None:
     numbers = {
         "machine": describe_machine(torch.device("cpu")),
         "study": work.study._asdict(),
+        "seeds": options.seeds,
         "samples": work.samples,
         **found,
     }
-    page = render(work, seeds, found)
+    page = render(numbers)
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / f"claims_{options.data}.json", json.dumps(numbers, indent=1) + "\n")
     write_text(options.out / f"claims_{options.data}.md", page)

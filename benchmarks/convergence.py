@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ablations import one_thread
-from claims import UNGUIDED, train_flow
+from claims import FLOWS, UNGUIDED, train_flow
 from machine import described
 from rich.console import Console
 from runs import trained
@@ -42,6 +42,7 @@ class Variant(NamedTuple):
 
     overrides: tuple[str, ...] = ()
     share: float = 1.0
+    flow: str = "bounded"
 
 
 def rate(muon: float, adamw: float) -> tuple[str, ...]:
@@ -59,6 +60,7 @@ VARIANTS: Mapping[str, Variant] = {
     "batches of 16": Variant(("fit_reverse.batch_size=16", *rate(0.02, 0.005)), 1.8),
     "batches of 64": Variant(("fit_reverse.batch_size=64", *rate(0.04, 0.008)), 0.5),
     "batches of 128": Variant(("fit_reverse.batch_size=128", *rate(0.04, 0.008)), 0.25),
+    "no moving average": Variant(("fit_reverse.ema_decay=0",)),
     "no adaptive weight": Variant(("fit_reverse.adaptive_power=0",)),
     "width 192": Variant((f"{WIDTH}=192",), 0.6),
     "width 96": Variant((f"{WIDTH}=96",), 1.4),
@@ -70,6 +72,9 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "4 class tokens": Variant(("model.reverse.class_tokens=4",)),
     "raw trajectory": Variant(("model.reverse.normalise=false",)),
+    "image loss weighted 4 times": Variant(("fit_reverse.distances=[{kind: mse, weight: 4}]",)),
+    "flow of 3 blocks, not 4": Variant(share=1.3, flow="three blocks"),
+    "flow with 5, 1, 1, 1 layers": Variant(flow="deep-shallow"),
 }
 
 
@@ -87,9 +92,9 @@ def score(work: Work, steps: int, job: tuple[int, str]) -> None:
     if path.exists():
         return
     variant, data = VARIANTS[name], images_of(work)
-    flow = train_flow(work, (seed, "bounded"))
+    flow = train_flow(work, (seed, variant.flow))
     taken = max(1, round(steps * variant.share))
-    shared = ["stage=reverse", f"flow_from={flow}", "model.flow.clip=1.0", UNGUIDED, f"fit_reverse.steps={taken}"]
+    shared = ["stage=reverse", f"flow_from={flow}", *FLOWS[variant.flow], UNGUIDED, f"fit_reverse.steps={taken}"]
     config = settings(work, seed, [*shared, *variant.overrides])
     model = load_model(trained(config, data.train, folder / "run", console=Console(quiet=True)))
     labels = torch.arange(work.samples) % model.config.num_classes
@@ -110,11 +115,12 @@ def render(found: Mapping[str, Any]) -> str:
     rows: Mapping[str, Sequence[Mapping[str, float]]] = found["rows"]
     seeds, base = len(rows[BASE]), rows[BASE]
     lines = [
-        f"# How fast a reverse model learns: {found['data'].replace('_', ' ')}",
+        f"# How fast a reverse model learns: {STUDIES[found['data']].title}",
         "",
         f"Written by `{found['command']}`: every row changes one setting of",
-        f"[{found['recipe']}](../recipes.md), without guidance and finishing, and trains a reverse model for the same",
-        f"flow for about the same time. Mean and standard deviation over {seeds} seeds.",
+        f"[{found['recipe']}](../recipes.md), without guidance and finishing, and trains a reverse model for about the",
+        f"same time: {found['steps']:,} steps of the recipe's. "
+        + ("One seed." if seeds == 1 else f"Mean and standard deviation over {seeds} seeds."),
         "",
         "- **MSE**: of clean test images predicted from the noise of their noisy images, for values in [-1, 1].",
         f"- **FD**: Fréchet distance of {found['samples']:,} unguided samples, in the features of a classifier that",
@@ -143,6 +149,7 @@ def main() -> None:
     parser.add_argument("--data", choices=STUDIES, default="fashion_mnist")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ROW", help="these rows")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--jobs", type=int, default=2, help="parallel training runs, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
@@ -150,18 +157,21 @@ def main() -> None:
     options = parser.parse_args()
     work = work_of(options.data, options.samples, options.runs, options.steps if options.steps < 50 else None)
     Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
-    jobs = [(seed, name) for seed in range(options.seeds) for name in VARIANTS]
+    names = list(dict.fromkeys([BASE, *options.only]))
+    jobs = [(seed, name) for seed in range(options.seeds) for name in names]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
-        list(pool.map(partial(train_flow, work), [(seed, "bounded") for seed in range(options.seeds)]))
+        flows = sorted({VARIANTS[name].flow for name in names})
+        list(pool.map(partial(train_flow, work), [(seed, flow) for seed in range(options.seeds) for flow in flows]))
         list(pool.map(partial(score, work, options.steps), jobs))
-    rows: dict[str, list[Any]] = {name: [] for name in VARIANTS}
+    rows: dict[str, list[Any]] = {name: [] for name in names}
     for job in jobs:
         path = folder_of(work, options.steps, job) / SCORES
         rows[job[1]].append(json.loads(path.read_text(encoding="utf-8")))
     numbers = {
         "data": options.data,
         "recipe": work.study.recipe,
+        "steps": options.steps,
         "samples": options.samples,
         "rows": rows,
         "command": f"python benchmarks/convergence.py --data {options.data} --seeds {options.seeds}",

@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import inverse
 import training_step
 from ablations import CLAIMS, verdict
+from charts import chart, finish, hint, legend, rows_chart, spread_rows
 from machine import described
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
+from panels_real import claims_panels, convergence_panels, likelihood_panels, showcase_panels
 from repa import PANELS, claims, draw_curves
 from seeds import decide
 from tables import outcomes
 
-from biflow.evaluation.html import ACCENT, COLOURS, INK, QUIET, html_table, render_page, style, svg
+from biflow.evaluation.html import ACCENT, COLOURS, INK, QUIET, html_table, render_page
 from biflow.files import write_text
 from biflow.quickstart.report import draw_guidance
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-WIDTH = 4.6  # of a panel, in inches
 MIB = 2**20
 Numbers = Mapping[str, Any]
 
@@ -55,54 +55,6 @@ class Kind(NamedTuple):
     def matches(self, path: str, numbers: Any) -> bool:
         """Whether a file is of this kind."""
         return fnmatch(path, self.pattern) and isinstance(numbers, dict) and self.needs <= numbers.keys()
-
-
-def chart(height: float = 3.2) -> tuple[Figure, Any]:
-    """An empty figure of panel width, and its axes."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def finish(figure: Figure, axes: Any, x_label: str, y_label: str = "") -> str:
-    """Add labels and the common style; return the figure as SVG."""
-    style(axes, "", x_label)
-    axes.set_ylabel(y_label, fontsize=9)
-    for direction in (axes.xaxis, axes.yaxis):
-        if direction.get_scale() == "log":
-            direction.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-            direction.set_minor_formatter(NullFormatter())
-            if not isinstance(direction.get_major_locator(), FixedLocator):
-                low, high = sorted(direction.get_view_interval())
-                direction.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    return svg(figure)
-
-
-def rows_chart(names: Sequence[str], height: float = 0.0) -> tuple[Figure, Any]:
-    """An empty chart with one labelled row per name, the first on top."""
-    figure, axes = chart(height or 0.9 + 0.3 * len(names))
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    return figure, axes
-
-
-def legend(axes: Any, **options: Any) -> None:
-    """A legend without a frame."""
-    axes.legend(frameon=False, fontsize=8, **options)
-
-
-def spread_rows(rows: Mapping[str, Sequence[float]], x_label: str) -> str:
-    """A dot for each seed, and mean and standard deviation, for every row."""
-    figure, axes = rows_chart(list(rows))
-    for row, values in enumerate(rows.values()):
-        deviation = statistics.stdev(values) if len(values) > 1 else 0
-        axes.plot(values, [row + 0.24] * len(values), "o", color=QUIET, alpha=0.7, markersize=4, markeredgewidth=0)
-        axes.errorbar(statistics.mean(values), row, xerr=deviation, fmt="D", color=ACCENT, markersize=5, capsize=3)
-    return finish(figure, axes, x_label) + hint("Blue: individual seeds; red: mean and standard deviation.")
-
-
-def hint(text: str) -> str:
-    """A note on how to read a figure."""
-    return f'<p class="hint">{text}</p>'
 
 
 def quality_against_time(report: Numbers) -> str:
@@ -564,7 +516,16 @@ def compare_command(path: str, numbers: Numbers) -> str:
     return f"python benchmarks/compare.py {Path(path).parent.name} {' '.join(numbers)}"
 
 
+def recorded(_: str, numbers: Numbers) -> str:
+    """The command that a file names."""
+    return numbers["command"]
+
+
 KINDS = (
+    Kind("Real images", "*.json", frozenset({"rows", "real", "losses"}), recorded, showcase_panels),
+    Kind("Real images", "claims_*.json", frozenset({"rows", "flows", "claims"}), recorded, claims_panels),
+    Kind("Real images", "convergence_*.json", frozenset({"rows", "recipe", "steps"}), recorded, convergence_panels),
+    Kind("Real images", "likelihood_*.json", frozenset({"rows", "minutes"}), recorded, likelihood_panels),
     Kind("Sampling", "quickstart/report.json", frozenset({"sweep", "samples", "speed"}),
          fixed("make quickstart"), quickstart_panels),
     Kind("Sampling", "speed/latency_*.json", frozenset({"milliseconds_per_image_by_batch_size", "recipe"}),

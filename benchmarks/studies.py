@@ -38,6 +38,7 @@ class Study(NamedTuple):
 EMOJI = ("data=folder:data/emoji", "model.num_classes=9", "reading.test_share=0.1")
 STUDIES = {
     "fashion_mnist": Study("Fashion-MNIST", "fashion_mnist"),
+    "fashion_mnist_196": Study("Fashion-MNIST in 196 patches", "fashion_mnist", ("model.patch_size=2",)),
     "cifar10": Study("CIFAR-10", "cifar10", flow_steps=2000, reverse_steps=2000),
     "small_32": Study("CIFAR-10 in 64 patches", "small_32", ("data=npz:data/cifar10",)),
     "small_64": Study("Emoji in 64 patches", "small_64", EMOJI, judge_steps=1000),

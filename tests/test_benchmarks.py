@@ -21,7 +21,15 @@ from tests.builders import tiny_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
-SHARED = ("machine", "mutations", "runs", "seeds", "studies")  # imported by the others; no commands
+SHARED = (
+    "charts",
+    "machine",
+    "mutations",
+    "panels_real",
+    "runs",
+    "seeds",
+    "studies",
+)  # imported by the others; no commands
 RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGES = [  # page, script, function that renders it
     *((name, name, "render") for name in ("certify", "editing", "export", "faults", "outliers")),
