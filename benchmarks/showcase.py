@@ -35,6 +35,7 @@ TIMED = 128  # images
 COLUMNS, ROWS = 10, 8  # of each grid, at most
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is told
 SMOOTHED = 0.1  # share of the steps before them that the loss is averaged over
+TOLD = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
 def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int = 3) -> float:
@@ -78,7 +79,7 @@ def losses(run: Path) -> dict[str, dict[str, float]]:
         last = own[-1]["step"]
         spans = {moment: (last * (moment - SMOOTHED), last * moment) for moment in MOMENTS}
         found[stage] = {
-            f"{moment:.0%}": statistics.mean(line["loss"] for line in own if low < line["step"] <= high)
+            f"{moment:.0%}": statistics.mean(line[TOLD[stage]] for line in own if low < line["step"] <= high)
             for moment, (low, high) in spans.items()
         }
     return found
@@ -164,7 +165,9 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        f"Each loss is averaged over the {SMOOTHED:.0%} of the steps before it; the flow's is in nats per dimension.",
+        "Losses: of the flow in nats per dimension; of the reverse model the mean squared error of its images; of finishing",
+        "the Fréchet distance relative to the total variance of real features. Each is the mean over the last tenth of the",
+        "stage's steps before that moment.",
     ]
 
 
