@@ -34,7 +34,7 @@ DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "
 TIMED = 128  # images
 COLUMNS, ROWS = 10, 8  # of each grid, at most
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is told
-SMOOTHED = 0.1  # share of the steps before them that the loss is averaged over
+SMOOTHED = 0.1  # share of the stage's steps, those before them, that the loss is averaged over
 TOLD = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
@@ -165,9 +165,9 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "Losses: of the flow in nats per dimension; of the reverse model the mean squared error of its images; of finishing",
-        "the Fréchet distance relative to the total variance of real features. Each is the mean over the last tenth of the",
-        "stage's steps before that moment.",
+        "Losses: of the flow in nats per dimension; of the reverse model the mean squared error of its images; of",
+        "finishing the Fréchet distance relative to the total variance of real features. Each is the mean over the last",
+        "tenth of the steps before that moment.",
     ]
 
 
