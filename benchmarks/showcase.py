@@ -166,8 +166,8 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
         *lines,
         "",
         "Losses: of the flow in nats per dimension; of the reverse model the mean squared error of its images; of",
-        "finishing the Fréchet distance relative to the total variance of real features. Each is the mean over the last",
-        "tenth of the steps before that moment.",
+        "finishing the Fréchet distance relative to the total variance of real features. Each is a mean over a tenth",
+        "of the stage, the steps before that moment.",
     ]
 
 
