@@ -13,25 +13,27 @@ kept in runs/claims, so an interrupted command resumes.  Writes docs/results/cla
 import argparse
 import json
 import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ablations
 import torch
 from ablations import Claim, Row, one_thread
+from claims_page import PLAIN, render
+from machine import command_line
 from rich.console import Console
 from runs import trained
-from seeds import decide, summary
-from studies import CHOOSING, METHODS, SCORING, STUDIES, Scorer, Work, images_of, settings, work_of
+from seeds import decide, resample
+from studies import METHODS, SCORING, STRENGTHS, STUDIES, Scorer, Work, images_of, kept, settings, work_of
 from torch import Tensor
 
-from biflow.checkpoint import load_model
-from biflow.config import ReverseConfig, load_recipe
+from biflow.config import ReverseConfig, RunConfig, load_recipe
 from biflow.evaluation.metrics import Gaussian, frechet_distance
-from biflow.files import write_text
+from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.inference.probe import probe
 from biflow.models.model import Model
@@ -40,12 +42,10 @@ from biflow.sampling.guidance import Guidance
 from biflow.training.loop import Hook, Report, Trainer
 from biflow.training.provenance import describe_machine
 
-TABLE_HEAD = ["", "FD", "FD, EfficientNet", "accuracy", "w"]
-STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
 FOLLOWED = 10  # measurements of a flow during its training
 FOLLOWED_IMAGES = 1000  # classified, and half as many sampled, in each of them
 PROBED = 10_000  # training images of the linear probes
-BOOTSTRAPS = 200
+CURVE, SCORES = "curve.jsonl", "scores.json"
 INPUT_SIZE = 64  # of images, for EfficientNet
 
 FLOWS = {
@@ -56,26 +56,43 @@ FLOWS = {
 }
 ALIGNED = ("forward", "detach", "reverse")
 UNGUIDED = "model.reverse.guidance=two_passes"
-FEATURES = "fit_reverse.distances=[{{kind: mse}}, {{kind: efficientnet, weight: 0.4, input_size: {size}}}]"
-FINISH = "fit_finish={{steps: {steps}, features: {{kind: efficientnet, input_size: {size}}}}}"
-TRAININGS: Mapping[str, tuple[str, list[str]]] = {  # name: (flow, settings of the reverse model)
-    "base": ("bounded", [UNGUIDED]),
-    "naive": ("bounded", [UNGUIDED, "model.reverse.strategy=naive"]),
-    "distillation": ("bounded", [UNGUIDED, "model.reverse.strategy=distillation"]),
-    "noisy": ("bounded", [UNGUIDED, "model.reverse.denoising=score"]),
-    "unbounded": ("unbounded", [UNGUIDED, "model.reverse.normalise=false"]),
-    "unnormalised": ("bounded", [UNGUIDED, "model.reverse.normalise=false"]),
-    "features": ("bounded", [UNGUIDED, FEATURES]),
-    "finished": ("bounded", [UNGUIDED, FINISH]),
-    "guided": ("bounded", ["model.reverse.guidance=trained"]),
-    "of aligned": ("reverse", [UNGUIDED]),
+EFFICIENTNET = f"kind: efficientnet, input_size: {INPUT_SIZE}"
+FEATURES = f"fit_reverse.distances=[{{kind: mse}}, {{{EFFICIENTNET}, weight: 0.4}}]"
+
+
+class Training(NamedTuple):
+    """How a reverse model is trained: its flow, overrides of the recipe, and the shares of its steps."""
+
+    flow: str
+    overrides: tuple[str, ...]
+    share: float = 1.0
+    finish: float = 0.0  # steps of finishing, as a share of the same
+
+    @property
+    def trained_on(self) -> bool:
+        """Whether EfficientNet's features were part of the loss."""
+        return self.finish > 0 or FEATURES in self.overrides
+
+
+GUIDED = ("model.reverse.guidance=trained",)
+TRAININGS = {
+    "base": Training("bounded", (UNGUIDED,)),
+    "naive": Training("bounded", (UNGUIDED, "model.reverse.strategy=naive")),
+    "distillation": Training("bounded", (UNGUIDED, "model.reverse.strategy=distillation")),
+    "noisy": Training("bounded", (UNGUIDED, "model.reverse.denoising=score")),
+    "unbounded": Training("unbounded", (UNGUIDED, "model.reverse.normalise=false")),
+    "unnormalised": Training("bounded", (UNGUIDED, "model.reverse.normalise=false")),
+    "features": Training("bounded", (UNGUIDED, FEATURES)),
+    "guided": Training("bounded", GUIDED),
+    "finished": Training("bounded", GUIDED, share=0.7, finish=0.12),
+    "of aligned": Training("reverse", (UNGUIDED,)),
 }
 
 SHARED = ("Strategy", "Denoising")  # tables of the digits
 TABLES: Mapping[str, Sequence[Row]] = {
     "One pass against the exact inverse": (
-        Row("exact inverse", "base", method="sequential", guided=True),
-        Row("one pass", "base", guided=True),
+        Row("exact inverse", "guided", method="sequential", guided=True),
+        Row("one pass", "guided", guided=True),
         Row("one pass, finished", "finished", guided=True),
     ),
     **{name: ablations.TABLES[name] for name in SHARED},
@@ -87,7 +104,6 @@ TABLES: Mapping[str, Sequence[Row]] = {
     "Distance": (
         Row("MSE", "base", 31.88),
         Row("MSE + EfficientNet", "features", 14.15),
-        Row("MSE, finished in EfficientNet", "finished"),
     ),
     "Guidance": (
         Row("no guidance", "base"),
@@ -104,12 +120,12 @@ TABLES: Mapping[str, Sequence[Row]] = {
 FIRST = "One pass against the exact inverse"
 CLAIMS = (
     Claim(FIRST, "one pass", "exact inverse", "One pass beats the exact inverse, each at its best strength"),
-    Claim(FIRST, "one pass, finished", "exact inverse", "The same, finished in EfficientNet features"),
+    Claim(FIRST, "one pass, finished", "exact inverse", "One pass, finished, beats the exact inverse likewise"),
+    Claim(FIRST, "one pass, finished", "one pass", "Finishing beats as many minutes of plain training"),
     *(claim for claim in ablations.CLAIMS if claim.table in SHARED),
     Claim("Norm control", "bounded flow", "no control", "Bounding the flow beats no control"),
     Claim("Norm control", "bounded flow, normalised trajectory", "bounded flow", "Normalising the trajectory helps"),
     Claim("Distance", "MSE + EfficientNet", "MSE", "A feature distance beats MSE"),
-    Claim("Distance", "MSE, finished in EfficientNet", "MSE", "Finishing beats MSE"),
     Claim("Guidance", "two passes, every block", "no guidance", "Guidance beats none"),
     Claim("Guidance", "trained, one pass", "two passes, every block", "Trained guidance beats two passes"),
     Claim(
@@ -140,10 +156,19 @@ def flow_settings(work: Work, name: str) -> list[str]:
 def train_flow(work: Work, job: tuple[int, str]) -> Path:
     """The model folder of a flow, trained unless it exists, and measured as it trains."""
     seed, name = job
-    config = settings(work, seed, ["stage=flow", "model.reverse=null", "fit_reverse=null", *flow_settings(work, name)])
-    folder = work.runs / f"seed_{seed}" / f"flow_{name}"
-    watch = partial(follow, work, folder / "curve.jsonl")
-    return trained(config, images_of(work).train, folder, console=Console(quiet=True), watch=watch)
+    folder = flow_folder(work, seed, name)
+    watch, data = partial(follow, work, folder / CURVE), images_of(work).train
+    return trained(flow_config(work, seed, name), data, folder, console=Console(quiet=True), watch=watch)
+
+
+def flow_config(work: Work, seed: int, name: str) -> RunConfig:
+    """The run of a flow, by name."""
+    return settings(work, seed, ["stage=flow", "model.reverse=null", "fit_reverse=null", *flow_settings(work, name)])
+
+
+def flow_folder(work: Work, seed: int, name: str) -> Path:
+    """Where the run of a flow is kept."""
+    return work.runs / f"seed_{seed}" / f"flow_{name.replace(' ', '_')}"
 
 
 def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hook]:
@@ -171,208 +196,145 @@ def follow(work: Work, path: Path, stage: str, trainer: Trainer) -> Sequence[Hoo
     return [hook]
 
 
-def train_reverse(work: Work, seed: int, name: str) -> Path:
-    """The model folder of a reverse model, trained unless it exists."""
-    flow, overrides = TRAININGS[name]
-    finish = max(1, work.study.reverse_steps // 4)
-    filled = [each.format(size=INPUT_SIZE, steps=finish) if "{{" in each else each for each in overrides]
-    source = train_flow(work, (seed, flow))
-    same = FLOWS.get(flow, FLOWS["bounded"])
-    config = settings(work, seed, ["stage=reverse", f"flow_from={source}", *same, *filled])
+def reverse_settings(work: Work, seed: int, name: str, source: Path) -> RunConfig:
+    """The run of a reverse model of the flow in the folder `source`."""
+    training, steps = TRAININGS[name], work.study.reverse_steps
+    shares = [f"fit_reverse.steps={max(1, round(training.share * steps))}"]
+    if training.finish:
+        shares.append(f"fit_finish={{steps: {max(1, round(training.finish * steps))}, features: {{{EFFICIENTNET}}}}}")
+    flow = FLOWS.get(training.flow, FLOWS["bounded"])
+    return settings(work, seed, ["stage=reverse", f"flow_from={source}", *flow, *training.overrides, *shares])
+
+
+def train_reverse(work: Work, seed: int, name: str) -> tuple[Path, RunConfig]:
+    """The model folder of a reverse model, trained unless it exists, and its settings."""
+    config = reverse_settings(work, seed, name, train_flow(work, (seed, TRAININGS[name].flow)))
     folder = work.runs / f"seed_{seed}" / f"reverse_{name.replace(' ', '_')}"
-    return trained(config, images_of(work).train, folder, console=Console(quiet=True))
+    return trained(config, images_of(work).train, folder, console=Console(quiet=True)), config
 
 
-def score_row(work: Work, job: tuple[int, Row]) -> None:
+def score_row(work: Work, job: tuple[int, Row]) -> dict[str, Any]:
     """Train what a row needs, and score its samples."""
     seed, row = job
-    path = row_path(work, seed, row)
-    if path.exists():
-        return
-    model, scorer = load_model(train_reverse(work, seed, row.training)), Scorer(work)
-    if row.sampled_as and model.reverse:
-        model.reverse.config = ReverseConfig(**{**model.reverse.config.model_dump(), **dict(row.sampled_as)})
-    pipe, labels = Pipeline(model), torch.arange(work.samples) % model.config.num_classes
+    folder, config = train_reverse(work, seed, row.training)
+    scorer, path = Scorer(work), row_path(work, seed, row)
+    strengths = STRENGTHS if row.guided else (0.0,)
 
-    def drawn(strength: float, seed: int) -> Tensor:
-        guidance = Guidance(strength, denoise=row.denoise)
-        return pipe.sample_pixels(labels, method=row.method, guidance=guidance, seed=seed)
+    def compute() -> dict[str, Any]:
+        pipe = Pipeline.from_pretrained(folder)
+        reverse = pipe.model.reverse
+        if row.sampled_as and reverse:
+            reverse.config = ReverseConfig(**{**reverse.config.model_dump(), **dict(row.sampled_as)})
+        labels = torch.arange(work.samples) % pipe.config.num_classes
 
-    tried = {w: scorer.distance("judge", drawn(w, CHOOSING))[0] for w in STRENGTHS} if row.guided else {0.0: 0.0}
-    strength = min(tried, key=lambda w: tried[w])
-    pixels = drawn(strength, SCORING)
-    distance, found = scorer.distance("judge", pixels)
-    scores = {"guidance": strength, "tried": tried, "frechet_distance": distance}
-    scores["efficientnet"] = scorer.distance("efficientnet", pixels)[0]
-    scores["class_accuracy"] = (found.logits.argmax(dim=1) == labels).double().mean().item()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found.pooled, path.with_suffix(".pt"))
-    write_text(path, json.dumps(scores) + "\n")
+        def draw(strength: float, seed: int) -> Tensor:
+            guidance = Guidance(strength, denoise=row.denoise)
+            return pipe.sample_pixels(labels, method=row.method, guidance=guidance, seed=seed)
+
+        scores, pooled = scorer.score(draw, labels, strengths)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path.with_suffix(".pt")) as temporary:
+            torch.save(pooled, temporary)
+        return {**scores, "minutes": minutes(pipe)}
+
+    how = {**asdict(row), "name": "", "paper": None, "samples": work.samples, "strengths": strengths}
+    return kept(path, {**how, "judge": scorer.judge_digest, "run": config.model_dump(mode="json")}, compute)
+
+
+def minutes(pipe: Pipeline) -> float:
+    """Minutes of training after the flow's."""
+    training: Any = pipe.training
+    return sum(facts["seconds"] for stage, facts in training["stages"].items() if stage != "flow") / 60
+
+
+def row_facts(row: Row) -> dict[str, Any]:
+    """What the page says of a row besides its scores."""
+    one_pass = row.method == "reverse"
+    trained_on = one_pass and TRAININGS[row.training].trained_on
+    return {"guided": row.guided, "one_pass": one_pass, "trained_on": trained_on, "paper": row.paper}
 
 
 def row_path(work: Work, seed: int, row: Row) -> Path:
     """The file of a row's scores; rows that are measured alike share one."""
-    how = f"{row.training}_{row.method}_{dict(row.sampled_as)}_{row.guided}_{row.denoise}"
-    words = "_".join("".join(letter if letter.isalnum() else " " for letter in how).lower().split())
+    how = {key: value for key, value in asdict(row).items() if key not in {"name", "paper"}}
+    words = "_".join("".join(letter if letter.isalnum() else " " for letter in str(list(how.values()))).lower().split())
     return work.runs / f"seed_{seed}" / "scores" / f"{words}.json"
 
 
-def score_flow(work: Work, job: tuple[int, str]) -> None:
+def score_flow(work: Work, job: tuple[int, str]) -> dict[str, Any]:
     """Train a flow, and measure classification by its likelihood, its exact samples and its features."""
     folder = train_flow(work, job)
-    path = folder.parent / "scores.json"
-    if path.exists():
-        return
-    model, data, scorer = load_model(folder), images_of(work), Scorer(work)
-    right = {
-        method: classify_images(model, data.test.images, method=method).labels == data.test.labels for method in METHODS
-    }
-    scores: dict[str, Any] = {method: found.double().mean().item() for method, found in right.items()}
-    labels = torch.arange(work.samples) % model.config.num_classes
-    drawn = Pipeline(model).sample_pixels(labels, method="sequential", seed=SCORING)
-    scores["frechet_distance"], found = scorer.distance("judge", drawn)
-    probes = probe(model, data.train.take(slice(PROBED)), data.test)
-    scores["probes"] = {f"{block}, {layer}": accuracy for (block, layer), accuracy in probes.items()}
-    torch.save({"right": right["gradient"], "pooled": found.pooled}, folder.parent / "scores.pt")
-    write_text(path, json.dumps(scores) + "\n")
+    data, scorer, path = images_of(work), Scorer(work), folder.parent / SCORES
 
-
-def interval(better: Tensor, worse: Tensor, measure: Callable[[Tensor], float]) -> str:
-    """The difference of a measure of paired items (N, ...), lower in the first, and whether it is beyond chance.
-
-    Both are resampled by the same indices; the interval holds 95% of the differences.
-    """
-    generator = torch.Generator().manual_seed(0)
-    gains = []
-    for _ in range(BOOTSTRAPS):
-        indices = torch.randint(len(better), (len(better),), generator=generator)
-        gains.append(measure(worse[indices]) - measure(better[indices]))
-    low, high = torch.tensor(gains).quantile(torch.tensor([0.025, 0.975])).tolist()
-    outcome = "holds" if low > 0 else "does not hold" if high < 0 else "too close to tell"
-    return f"**{outcome}** (by {low:.3g} to {high:.3g})"
-
-
-def verdict(work: Work, claim: Claim, seeds: Sequence[int], reference: Gaussian) -> str:
-    """Whether a claim holds: by the spread over seeds, or of resampled samples if there is one seed."""
-    rows = {row.name: row for row in TABLES[claim.table]}
-    paths = {name: [row_path(work, seed, rows[name]) for seed in seeds] for name in (claim.better, claim.worse)}
-    if len(seeds) > 1:
-        better, worse = ([json.loads(path.read_text())["frechet_distance"] for path in paths[name]] for name in paths)
-        found = decide([b - a for a, b in zip(better, worse, strict=True)])
-        return f"- {claim.text}: **{found.outcome}** (FD lower by {found})"
-    better, worse = (torch.load(paths[name][0].with_suffix(".pt"), weights_only=True) for name in paths)
-    found = interval(better, worse, lambda pooled: frechet_distance(Gaussian.fit(pooled), reference))
-    return f"- {claim.text}: {found}"
-
-
-def render(found: Mapping[str, Any]) -> str:
-    """The page: the tables, then the claims."""
-    study, real, seeds = found["study"], found["real"], found["seeds"]
-    spread = f"{seeds} seeds, mean and standard deviation" if seeds > 1 else "one seed"
-    lines = [
-        f"# Claims on {study['title']}",
-        "",
-        f"Written by `{found['command']}`: {study['flow_steps']:,} steps for every",
-        f"flow and {study['reverse_steps']:,} for every reverse model, {found['samples']:,} samples per row, {spread}.",
-        "",
-        "- **FD**: Fréchet distance to 10,000 training images in the features of a classifier that no row was trained",
-        f"  with ({real['judge']:.2f} for as many test images, of which it classifies",
-        f"  {real['accuracy']:.1%}); lower is better.",
-        "- **FD, EfficientNet**: the same in those of EfficientNet-Lite0",
-        f"  ({real['efficientnet']:.1f} for test images).",
-        "- **accuracy**: share of samples that the classifier assigns to their label.",
-        "- **w**: guidance strength. Rows without it are not guided; the others use the strength with the lowest FD on",
-        "  separate noise.",
-        "- **paper's FID**: BiFlow-B/2 on ImageNet 256x256 (arXiv 2512.10953); compare only the order of the rows.",
-    ]
-    for name, rows in TABLES.items():
-        head = [name, *TABLE_HEAD[1:], "paper's FID"]
-        lines += ["", f"## {name}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        for row in rows:
-            scores = found["rows"][name][row.name]
-            cells = [summary([each[key] for each in scores], 1) for key in ("frechet_distance", "efficientnet")]
-            cells.append(summary([100 * each["class_accuracy"] for each in scores], 1) + "%")
-            cells.append(", ".join(f"{each['guidance']:g}" for each in scores) if row.guided else "")
-            lines.append(f"| {' | '.join([row.name, *cells, '' if row.paper is None else f'{row.paper:.2f}'])} |")
-    lines += ["", "## Alignment with EfficientNet", "", *flow_table(found["flows"])]
-    lines += [
-        "",
-        "## Claims",
-        "",
-        "A claim **holds** (or **does not hold**) if zero lies outside the 95% interval of the",
-    ]
-    lines += [
-        "difference, by Student's t over seeds, or for one seed by resampling the samples, which leaves out the spread"
-    ]
-    lines += ["between trainings. Intervals are not corrected for multiple claims.", "", *found["claims"]]
-    return "\n".join(lines) + "\n"
-
-
-def flow_table(flows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Every flow: classification by likelihood, exact samples, best probe, and steps to the plain flow's figures."""
-    head = ["alignment", "accuracy: gradient", "bayes", "FD, exact inverse", "best probe", "steps to plain accuracy"]
-    head.append("steps to plain FD")
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for name, seeds in flows.items():
-        cells = [summary([100 * each[method] for each in seeds], 1) + "%" for method in METHODS]
-        cells.append(summary([each["frechet_distance"] for each in seeds], 1))
-        best = [max(each["probes"].items(), key=lambda item: item[1]) for each in seeds]
-        cells.append(", ".join(f"{100 * accuracy:.1f}% at [{layer}]" for layer, accuracy in best))
-        for key in ("accuracy", "frechet_distance"):
-            shares = [each["reach"][key] for each in seeds]
-            cells.append(", ".join("never" if share is None else f"{share:.1f}" for share in shares))
-        lines.append(f"| {' | '.join(['none' if name == 'bounded' else name, *cells])} |")
-    return lines
-
-
-def share_to_reach(curve: Sequence[Mapping[str, float]], key: str, target: float) -> float | None:
-    """Fraction of the training steps at which a curve first reaches a target, or None if it never does."""
-    good = [
-        line["step"] for line in curve if (line[key] <= target if key == "frechet_distance" else line[key] >= target)
-    ]
-    return good[0] / curve[-1]["step"] if good else None
-
-
-def gather(work: Work, seeds: Sequence[int], command: str) -> dict[str, Any]:
-    """All measurements, read from their files, and the verdicts."""
-    scorer, test = Scorer(work), images_of(work).test
-    distance, found = scorer.distance("judge", test.images[: work.samples])
-    right = found.logits.argmax(dim=1) == test.labels[: work.samples]
-    real = {"judge": distance, "accuracy": right.double().mean().item()}
-    real["efficientnet"] = scorer.distance("efficientnet", test.images[: work.samples])[0]
-    rows = {
-        name: {row.name: [json.loads(row_path(work, seed, row).read_text()) for seed in seeds] for row in table}
-        for name, table in TABLES.items()
-    }
-    flows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("bounded", *ALIGNED)}
-    for seed in seeds:
-        folders = {name: work.runs / f"seed_{seed}" / f"flow_{name}" for name in flows}
-        curves = {
-            name: [json.loads(line) for line in (each / "curve.jsonl").read_text().splitlines()]
-            for name, each in folders.items()
+    def compute() -> dict[str, Any]:
+        pipe = Pipeline.from_pretrained(folder)
+        right = {
+            method: classify_images(pipe.model, data.test.images, method=method).labels == data.test.labels
+            for method in METHODS
         }
-        for name, folder in folders.items():
-            reach = {
-                key: share_to_reach(curves[name], key, curves["bounded"][-1][key])
-                for key in ("accuracy", "frechet_distance")
-            }
-            flows[name].append(
-                {**json.loads((folder / "scores.json").read_text()), "curve": curves[name], "reach": reach}
-            )
-    claims = [verdict(work, claim, seeds, scorer.references["judge"]) for claim in CLAIMS]
-    for name in ALIGNED:
-        kept = [
-            [torch.load(work.runs / f"seed_{seed}" / f"flow_{each}" / "scores.pt", weights_only=True) for seed in seeds]
-            for each in (name, "bounded")
-        ]
-        if len(seeds) > 1:
-            gains = [100 * (flows[name][i]["gradient"] - flows["bounded"][i]["gradient"]) for i in range(len(seeds))]
-            text = f"**{(found_ := decide(gains)).outcome}** (by {found_} points)"
-        else:
-            ours, plain = (each[0]["right"].double() for each in kept)
-            text = interval(ours, plain, lambda right: -100 * right.mean().item()) + " points"
-        claims.append(f"- A flow aligned by {name} has higher single-gradient accuracy: {text}")
-    return {"command": command, "real": real, "rows": rows, "flows": flows, "claims": claims}
+        labels = torch.arange(work.samples) % pipe.config.num_classes
+        drawn = pipe.sample_pixels(labels, method="sequential", seed=SCORING)
+        probes = probe(pipe.model, data.train.take(slice(PROBED)), data.test)
+        training: Any = pipe.training
+        with replace_file(path.with_suffix(".pt")) as temporary:
+            torch.save(right["gradient"], temporary)
+        return {
+            **{method: found.double().mean().item() for method, found in right.items()},
+            "frechet_distance": scorer.distance("judge", drawn)[0],
+            "probes": {f"{block}, {layer}": accuracy for (block, layer), accuracy in probes.items()},
+            "minutes": training["stages"]["flow"]["seconds"] / 60,
+        }
+
+    of = {"samples": work.samples, "judge": scorer.judge_digest, "run": flow_config(work, *job).model_dump(mode="json")}
+    return kept(path, of, compute)
+
+
+def reach(curves: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> dict[str, float | None]:
+    """The share of the steps at which a flow first has the plain flow's final figures, or None if it never has."""
+    found: dict[str, float | None] = {}
+    for key, sign in (("accuracy", 1), ("frechet_distance", -1)):
+        target = sign * curves[PLAIN][-1][key]
+        steps = [line["step"] for line in curves[name] if sign * line[key] >= target]
+        found[key] = steps[0] / curves[name][-1]["step"] if steps else None
+    return found
+
+
+def gather_flows(work: Work, seeds: Sequence[int], scores: Mapping[tuple[int, str], Any]) -> dict[str, list[Any]]:
+    """The scores and curves of the plain and the aligned flows, a list over seeds for each."""
+    found: dict[str, list[Any]] = {name: [] for name in (PLAIN, *ALIGNED)}
+    for seed in seeds:
+        paths = {name: flow_folder(work, seed, name) / CURVE for name in found}
+        curves = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in paths.items()}
+        for name, rows in found.items():
+            rows.append({**scores[seed, name], "curve": curves[name], "reach": reach(curves, name)})
+    return found
+
+
+def verdict(work: Work, claim: Claim, rows: Mapping[str, Sequence[Any]], real: Gaussian) -> str:
+    """Whether a claim holds: by the spread over seeds, or of resampled samples if there is one seed."""
+    if len(rows[claim.better]) > 1:
+        better, worse = ([each["frechet_distance"] for each in rows[name]] for name in (claim.better, claim.worse))
+        gains = decide([b - a for a, b in zip(better, worse, strict=True)])
+        return f"- {claim.text}: **{gains.outcome}** (FD lower by {gains})"
+    table = {row.name: row for row in TABLES[claim.table]}
+    better, worse = (
+        torch.load(row_path(work, 0, table[name]).with_suffix(".pt"), weights_only=True)
+        for name in (claim.better, claim.worse)
+    )
+    found = resample(better, worse, lambda pooled: frechet_distance(Gaussian.fit(pooled), real))
+    return f"- {claim.text}: **{found.outcome}** (FD lower by {found})"
+
+
+def alignment_verdict(work: Work, name: str, flows: Mapping[str, Sequence[Any]]) -> str:
+    """Whether an aligned flow classifies better than the plain one by one gradient."""
+    if len(flows[name]) > 1:
+        pairs = zip(flows[name], flows[PLAIN], strict=True)
+        gains: Any = decide([100 * (ours["gradient"] - plain["gradient"]) for ours, plain in pairs])
+    else:
+        paths = [flow_folder(work, 0, each) / SCORES for each in (name, PLAIN)]
+        ours, plain = (torch.load(path.with_suffix(".pt"), weights_only=True).double() for path in paths)
+        gains = resample(ours, plain, lambda right: -100 * right.mean().item())
+    return f"- A flow aligned by {name} has higher single-gradient accuracy: **{gains.outcome}** (by {gains} points)"
 
 
 def main() -> None:
@@ -388,22 +350,35 @@ def main() -> None:
     options = parser.parse_args()
     work = work_of(options.data, options.samples, options.runs, options.steps)
     seeds = range(options.seeds)
-    Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
+    scorer = Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
     jobs = {row_path(work, seed, row): (seed, row) for seed in seeds for rows in TABLES.values() for row in rows}
-    flows = sorted({flow for flow, _ in TRAININGS.values()} | {*ALIGNED})
+    flows = sorted({training.flow for training in TRAININGS.values()} | {*ALIGNED})
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
-        list(pool.map(partial(score_flow, work), [(seed, name) for seed in seeds for name in flows]))
+        flow_jobs = [(seed, name) for seed in seeds for name in flows]
+        flow_scores = dict(zip(flow_jobs, pool.map(partial(score_flow, work), flow_jobs), strict=True))
         first = {(seed, row.training): (seed, row) for seed, row in jobs.values()}  # each trains what others share
         list(pool.map(partial(score_row, work), first.values()))
-        list(pool.map(partial(score_row, work), jobs.values()))
-    found = gather(work, seeds, f"python benchmarks/claims.py --data {options.data} --seeds {options.seeds}")
+        scores = dict(zip(jobs, pool.map(partial(score_row, work), jobs.values()), strict=True))
+    rows = {
+        name: {row.name: [scores[row_path(work, seed, row)] for seed in seeds] for row in table}
+        for name, table in TABLES.items()
+    }
+    facts = {name: {row.name: row_facts(row) for row in table} for name, table in TABLES.items()}
+    found_flows, real = gather_flows(work, seeds, flow_scores), scorer.references["judge"]
     numbers = {
         "machine": describe_machine(torch.device("cpu")),
+        "command": command_line(),
         "study": work.study._asdict(),
         "seeds": options.seeds,
         "samples": work.samples,
-        **found,
+        "references": real.count,
+        "real": scorer.real(images_of(work).test, work.samples),
+        "rows": rows,
+        "facts": facts,
+        "flows": found_flows,
+        "claims": [verdict(work, claim, rows[claim.table], real) for claim in CLAIMS]
+        + [alignment_verdict(work, name, found_flows) for name in ALIGNED],
     }
     page = render(numbers)
     options.out.mkdir(parents=True, exist_ok=True)

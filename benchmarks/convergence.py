@@ -1,9 +1,9 @@
 """What makes a reverse model learn fast: variants of its training, each for the same time on the same flow.
 
     python benchmarks/convergence.py --data fashion_mnist --seeds 3       # about two hours on two CPU cores
-    python benchmarks/convergence.py --steps 4 --samples 50 --seeds 1 --runs runs/try --out runs/try   # a test
+    python benchmarks/convergence.py --steps 4 --flow-steps 4 --samples 50 --seeds 1 --runs runs/try --out runs/try
 
-Every row changes one setting of the data set's recipe.  Wider and deeper models train for fewer steps, so that all rows
+Every row makes one change to the data set's recipe.  Wider and deeper models train for fewer steps, so that all rows
 cost about the same.  Flow and classifier are those of `claims.py`; whatever is finished is kept in runs/claims, so an
 interrupted command resumes.  Writes docs/results/convergence_DATA.{md,json}.
 """
@@ -19,20 +19,20 @@ from typing import Any, NamedTuple
 
 import torch
 from ablations import one_thread
-from claims import FLOWS, UNGUIDED, train_flow
-from machine import described
+from claims import FLOWS, UNGUIDED, minutes, train_flow
+from machine import command_line, described
 from rich.console import Console
 from runs import trained
 from seeds import decide, summary
-from studies import SCORING, STUDIES, Scorer, Work, images_of, settings, work_of
+from studies import STUDIES, Scorer, Work, images_of, kept, settings, work_of
 
-from biflow.checkpoint import load_model
 from biflow.files import write_text
 from biflow.pipeline import Pipeline
 from biflow.quickstart.measures import measure_reverse
 from biflow.training.provenance import describe_machine
 
 STEPS, SAMPLES = 500, 2000
+WARM_UP = 0.1  # share of the steps
 SCORES = "scores.json"
 WIDTH = "model.reverse.width"
 
@@ -84,63 +84,62 @@ def folder_of(work: Work, steps: int, job: tuple[int, str]) -> Path:
     return work.runs / f"convergence_{steps}" / f"seed_{job[0]}" / "_".join(words)
 
 
-def score(work: Work, steps: int, job: tuple[int, str]) -> None:
+def score(work: Work, steps: int, job: tuple[int, str]) -> dict[str, Any]:
     """Train a variant, and measure how well it inverts and what it samples."""
     seed, name = job
-    folder = folder_of(work, steps, job)
-    path = folder / SCORES
-    if path.exists():
-        return
-    variant, data = VARIANTS[name], images_of(work)
-    flow = train_flow(work, (seed, variant.flow))
-    taken = max(1, round(steps * variant.share))
-    shared = ["stage=reverse", f"flow_from={flow}", *FLOWS[variant.flow], UNGUIDED, f"fit_reverse.steps={taken}"]
+    folder, variant, data, scorer = folder_of(work, steps, job), VARIANTS[name], images_of(work), Scorer(work)
+    flow, taken = train_flow(work, (seed, variant.flow)), max(1, round(steps * variant.share))
+    lengths = [f"fit_reverse.steps={taken}", f"fit_reverse.warmup_steps={round(WARM_UP * taken)}"]
+    shared = ["stage=reverse", f"flow_from={flow}", *FLOWS[variant.flow], UNGUIDED, *lengths]
     config = settings(work, seed, [*shared, *variant.overrides])
-    model = load_model(trained(config, data.train, folder / "run", console=Console(quiet=True)))
-    labels = torch.arange(work.samples) % model.config.num_classes
-    distance, found = Scorer(work).distance("judge", Pipeline(model).sample_pixels(labels, seed=SCORING))
-    training: Any = Pipeline.from_pretrained(folder / "run" / "model").training
-    scores = {
-        "steps": taken,
-        "seconds": training["stages"]["reverse"]["seconds"],
-        "mse": measure_reverse(model, data.test)["test_reconstruction_mse"],
-        "frechet_distance": distance,
-        "class_accuracy": (found.logits.argmax(dim=1) == labels).double().mean().item(),
-    }
-    write_text(path, json.dumps(scores) + "\n")
+    model = trained(config, data.train, folder / "run", console=Console(quiet=True))
+
+    def compute() -> dict[str, Any]:
+        pipe = Pipeline.from_pretrained(model)
+        labels = torch.arange(work.samples) % pipe.config.num_classes
+        scores, _ = scorer.score(lambda w, seed: pipe.sample_pixels(labels, guidance=w, seed=seed), labels, [0.0])
+        mse = measure_reverse(pipe.model, data.test)["test_reconstruction_mse"]
+        return {"steps": taken, "minutes": minutes(pipe), "mse": mse, **scores}
+
+    of = {"samples": work.samples, "judge": scorer.judge_digest, "run": config.model_dump(mode="json")}
+    return kept(folder / SCORES, of, compute)
 
 
 def render(found: Mapping[str, Any]) -> str:
     """The page."""
     rows: Mapping[str, Sequence[Mapping[str, float]]] = found["rows"]
     seeds, base = len(rows[BASE]), rows[BASE]
+    over = "One seed." if seeds == 1 else f"Mean and standard deviation over {seeds} seeds."
     lines = [
         f"# How fast a reverse model learns: {STUDIES[found['data']].title}",
         "",
-        f"Written by `{found['command']}`: every row changes one setting of",
+        f"Written by `{found['command']}`, on {described(found['machine'])}. Every row makes one change to the recipe",
         f"[{found['recipe']}](../recipes.md), without guidance and finishing, and trains a reverse model for about the",
-        f"same time: {found['steps']:,} steps of the recipe's. "
-        + ("One seed." if seeds == 1 else f"Mean and standard deviation over {seeds} seeds."),
+        f"same time: {found['steps']:,} steps of the recipe's. Other batch sizes have learning rates to match. {over}",
         "",
         "- **MSE**: of clean test images predicted from the noise of their noisy images, for values in [-1, 1].",
-        f"- **FD**: Fréchet distance of {found['samples']:,} unguided samples, in the features of a classifier that",
-        "  only measures.",
-        "- **better than the recipe**: by FD, if zero lies outside the 95% interval of the difference paired by seed.",
+        f"- **FD**: Fréchet distance of {found['samples']:,} unguided samples, in the features of a classifier that is",
+        "  part of no loss.",
+        "- **better than the recipe**: by FD, if zero lies outside the 95% interval of the difference paired by seed,",
+        "  which one seed cannot tell. Intervals are not corrected for the number of rows.",
         "",
         "| | steps | minutes | MSE | FD | accuracy | better than the recipe |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, scores in rows.items():
         gains = [a["frechet_distance"] - b["frechet_distance"] for a, b in zip(base, scores, strict=True)]
-        outcome = "" if name == BASE else {"holds": "yes", "does not hold": "worse"}.get(decide(gains).outcome, "no")
-        cells = [name, f"{scores[0]['steps']:,.0f}", f"{sum(each['seconds'] for each in scores) / 60 / seeds:.1f}"]
-        cells += [
+        outcome = decide(gains).outcome
+        cells = [
+            name,
+            f"{scores[0]['steps']:,.0f}",
+            summary([each["minutes"] for each in scores], 1),
             summary([each["mse"] for each in scores], 4),
             summary([each["frechet_distance"] for each in scores], 1),
+            summary([100 * each["class_accuracy"] for each in scores], 1) + "%",
+            "" if name == BASE else {"holds": "yes", "does not hold": "worse"}.get(outcome, outcome),
         ]
-        cells.append(summary([100 * each["class_accuracy"] for each in scores], 1) + "%")
-        lines.append(f"| {' | '.join([*cells, outcome])} |")
-    return "\n".join([*lines, "", f"{described(found['machine'])}."]) + "\n"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -150,12 +149,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ROW", help="these rows")
+    parser.add_argument("--flow-steps", type=int, help="training steps of flow and classifier, for a test")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--jobs", type=int, default=2, help="parallel training runs, one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
-    work = work_of(options.data, options.samples, options.runs, options.steps if options.steps < 50 else None)
+    work = work_of(options.data, options.samples, options.runs, options.flow_steps)
     Scorer(work)  # trains the classifier and measures the training images, before the jobs share them
     names = list(dict.fromkeys([BASE, *options.only]))
     jobs = [(seed, name) for seed in range(options.seeds) for name in names]
@@ -163,18 +163,15 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, initializer=one_thread) as pool:
         flows = sorted({VARIANTS[name].flow for name in names})
         list(pool.map(partial(train_flow, work), [(seed, flow) for seed in range(options.seeds) for flow in flows]))
-        list(pool.map(partial(score, work, options.steps), jobs))
-    rows: dict[str, list[Any]] = {name: [] for name in names}
-    for job in jobs:
-        path = folder_of(work, options.steps, job) / SCORES
-        rows[job[1]].append(json.loads(path.read_text(encoding="utf-8")))
+        scores = dict(zip(jobs, pool.map(partial(score, work, options.steps), jobs), strict=True))
+    rows = {name: [scores[seed, name] for seed in range(options.seeds)] for name in names}
     numbers = {
         "data": options.data,
         "recipe": work.study.recipe,
         "steps": options.steps,
         "samples": options.samples,
         "rows": rows,
-        "command": f"python benchmarks/convergence.py --data {options.data} --seeds {options.seeds}",
+        "command": command_line(),
         "machine": describe_machine(torch.device("cpu")),
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ Runs from a source tree or installed.  Each section has its own time limit, and 
 - exact        guided sequential inverse and Jacobi, 6 blocks of 4 layers, T = 256: autocast, bfloat16, CUDA graphs
 - tarflow      ml-tarflow's training step, if the folder of its transformer_flow.py is given
 - tests        the tests marked `gpu`
-- cifar        the recipe cifar10, then its samples beside the exact inverse's, if the images are given
+- cifar        the recipe cifar10, then its samples compared with the exact inverse's; needs --cifar
 
 Select sections with --only.  Weights and images are random except in the last section.
 """
@@ -430,11 +430,14 @@ def train_on_images(bench: Bench) -> None:
     if bench.cifar is None:
         bench.keep("cifar", "not measured", "needs --cifar")
         return
-    run = bench.out.parent / "cifar10"
-    train = [sys.executable, "-m", "biflow", "train", "cifar10", "--out", run, "--set", f"data={bench.cifar}"]
-    show = [sys.executable, ROOT / "benchmarks" / "showcase.py", run, "--data", "cifar10", "--out", bench.out.parent]
+    home = bench.out.parent
+    train = [sys.executable, "-m", "biflow", "train", "cifar10", "--out", home / "cifar10"]
+    train += ["--set", f"data={bench.cifar}"]
+    show = [sys.executable, ROOT / "benchmarks" / "showcase.py", home / "cifar10", "--data", "cifar10"]
+    show += ["--source", bench.cifar, "--device", bench.device.type, "--out", home, "--runs", home / "claims"]
+    show += ["--samples", 2500]
     if bench.small:
-        train += ["--smoke", "--set", "model.flow.layers=1", "--set", "model.reverse.layers=1"]
+        train += ["--set", "fit_flow.steps=2", "--set", "fit_reverse.steps=2", "--set", "fit_finish.steps=2"]
         show += ["--samples", 20, "--judge-steps", 2]
     for name, command in {"train": train, "showcase": show}.items():
         bench.attempt("cifar", name, lambda words=command: run_script(words))

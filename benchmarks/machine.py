@@ -1,6 +1,8 @@
 """Shared by the benchmarks: timing, matmul throughput, and writing of pages and JSON."""
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +57,11 @@ def page(
     """A Markdown page: a heading, a paragraph, a table, and the machine."""
     table = "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
     return f"# {title}\n\n{fill(text, 120, break_on_hyphens=False)}\n\n{table}\n\n{described(machine)}.\n"
+
+
+def command_line() -> str:
+    """The command that runs this program."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def described(machine: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ Panels = list[tuple[str, str]]
 
 
 def showcase_panels(numbers: Numbers) -> Panels:
-    """Fréchet distance over guidance, one pass beside the exact inverse."""
+    """Fréchet distance over guidance, one pass compared with the exact inverse."""
     figure, axes = chart()
     rows, title = numbers["rows"], STUDIES[numbers["data"]].title
     for key, colour in (("reverse", ACCENT), ("jacobi", QUIET)):
@@ -75,7 +75,7 @@ def likelihood_panels(numbers: Numbers) -> Panels:
     legend(axes)
     first, best = next(iter(rows.items()))
     finding = (
-        f"{numbers['data'].rpartition('/')[2]}: after {numbers['minutes']:g} minutes of training, {first} has "
+        f"{STUDIES[numbers['study']].title}: after {numbers['minutes']:g} minutes of training, {first} has "
         f"{best['test']:.2f} bits/dim"
     )
     return [(finding, finish(figure, axes, "bits per dimension") + hint("Lower is better."))]

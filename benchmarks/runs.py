@@ -7,14 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from biflow.checkpoint import save_model
 from biflow.config import FitConfig, RunConfig
 from biflow.config.base import check_recorded, parse_config
 from biflow.data.datasets import ImageSet
 from biflow.errors import InputError
 from biflow.features.judge import Judge, load_judge, save_judge
 from biflow.training.loop import Hook, Trainer
-from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, open_run
+from biflow.training.run import CONFIG_FILE, MODEL_FOLDER, keep_model, open_run
 from biflow.training.stages import CLASSIFIER_FIT, fit_judge, train_model
 
 JUDGE_FOLDER = "judge"
@@ -39,7 +38,7 @@ def trained(
     with open_run(config, data, folder, resume=recorded.exists(), console=console) as run:
         make_hooks = run.make_hooks
         watched = replace(run, make_hooks=lambda stage, trainer: [*make_hooks(stage, trainer), *watch(stage, trainer)])
-        save_model(train_model(watched).model, model)
+        keep_model(run, train_model(watched), model)
     print(f"trained {folder} in {time.perf_counter() - start:.0f} s", flush=True)
     return model
 

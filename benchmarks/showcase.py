@@ -1,4 +1,4 @@
-"""A trained model on real images: one pass beside the exact inverse, in numbers and in pictures.
+"""A trained model on real images: one pass compared with the exact inverse, in numbers and in pictures.
 
     python benchmarks/showcase.py runs/fashion_mnist --data fashion_mnist
 
@@ -9,6 +9,7 @@ docs/results/DATA.{md,json,png}.
 
 import argparse
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import described
-from studies import CHOOSING, METHODS, SCORING, STUDIES, Scorer, images_of, work_of
+from machine import command_line, described
+from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, images_of, work_of
 from torch import Tensor
 
+from biflow.config import load_recipe
+from biflow.config.base import check_recorded
 from biflow.config.records import finished_in
 from biflow.data.images import make_grid
 from biflow.evaluation.html import INK
@@ -27,15 +30,14 @@ from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
 from biflow.training.provenance import describe_machine
-from biflow.training.run import HISTORY_FILE
+from biflow.training.run import CONFIG_FILE, HISTORY_FILE
 
-STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "jacobi": "exact inverse, Jacobi"}
 TIMED = 128  # images
 COLUMNS, ROWS = 10, 8  # of each grid, at most
-MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is told
-SMOOTHED = 0.1  # share of the stage's steps, those before them, that the loss is averaged over
-TOLD = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
+MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is reported
+SMOOTHED = 0.1  # share of the stage that a reported loss is averaged over
+LOSSES = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
 def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int = 3) -> float:
@@ -50,38 +52,29 @@ def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int
 
 
 def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[str, Any]:
-    """The scores of a method at its best strength, chosen on other noise."""
+    """The scores of a method at its best strength, and its time."""
     labels = torch.arange(samples) % pipe.config.num_classes
 
     def drawn(strength: float, seed: int) -> Tensor:
         return pipe.sample_pixels(labels, method=method, guidance=strength, seed=seed)
 
-    tried = {w: scorer.distance("judge", drawn(w, CHOOSING))[0] for w in STRENGTHS}
-    strength = min(tried, key=lambda w: tried[w])
-    pixels = drawn(strength, SCORING)
-    distance, found = scorer.distance("judge", pixels)
-    return {
-        "guidance": strength,
-        "tried": tried,
-        "frechet_distance": distance,
-        "efficientnet": scorer.distance("efficientnet", pixels)[0],
-        "class_accuracy": (found.logits.argmax(dim=1) == labels).double().mean().item(),
-        "seconds": seconds_per_batch(pipe, method, strength),
-    }
+    scores, _ = scorer.score(drawn, labels, STRENGTHS)
+    return {**scores, "seconds": seconds_per_batch(pipe, method, scores["guidance"])}
 
 
 def losses(run: Path) -> dict[str, dict[str, float]]:
-    """The loss of each stage at some moments of it, averaged over the steps before them."""
+    """The loss of each stage at some moments of it, averaged over the lines before them, at least one."""
     lines = [json.loads(line) for line in (run / HISTORY_FILE).read_text(encoding="utf-8").splitlines()]
     found: dict[str, dict[str, float]] = {}
-    for stage in dict.fromkeys(line["stage"] for line in lines):
-        own = [line for line in lines if line["stage"] == stage]
-        last = own[-1]["step"]
-        spans = {moment: (last * (moment - SMOOTHED), last * moment) for moment in MOMENTS}
-        found[stage] = {
-            f"{moment:.0%}": statistics.mean(line[TOLD[stage]] for line in own if low < line["step"] <= high)
-            for moment, (low, high) in spans.items()
-        }
+    for stage, key in LOSSES.items():
+        own = [line for line in lines if line["stage"] == stage and line.get(key) is not None]
+        if own:
+            count, share = len(own), max(1, round(SMOOTHED * len(own)))
+            ends = {moment: max(share, round(moment * count)) for moment in MOMENTS}
+            found[stage] = {
+                f"{moment:.0%}": statistics.mean(line[key] for line in own[end - share : end])
+                for moment, end in ends.items()
+            }
     return found
 
 
@@ -107,7 +100,7 @@ def render(found: Mapping[str, Any]) -> str:
     lines = [
         f"# {STUDIES[name].title}",
         "",
-        f"![Uncurated: training images, exact samples and one-pass samples, a row per class]({name}.png)",
+        f"![Uncurated: training images, exact samples and one-pass samples, a column per class]({name}.png)",
         "",
         "The first samples by index, a column per class, each method at its best guidance strength; times are for",
         f"{TIMED} images in one batch. The two exact inverses give the same images, so Jacobi's are measured.",
@@ -115,6 +108,8 @@ def render(found: Mapping[str, Any]) -> str:
         f"| | FD | FD, EfficientNet{mark} | accuracy | w | {TIMED} images | speed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    enough = real["images"] == found["samples"]  # a Fréchet distance depends on the number of images
+    compared = (f"{real['judge']:.2f}", f"{real['efficientnet']:.0f}") if enough else ("", "")
     slowest = max(row["seconds"] for row in rows.values())
     for method, row in rows.items():
         cells = [DRAWN[method], f"{row['frechet_distance']:.2f}", f"{row['efficientnet']:.0f}"]
@@ -122,9 +117,10 @@ def render(found: Mapping[str, Any]) -> str:
         cells.append(f"{slowest / row['seconds']:,.0f} times")
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"| as many test images | {real['judge']:.2f} | {real['efficientnet']:.0f} | {real['accuracy']:.1%} | | | |",
+        f"| {real['images']:,} test images | {' | '.join(compared)} | {real['accuracy']:.1%} | | | |",
         "",
-        "- **FD**: Fréchet distance to 10,000 training images in the features of a classifier that only measures.",
+        f"- **FD**: Fréchet distance to {found['references']:,} training images in the features of a classifier that",
+        "  is part of no loss.",
         "- **accuracy**: share of samples that it assigns to their label, and of test images to theirs.",
         "- **w**: the guidance strength with the lowest FD on other noise.",
     ]
@@ -132,8 +128,8 @@ def render(found: Mapping[str, Any]) -> str:
         lines.append("- **trained on**: finishing lowered the Fréchet distance in features of this network.")
     lines += [
         "",
-        f"The test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise; by their likelihood alone, the",
-        "flow classifies "
+        f"These test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise; by their likelihood alone,",
+        "the flow classifies "
         + ", ".join(f"{share:.1%} ({method})" for method, share in found["classification"].items())
         + ".",
         *training_lines(found),
@@ -177,37 +173,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="the folder of a training run")
     parser.add_argument("--data", choices=STUDIES, default="fashion_mnist")
     parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--source", help="the data set, if it is elsewhere, as data= takes it")
+    parser.add_argument("--device", type=torch.device, default=CPU)
     parser.add_argument("--judge-steps", type=int, help="training steps of the classifier, for a test")
     parser.add_argument("--runs", type=Path, default=Path("runs/claims"), help="where the classifier is kept")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args(arguments)
-    work = work_of(options.data, options.samples, options.runs, options.judge_steps)
-    pipe, data, scorer = Pipeline.from_pretrained(options.run / "model"), images_of(work), Scorer(work)
+    work, device = work_of(options.data, options.samples, options.runs, options.judge_steps), options.device
+    changes = [f"data={options.source}"] if options.source else []
+    recipe = load_recipe(work.study.recipe, [*work.study.overrides, *changes])
+    check_recorded(options.run / CONFIG_FILE, recipe, "Train it with the study's recipe, or choose another --data.")
+    work = work._replace(study=work.study._replace(overrides=(*work.study.overrides, *changes)))
+    curves = losses(options.run)
+    pipe = Pipeline.from_pretrained(options.run / "model").to(device)
+    data, scorer = images_of(work), Scorer(work, device)
     training: Any = pipe.training or {}
-    settings = [f"--set {override}" for override in work.study.overrides]
     rows = {method: measure(pipe, scorer, method, options.samples) for method in ("reverse", "jacobi")}
     slow = seconds_per_batch(pipe, "sequential", rows["jacobi"]["guidance"])
     rows["sequential"] = {**rows["jacobi"], "seconds": slow}  # the same images as Jacobi's
     test = data.test.take(slice(options.samples))
-    distance, found = scorer.distance("judge", test.images)
     right = {name: classify_images(pipe.model, test.images, method=name).labels == test.labels for name in METHODS}
+    train_command = ["biflow", "train", work.study.recipe, "--out", options.run]
     numbers = {
         "data": options.data,
         "samples": options.samples,
         "rows": rows,
-        "real": {
-            "judge": distance,
-            "efficientnet": scorer.distance("efficientnet", test.images)[0],
-            "accuracy": (found.logits.argmax(dim=1) == test.labels).double().mean().item(),
-        },
+        "references": scorer.references["judge"].count,
+        "real": scorer.real(data.test, options.samples),
         "classification": {name: each.double().mean().item() for name, each in right.items()},
         "bits_per_dim": pipe.log_prob(test.images, test.labels).bits_per_dim.mean().item(),
         "stages": training["stages"],
+        "losses": curves,
         "finished_in": finished_in(training),
         "trained_on": training["device"],
-        "losses": losses(options.run),
-        "train_command": " ".join(["biflow train", work.study.recipe, f"--out {options.run}", *settings]),
-        "command": f"python benchmarks/showcase.py {options.run} --data {options.data}",
+        "train_command": shlex.join(map(str, [*train_command, *(f"--set={each}" for each in work.study.overrides)])),
+        "command": command_line(),
         "machine": describe_machine(pipe.device),
     }
     columns = min(COLUMNS, pipe.config.num_classes)

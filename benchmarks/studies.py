@@ -1,6 +1,7 @@
 """The data sets on which the papers' claims are tested, and the networks that score samples of them."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,20 @@ from runs import trained_judge
 from torch import Tensor
 
 from biflow.config import FitConfig, RunConfig, load_recipe
-from biflow.data.datasets import ImageSet, ImageSource, Split
+from biflow.data.datasets import ImageSet, ImageSource, Split, digest
 from biflow.data.open import open_images
+from biflow.data.randomness import permutation
 from biflow.evaluation.metrics import Gaussian, frechet_distance
 from biflow.evaluation.samples import features_of
 from biflow.features.judge import Judge
 from biflow.features.metric_networks import FeatureNet, JudgeFeatures, make_feature_net
+from biflow.files import replace_file, write_text
+
+Draw = Callable[[float, int], Tensor]
+"""Samples uint8 (N, P, H, W), given a guidance strength and a noise seed."""
+
+CPU = torch.device("cpu")
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 
 CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
 BATCH_SIZE = 250
@@ -37,6 +46,7 @@ class Study(NamedTuple):
 
 EMOJI = ("data=folder:data/emoji", "model.num_classes=9", "reading.test_share=0.1")
 STUDIES = {
+    "digits": Study("Digits", "biflow_digits"),  # for tests
     "fashion_mnist": Study("Fashion-MNIST", "fashion_mnist"),
     "fashion_mnist_196": Study("Fashion-MNIST in 196 patches", "fashion_mnist", ("model.patch_size=2",)),
     "cifar10": Study("CIFAR-10", "cifar10", flow_steps=2000, reverse_steps=2000),
@@ -72,8 +82,9 @@ def read(recipe: str, overrides: tuple[str, ...]) -> Split[ImageSet]:
 
 
 def in_memory(source: ImageSource) -> ImageSet:
-    """All images of a source."""
-    return ImageSet(source.read(torch.arange(len(source))), source.labels, source.class_names)
+    """All images of a source in a random order, so that the first ones represent all classes."""
+    order = permutation(len(source), "study")
+    return ImageSet(source.read(order), source.labels[order], source.class_names)
 
 
 def images_of(work: Work) -> Split[ImageSet]:
@@ -96,25 +107,77 @@ def judge_of(work: Work) -> Judge:
 
 
 class Scorer:
-    """Fréchet distances and class accuracy of samples, with their features by the judge for bootstraps."""
+    """Fréchet distances and class accuracy of samples."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, device: torch.device = CPU) -> None:
+        judge = judge_of(work)
+        self.judge_digest = digest(*judge.state_dict().values())
         self.nets: dict[str, FeatureNet] = {
-            "judge": JudgeFeatures(judge_of(work)),
-            "efficientnet": make_feature_net("efficientnet"),
+            "judge": JudgeFeatures(judge).to(device),
+            "efficientnet": make_feature_net("efficientnet").to(device),
         }
         train, folder = images_of(work).train, work.runs / "references"
-        self.references = {name: self._reference(name, train, folder / f"{name}.pt") for name in self.nets}
+        of = {"judge": self.judge_digest, "efficientnet": "efficientnet"}
+        self.references = {name: self._reference(name, train, folder / f"{name}.pt", of[name]) for name in self.nets}
 
-    def _reference(self, name: str, train: ImageSet, path: Path) -> Gaussian:
-        """The Gaussian of the first training images."""
-        if not path.exists():
-            real = Gaussian.fit(features_of(self.nets[name], train.images[:REFERENCES], batch_size=BATCH_SIZE).pooled)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save((real.mean, real.covariance, real.count), path)
-        return Gaussian(*torch.load(path, weights_only=True))
+    def _reference(self, name: str, train: ImageSet, path: Path, of: str) -> Gaussian:
+        """The Gaussian of the first training images, computed unless it is kept from the same network."""
+        if path.exists():
+            *moments, made_of = torch.load(path, weights_only=True)
+            if made_of == of:
+                return Gaussian(*moments)
+        real = Gaussian.fit(self.features(name, train.images[:REFERENCES]).pooled)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary:
+            torch.save((real.mean, real.covariance, real.count, of), temporary)
+        return real
+
+    def features(self, name: str, pixels: Tensor) -> Any:
+        """The features of images uint8 (N, P, H, W) in one of the networks."""
+        return features_of(self.nets[name], pixels, batch_size=BATCH_SIZE)
 
     def distance(self, name: str, pixels: Tensor) -> tuple[float, Any]:
         """The Fréchet distance of images uint8 (N, P, H, W) in a network's features, and these features."""
-        found = features_of(self.nets[name], pixels, batch_size=BATCH_SIZE)
+        found = self.features(name, pixels)
         return frechet_distance(Gaussian.fit(found.pooled), self.references[name]), found
+
+    def score(self, draw: Draw, labels: Tensor, strengths: Sequence[float]) -> tuple[dict[str, Any], Tensor]:
+        """Scores of samples at the strength with the lowest distance on other noise, and their features (N, F)."""
+        tried = {0.0: 0.0}
+        if len(strengths) > 1:
+            tried = {w: self.distance("judge", draw(w, CHOOSING))[0] for w in strengths}
+        best = min(tried, key=lambda w: tried[w])
+        pixels = draw(best, SCORING)
+        distance, found = self.distance("judge", pixels)
+        scores = {
+            "guidance": best,
+            "tried": tried,
+            "frechet_distance": distance,
+            "efficientnet": self.distance("efficientnet", pixels)[0],
+            "class_accuracy": (found.logits.argmax(dim=1) == labels).double().mean().item(),
+        }
+        return scores, found.pooled
+
+    def real(self, test: ImageSet, count: int) -> dict[str, float]:
+        """The same scores of the first test images."""
+        test = test.take(slice(count))
+        distance, found = self.distance("judge", test.images)
+        return {
+            "images": len(test),
+            "judge": distance,
+            "efficientnet": self.distance("efficientnet", test.images)[0],
+            "accuracy": (found.logits.argmax(dim=1) == test.labels).double().mean().item(),
+        }
+
+
+def kept(path: Path, of: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers of a JSON file that were made of the same things, or else computed now and written to it."""
+    of = json.loads(json.dumps(of))
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["of"] == of:
+            return found["numbers"]
+    numbers = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"of": of, "numbers": numbers}) + "\n")
+    return json.loads(json.dumps(numbers))  # as it will be read

@@ -4,16 +4,21 @@ import importlib.util
 import json
 import shlex
 import shutil
+import subprocess
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from biflow.config import FlowConfig, ReverseConfig, load_recipe
+from biflow.data.datasets import ImageSet
+from biflow.errors import InputError
 from biflow.models.forward_flow import ForwardFlow
 from biflow.sampling.guidance import parse_guidance
 from biflow.sampling.samplers import find_sampler
@@ -23,6 +28,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 SHARED = (
     "charts",
+    "claims_page",
     "machine",
     "mutations",
     "panels_real",
@@ -136,16 +142,80 @@ def test_every_row_of_the_claims_is_trained_and_every_claim_names_rows(load):
         assert {(claim.table, claim.better), (claim.table, claim.worse)} <= rows.keys()
     work = claims.Work("digits", load("studies").Study("Digits", "biflow_digits"), 10, Path("runs"))
     paths = {claims.row_path(work, 0, row): row for row in rows.values()}
-    alike = (
-        "training",
-        "method",
-        "sampled_as",
-        "guided",
-        "denoise",
-    )  # rows that differ in these have files of their own
-    assert len(paths) == len({tuple(getattr(row, key) for key in alike) for row in rows.values()})
-    for name in ("bounded", "unbounded", *claims.ALIGNED):
-        assert claims.settings(work, 0, ["stage=flow", "fit_reverse=null", *claims.flow_settings(work, name)])
+    named = ("name", "paper")  # rows that differ in anything else have files of their own
+    assert len(paths) == len({tuple((asdict(row) | dict.fromkeys(named)).items()) for row in rows.values()})
+    for name in (*claims.FLOWS, *claims.ALIGNED):
+        assert claims.flow_config(work, 0, name).stage == "flow"
+    for name, training in claims.TRAININGS.items():
+        config = claims.reverse_settings(work, 0, name, Path("flow"))
+        assert (config.fit_finish is not None) == (training.finish > 0)
+
+
+def test_every_variant_of_reverse_training_has_settings(load):
+    convergence, claims = load("convergence"), load("claims")
+    work = claims.Work("digits", load("studies").Study("Digits", "biflow_digits"), 10, Path("runs"))
+    base = convergence.settings(work, 0, [])
+    for name, variant in convergence.VARIANTS.items():
+        config = convergence.settings(work, 0, [*claims.FLOWS[variant.flow], *variant.overrides])
+        assert config != base or name in {convergence.BASE, "batches of 64"}, name
+
+
+def test_images_of_a_study_are_shuffled_so_that_the_first_ones_represent_all_classes(load):
+    images = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+    found = load("studies").in_memory(ImageSet(images, torch.arange(100) // 10, tuple("abcdefghij")))
+    assert len(set(found.labels[:40].tolist())) > 7
+    assert torch.equal(found.labels, found.images.flatten().long() // 10)
+
+
+def test_kept_numbers_are_computed_again_if_they_are_of_something_else(load, tmp_path):
+    kept, made = load("studies").kept, []
+
+    def compute():
+        made.append(1)
+        return {"distance": float(len(made))}
+
+    path = tmp_path / "folder" / "scores.json"
+    assert [kept(path, {"size": size}, compute)["distance"] for size in ((1, 2), (1, 2), (3, 4))] == [1.0, 1.0, 2.0]
+
+
+def test_resampling_decides_by_the_observed_gain(load):
+    seeds, generator = load("seeds"), torch.Generator().manual_seed(0)
+    low, high = torch.randn(500, generator=generator), torch.randn(500, generator=generator) + 1
+
+    def mean(values):
+        return values.mean().item()
+
+    found = seeds.resample(low, high, mean)
+    assert found.outcome == "holds"
+    assert found.low < found.gain < found.high
+    assert found.gain == pytest.approx(mean(high) - mean(low))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * (2 / 500) ** 0.5, rel=0.15)
+    assert seeds.resample(high, low, mean).outcome == "does not hold"
+    assert seeds.resample(low, low + 1e-3 * torch.randn(500, generator=generator), mean).outcome == "too close to tell"
+
+
+def test_the_share_of_steps_to_the_plain_flows_figures(load):
+    def curve(*distances):
+        lines = enumerate(distances, 1)
+        return [{"step": step, "accuracy": 1 / distance, "frechet_distance": distance} for step, distance in lines]
+
+    curves = {"bounded": curve(9, 7, 5, 4), "reverse": curve(6, 3, 2, 1), "detach": curve(9, 8, 7, 6)}
+    reach = load("claims").reach
+    assert reach(curves, "bounded") == {"accuracy": 1.0, "frechet_distance": 1.0}
+    assert reach(curves, "reverse") == {"accuracy": 0.5, "frechet_distance": 0.5}
+    assert reach(curves, "detach") == {"accuracy": None, "frechet_distance": None}
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 200])
+def test_losses_of_stages_of_any_length_are_reported(load, tmp_path, count):
+    lines = [{"stage": "flow", "step": step, "nats_per_dim": float(step)} for step in range(1, count + 1)]
+    text = "".join(json.dumps(line) + "\n" for line in [*lines, {"stage": "reverse", "step": 1, "mse": None}])
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    found = load("showcase").losses(tmp_path)
+    assert found.keys() == {"flow"}
+    assert list(found["flow"]) == ["10%", "25%", "50%", "100%"]
+    assert found["flow"]["100%"] == pytest.approx(count - (max(1, round(count / 10)) - 1) / 2)
+    assert sorted(found["flow"].values()) == list(found["flow"].values())
 
 
 def options(words, name):
@@ -305,3 +375,55 @@ def test_a_command_killed_anywhere_ends_as_an_undisturbed_one_when_it_runs_again
     found = kills.kill_everywhere(kills.make_commands(tmp_path)[name], tmp_path, every=7)
     assert found["kills"] > 3
     assert found["faults"] == []
+
+
+def run_script(name, *words):
+    """Run a benchmark in a process of its own."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words", "extras"),
+    [
+        ("claims", ["--steps", 4], []),
+        ("convergence", ["--steps", 4, "--flow-steps", 4, "--seeds", 2, "--only", "no moving average"], []),
+        ("likelihood", ["--minutes", 0.02], ["zuko", "normflows"]),
+    ],
+)
+def test_real_images_are_trained_on_scored_and_resumed(load, tmp_path, name, words, extras):
+    for extra in ("efficientnet_lite_pytorch", *extras):
+        pytest.importorskip(extra)
+    size = "--images" if name == "likelihood" else "--samples"
+    words = [*words, "--data", "digits", size, 40, "--runs", tmp_path / "runs", "--out", tmp_path / "out"]
+    page = tmp_path / "out" / f"{name}_digits.md"
+    run_script(name, *words)
+    first, kept = page.read_text(encoding="utf-8"), sorted(tmp_path.rglob("runs/**/scores*.json"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    run_script(name, *words)
+    assert page.read_text(encoding="utf-8") == first
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    found = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert load("claims_page" if name == "claims" else name).render(found) == first
+
+
+@pytest.mark.slow
+def test_a_showcase_measures_and_draws_a_run(load, biflow, monkeypatch, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    studies, showcase = load("studies"), load("showcase")
+    short = tuple(f"fit_{stage}.{key}" for stage in ("flow", "reverse") for key in ("steps=4", "log_every=1"))
+    monkeypatch.setitem(studies.STUDIES, "digits", studies.STUDIES["digits"]._replace(overrides=short))
+    run = tmp_path / "run"
+    assert biflow("train", "biflow_digits", "--out", run, *(f"--set={each}" for each in short))[0] == 0
+    words = [run, "--data", "digits", "--samples", 40, "--judge-steps", 4]
+    words = [str(word) for word in [*words, "--runs", tmp_path / "runs", "--out", tmp_path / "out"]]
+    showcase.main(words)
+    found = json.loads((tmp_path / "out" / "digits.json").read_text(encoding="utf-8"))
+    assert showcase.render(found) == (tmp_path / "out" / "digits.md").read_text(encoding="utf-8")
+    with Image.open(tmp_path / "out" / "digits.png") as picture:
+        assert picture.width > 1000
+    monkeypatch.setitem(studies.STUDIES, "digits", studies.STUDIES["digits"]._replace(overrides=short[:2]))
+    with pytest.raises(InputError, match="Train it with the study's recipe"):
+        showcase.main(words)

@@ -32,7 +32,7 @@ def random_features(count: int, seed: int) -> torch.Tensor:
 
 def objective() -> FinishReverse:
     model = tiny_model()
-    features = PooledFeatures(FEATURES, make_codec("pixels"), None)
+    features = PooledFeatures(FEATURES, model.config, make_codec("pixels"), None)
     noise, labels = torch.randn(20, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
     with torch.no_grad():
         samples = features(sample(model.reverse, model.flow, noise, labels))
@@ -41,7 +41,8 @@ def objective() -> FinishReverse:
 
 def batch():
     images = tiny_batch()
-    return images._replace(prior=torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(1)))
+    prior = torch.randn(6, 4, 4, generator=torch.Generator().manual_seed(1))
+    return images._replace(prior=prior, prior_labels=(images.labels + 1) % 3)
 
 
 def test_a_population_averages_the_last_samples_and_keeps_its_transport_for_some_steps():
@@ -76,7 +77,7 @@ def test_a_skipped_step_leaves_the_population_as_it_was():
 def test_the_loss_is_that_of_fitting_plus_the_weighted_distance():
     finish, given = objective(), batch()
     found = finish(given)
-    images = unpatchify(finish.reverse(given.prior, given.labels).image, 2, 1)
+    images = unpatchify(finish.reverse(given.prior, given.prior_labels).image, 2, 1)
     features = finish.features(images)
     moved = finish.population.move(features.double())
     distance = (features - moved).square().sum(dim=1).mean() / finish.population.spread
@@ -109,6 +110,10 @@ def test_finishing_lowers_the_distance(tmp_path):
     train_in(tmp_path / "run", fit_finish=FINISH.model_copy(update=changes))
     lines = [line for line in read_history(tmp_path / "run" / "metrics.jsonl") if line["stage"] == "finish"]
     assert lines[-1]["frechet_distance"] < 0.7 * lines[0]["frechet_distance"]
+    fitted = FEATURES.model_copy(update={"weight": 1e-9})
+    train_in(tmp_path / "fitted", fit_finish=FINISH.model_copy(update={**changes, "features": fitted}))
+    others = [line for line in read_history(tmp_path / "fitted" / "metrics.jsonl") if line["stage"] == "finish"]
+    assert lines[-1]["frechet_distance"] < 0.8 * others[-1]["frechet_distance"]
 
 
 @pytest.mark.parametrize("stop_at", [13, 15, 16])
@@ -154,6 +159,37 @@ def test_noisy_samples_cannot_be_finished():
     model = tiny_run().model.model_copy(update={"reverse": ReverseConfig(denoising="score")})
     with pytest.raises(ValueError, match=r"Expected model\.reverse\.denoising 'learned' with fit_finish; got 'score'"):
         RunConfig(**{**tiny_run().model_dump(), "model": model.model_dump(), "fit_finish": FINISH.model_dump()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": f"{__name__}:Words"}, "the distance 'module' to accept 1x4x4 images; it fails"),
+        ({"network": f"{__name__}:Frozen"}, "the distance 'module' to have a gradient"),
+        ({"kind": "efficientnet", "network": None, "input_size": 1}, "Set input_size"),
+    ],
+)
+def test_features_are_tried_before_training(tmp_path, changes, message):
+    finish = FINISH.model_copy(update={"features": FEATURES.model_copy(update=changes)})
+    with pytest.raises(InputError, match=message):
+        train_in(tmp_path / "run", fit_finish=finish)
+    assert not (tmp_path / "run").exists()
+
+
+class Words(nn.Module):
+    def forward(self, images):
+        return f"{images.shape}"
+
+
+class Frozen(nn.Module):
+    def forward(self, images):
+        return images.detach()
+
+
+def test_a_batch_that_does_not_split_is_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="divisible by accumulate=3"):
+        train_in(tmp_path / "run", fit_finish=FINISH.model_copy(update={"accumulate": 3}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_network_is_said_before_training(tmp_path):

@@ -96,7 +96,7 @@ def test_a_classifier_needs_classes(tmp_path):
         ({"kind": "module", "network": "torch.nn:Linear"}, "without arguments"),
         ({"kind": "module", "network": f"{__name__}:broken"}, "without arguments; FileNotFoundError: weights.pth"),
         ({"kind": "module", "network": f"{__name__}:Cut"}, "its network blocks it"),
-        ({"kind": "module", "network": ELSEWHERE}, "finite number for each of two images"),
+        ({"kind": "module", "network": ELSEWHERE}, "one number for each of two images"),
         (
             {"kind": "module", "network": f"{__name__}:wants_three_channels"},
             "to accept 1x4x4 images; it fails: .*\\. Set inp",

@@ -51,6 +51,8 @@ def check(
     if out and out.suffix != ".png":
         raise InputError(f"Expected a contact sheet ending in .png; got {out}.")
     if arrays := check_arrays(path):
+        if rejected:
+            raise InputError(f"Expected no --rejected for arrays, which hold no files; got {rejected}. Leave it out.")
         show_arrays(arrays, out)
         return
     found = check_folder(path)

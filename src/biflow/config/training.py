@@ -102,7 +102,8 @@ class AlignConfig(Config):
             )
         if self.encoder == "efficientnet" and self.network is not None:
             raise ValueError(
-                f"Expected no network for the encoder 'efficientnet', a package's; got {self.network!r}. Leave it out."
+                f"Expected no network for the encoder 'efficientnet', whose weights come from a package; got "
+                f"{self.network!r}. Leave it out."
             )
         if self.encoder not in PACKAGED and self.network is None:
             kind = "package.module:name" if self.encoder == "module" else "a hub name or a folder"

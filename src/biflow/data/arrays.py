@@ -1,4 +1,4 @@
-"""Data sets in memory: .npz files of images and labels, and the IDX files of MNIST and its kind."""
+"""Data sets in memory: .npz files of images and labels, and MNIST-style IDX files."""
 
 import gzip
 from collections.abc import Iterable
@@ -58,8 +58,9 @@ def read_npz_sets(path: Path) -> list[Found]:
     files = [path / f"{name}.npz" for name in ("train", *TEST_NAMES)]
     if not files[0].is_file():
         raise InputError(f"Expected train.npz in {path}; found none. Give an .npz file, or call it train.npz.")
-    train, *tests = [file for file in files if file.is_file()]
-    return [read_arrays(file, partial(_read_sets, file))[0] for file in (train, *tests[:1])]
+    present = [file for file in files if file.is_file()][:2]
+    train, *tests = [read_arrays(file, partial(_read_sets, file))[0] for file in present]
+    return [train, *(test._replace(class_names=test.class_names or train.class_names) for test in tests)]
 
 
 def _read_sets(path: Path, arrays: Arrays) -> list[Found]:
@@ -90,7 +91,9 @@ def read_idx_sets(path: Path) -> list[Found]:
     The labels name the classes; the test set is that of t10k- or test-.
     """
     if not path.is_dir():
-        raise InputError(f"Expected a folder of IDX files; {path} is none. Give the folder of train-images-idx3-ubyte.")
+        raise InputError(
+            f"Expected a folder of IDX files; {path} is not a folder. Give that of train-images-idx3-ubyte."
+        )
     found = []
     for split, names in IDX_SPLITS.items():
         images = _idx_file(path, names, "images", needed=split == "train")
@@ -124,7 +127,7 @@ def read_idx(path: Path) -> np.ndarray:
     except (OSError, EOFError, ValueError, IndexError):
         raise InputError(f"Expected an IDX file; cannot read {path}. Download it again.") from None
     if zeros != b"\0\0" or kind != IDX_BYTES:
-        raise InputError(f"Expected an IDX file of bytes; {path} is none. Give the files as they are published.")
+        raise InputError(f"Expected an IDX file of bytes; {path} is not one. Give the files as they are published.")
     if values.size != np.prod(shape, dtype=np.int64):
         raise InputError(
             f"Expected {np.prod(shape, dtype=np.int64):,} bytes of values in {path}; got {values.size:,}. Download it "
@@ -144,13 +147,18 @@ def _split(found: list[Found], image_shape: Shape, reading: ReadingConfig) -> Sp
         share = reading.test_share
         is_test = torch.tensor([share > 0 and is_held_out(image.numpy().tobytes(), share) for image in train.pixels])
         return Split(images.take(~is_test), images.take(is_test))
-    test = tests[0]._replace(class_names=tests[0].class_names or train.class_names)
-    own_labels, own_names = classes_of(test)
+    test = ImageSet(_at_size(tests[0].pixels, image_shape, reading), labels_among(tests[0], names), names)
+    return Split(images, test)
+
+
+def labels_among(found: Found, names: tuple[str, ...]) -> Tensor:
+    """Labels (N,) of a test set as indices of the training set's classes."""
+    labels, own_names = classes_of(found)
     if bool(own_names) != bool(names):
-        raise InputError(f"Expected labels in the training and the test set of {train.origin}, or in none. Add them.")
-    if own_names != names:
-        own_labels = match_classes(own_labels, own_names, names, test.origin, repair="Leave these images out.")
-    return Split(images, ImageSet(_at_size(test.pixels, image_shape, reading), own_labels, names))
+        raise InputError(f"Expected labels in the training set and {found.origin}, or in neither. Add them.")
+    if own_names == names:
+        return labels
+    return match_classes(labels, own_names, names, found.origin, repair="Leave these images out.")
 
 
 def classes_of(found: Found) -> tuple[Tensor, tuple[str, ...]]:

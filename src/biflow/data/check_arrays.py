@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from biflow.data.arrays import READERS, Found, classes_of
+from biflow.data.arrays import READERS, Found, classes_of, labels_among
 from biflow.data.check import SHEET_CLASSES, SHEET_COLUMNS, Rows, first_rows
 from biflow.data.images import make_grid
 
@@ -35,12 +35,9 @@ def check_arrays(path: Path) -> ArraysCheck | None:
 
 def class_rows(check: ArraysCheck, limit: int = 20) -> Rows:
     """Images per class of each set, below a heading."""
-    counts = []
-    for found in check.sets:
-        labels, names = classes_of(found)
-        counts.append(dict(zip(names or ("no classes",), labels.bincount(minlength=len(names)).tolist(), strict=True)))
-    names = check.class_names or ("no classes",)
-    rows = [[name, *(f"{count.get(name, 0):,}" for count in counts)] for name in names]
+    names = check.class_names
+    counts = [labels_among(found, names).bincount(minlength=len(names)).tolist() for found in check.sets]
+    rows = [[name, *map("{:,}".format, each)] for name, *each in zip(names or ("no classes",), *counts, strict=True)]
     return [["class", *(["train", "test"] if len(counts) > 1 else ["images"])], *first_rows(rows, limit)]
 
 

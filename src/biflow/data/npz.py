@@ -40,7 +40,10 @@ def read_samples(path: Path) -> Samples:
     """Read an ADM sample file: arr_0 uint8 (N, H, W, P) and, optionally, arr_1 (N,)."""
     images, labels = read_arrays(path, lambda array: (array("arr_0"), array("arr_1")))
     if images is None:
-        raise InputError(f"Expected arr_0 with images in {path}, the ADM sample format; it has none.")
+        raise InputError(
+            f"Expected arr_0 with images in {path}, the ADM sample format; found no such array. Write it with "
+            "np.savez(FILE, images, labels)."
+        )
     pixels = as_pixels(images, f"arr_0 of {path}")
     return Samples(pixels, None if labels is None else as_labels(labels, len(pixels), f"arr_1 of {path}"))
 
@@ -70,14 +73,20 @@ def as_pixels(images: np.ndarray, origin: str) -> Tensor:
     grey = images[..., None] if images.ndim == 3 else images
     if grey.dtype != np.uint8 or grey.ndim != 4 or grey.shape[-1] not in {1, 3} or not grey.size:
         found = f"{images.shape} {images.dtype}"
-        raise InputError(f"Expected uint8 images (N, H, W, 3), or (N, H, W) for grey, in {origin}; got {found}.")
+        raise InputError(
+            f"Expected uint8 images (N, H, W, 3), or (N, H, W) for grey, in {origin}; got {found}. Transpose or "
+            "convert them."
+        )
     return torch.from_numpy(grey).permute(0, 3, 1, 2).contiguous()
 
 
 def as_labels(labels: np.ndarray, count: int, origin: str) -> Tensor:
     """Integer labels (N,) or (N, 1), one for each of `count` images -> int64 (N,), 0 or more."""
     if labels.dtype.kind not in "iu" or labels.shape not in {(count,), (count, 1)}:
-        raise InputError(f"Expected {count} integer labels in {origin}; got {labels.shape} {labels.dtype}.")
+        raise InputError(
+            f"Expected {count} integer labels in {origin}; got {labels.shape} {labels.dtype}. Write one integer per "
+            "image; argmax(axis=1) turns one-hot labels into integers."
+        )
     if labels.size and int(labels.min()) < 0:
         raise InputError(f"Expected labels from 0 in {origin}; got {int(labels.min())}. Remove images without a class.")
     return torch.from_numpy(labels.astype(np.int64).reshape(count))

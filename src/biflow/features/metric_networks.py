@@ -153,7 +153,7 @@ def make_feature_net(name: str) -> FeatureNet:
     if name in {"judge", "judge:"}:
         raise InputError("Expected the folder of a judge, written by save_judge; got none. Write judge:FOLDER.")
     if kind == "efficientnet" and source:
-        raise InputError(f"Expected efficientnet without a file, since a package holds its weights; got {name!r}.")
+        raise InputError(f"Expected no file, since a package holds the weights; got {name!r}. Write efficientnet.")
     networks: Mapping[str, Callable[[], FeatureNet]] = {
         "inception": lambda: InceptionFeatures(load_inception(Path(source) if source else download_inception())),
         "dinov2": lambda: DinoV2Features(load_from_hub(source or DINOV2, {"dinov2"})),

@@ -51,8 +51,9 @@ def training_step(config: RunConfig, stage: str) -> Step:
         first = _flow_step(config, value)
     second = _reverse_step(config, value, fit.label_drop) if stage != "flow" else Step(NOTHING, NOTHING, 0.0, ())
     if stage == "finish" and config.fit_finish:  # and samples from the prior
-        network = (f"network of {config.fit_finish.features.kind}",)
-        second = Step(second.trained + parts.reverse_pass(model, value), second.forward, second.buffers, network)
+        networks = dict.fromkeys((*second.left_out, f"network of {config.fit_finish.features.kind}"))
+        trained = second.trained + parts.reverse_pass(model, value)
+        second = Step(trained, second.forward, second.buffers, tuple(networks))
     return Step(
         first.trained + second.trained,
         first.forward + second.forward,

@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     images: Tensor | None = None  # (B, P, H, W) in [-1, 1], if the encoder sees images and the flow latents
     window: Window = WHOLE  # crop that the distance networks see, the same for all images
     prior: Tensor | None = None  # (B, T, D), standard normal noise to sample from
+    prior_labels: Tensor | None = None  # (B,), labels of these samples, none of them replaced
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to every tensor."""

@@ -7,7 +7,7 @@ of one batch.
 import torch
 from torch import Tensor, nn
 
-from biflow.config import DistanceConfig, FinishFitConfig
+from biflow.config import DistanceConfig, FinishFitConfig, ModelConfig
 from biflow.data.randomness import seeded_weights
 from biflow.distributed import mean_over_processes
 from biflow.features.classifier import Classifier
@@ -20,6 +20,7 @@ from biflow.models.reverse_model import ReverseModel
 from biflow.training.batches import Batch
 from biflow.training.objective import LossParts
 from biflow.training.objectives import FitReverse
+from biflow.training.reverse_loss import try_network
 
 REFRESH = 10  # steps between two computations of the transport, which takes an eigendecomposition
 
@@ -86,15 +87,18 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 class PooledFeatures(nn.Module):
     """A frozen network's features, averaged over positions, of what the flow models."""
 
-    def __init__(self, config: DistanceConfig, codec: Codec, classifier: Classifier | None) -> None:
+    def __init__(self, config: DistanceConfig, model: ModelConfig, codec: Codec, classifier: Classifier | None) -> None:
         super().__init__()
         self.codec = codec if config.space == "images" else None
         with seeded_weights(0):  # a user's module may initialise weights at random
             self.network = make_distance(config, classifier=classifier)
+        shape = (model.channels, model.image_size, model.image_size)
+        try_network(config, self.network, shape, self, expected="two rows of features", dims=2)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents (B, P, H, W) -> (B, F)."""
-        return self.network.features(latents if self.codec is None else self.codec.to_images(latents))
+        """latents (B, P, H, W) -> (B, F), in float32 in autocast too, as statistics of features are compared."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.network.features(latents if self.codec is None else self.codec.to_images(latents))
 
 
 class FinishReverse(FitReverse):
@@ -117,7 +121,8 @@ class FinishReverse(FitReverse):
         """The loss of `FitReverse` plus the weighted distance."""
         fitted = super().forward(batch)
         assert batch.prior is not None
-        features = self.features(sample(self.reverse, self.flow, batch.prior, batch.labels))
+        assert batch.prior_labels is not None
+        features = self.features(sample(self.reverse, self.flow, batch.prior, batch.prior_labels))
         if self.training:
             self.seen.append(moments(features.detach().double()))
         distance = frechet_loss(features, self.population.move, self.population.spread).mean()
@@ -133,6 +138,6 @@ class FinishReverse(FitReverse):
 
 
 def sample(reverse: ReverseModel, flow: ForwardFlow, noise: Tensor, labels: Tensor) -> Tensor:
-    """One-pass samples (B, P, H, W), of what the flow models, from standard normal noise (B, T, D), with gradient."""
+    """Unguided one-pass samples (B, P, H, W) of what the flow models, from normal noise (B, T, D), with gradient."""
     patches = reverse(flow.scale_noise(noise), labels).image
     return unpatchify(patches, flow.config.patch_size, flow.config.channels).float()

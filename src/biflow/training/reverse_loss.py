@@ -1,6 +1,7 @@
 """Loss of the reverse model: alignment with the flow's states, and distances of the image."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -85,29 +86,50 @@ def _over_levels(term: Tensor) -> Tensor:
 
 def try_distance(config: DistanceConfig, distance: ImageDistance, shape: tuple[int, ...], *, half: bool) -> None:
     """Raise unless the distance takes images of this shape (P, H, W) and returns (B,) finite values with gradient."""
+
+    def compare(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            return distance(images, torch.zeros_like(images), WHOLE)
+
+    try_network(config, distance, shape, compare, expected="one number for each of two images", dims=1)
+
+
+def try_network(
+    config: DistanceConfig,
+    distance: ImageDistance,
+    shape: tuple[int, ...],
+    call: Callable[[Tensor], Tensor],
+    *,
+    expected: str,
+    dims: int,
+) -> None:
+    """Raise unless a call with two images (P, H, W) returns finite values of so many dims, batch first, with gradient.
+
+    expected: what it should return, in words.
+    """
+    name = repr(config.kind)
     if config.kind not in OWN | {"module"}:
-        note_grey(f"the distance {config.kind!r}", shape[0])
+        note_grey(f"the distance {name}", shape[0])
     device = next((each.device for each in distance.parameters()), torch.device("cpu"))
     values = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=torch.float32, device=device)
     images = values.view(2, *shape).requires_grad_()
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            found = distance(images, torch.zeros_like(images), WHOLE)
+        found = call(images)
     except Exception as error:  # whatever a user's network raises
         size = distance.input_size or shape[-1]
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise InputError(
-            f"Expected the network of the distance {config.kind!r} to accept {shape[0]}x{size}x{size} images; it "
-            f"fails: {reason.removesuffix('.')}. Set input_size to a size that it accepts; it must return "
-            "one or more floating-point tensors, batch first."
+            f"Expected the network of the distance {name} to accept {shape[0]}x{size}x{size} images; it fails: "
+            f"{reason.removesuffix('.')}. Set input_size to a size that it accepts; it must return one or more "
+            "floating-point tensors, batch first."
         ) from None
-    if tuple(found.shape) != (2,) or not found.isfinite().all():
+    if found.ndim != dims or len(found) != 2 or not found.isfinite().all():
         raise InputError(
-            f"Expected the distance {config.kind!r} to return a finite number for each of two images; "
-            f"got {found.flatten().tolist()}. Choose another network."
+            f"Expected {expected} of the distance {name}, all finite; got {found.flatten()[:4].tolist()}. Choose "
+            "another network."
         )
     if not found.requires_grad:
         raise InputError(
-            f"Expected the distance {config.kind!r} to have a gradient; its network blocks it. Remove torch.no_grad "
-            "and detach from the network."
+            f"Expected the distance {name} to have a gradient; its network blocks it. Remove torch.no_grad and detach "
+            "from the network."
         )

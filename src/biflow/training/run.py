@@ -136,8 +136,9 @@ def hooks_of(
 
 def check_batches(config: RunConfig, world: World) -> None:
     """Raise unless batch sizes are divisible by the number of processes and by `accumulate`."""
-    fits = [config.fit_flow] if config.stage != "reverse" else []
-    for fit in [*fits, *([config.fit_reverse] if config.fit_reverse and config.stage != "flow" else [])]:
+    flow = config.fit_flow if config.stage != "reverse" else None
+    reverse = config.fit_reverse if config.stage != "flow" else None
+    for fit in filter(None, (flow, reverse, config.fit_finish)):
         check_splits(len(world.share(torch.arange(fit.batch_size))), fit.accumulate)
 
 

@@ -90,7 +90,7 @@ def prepare(config: RunConfig, data: Source, codec: Codec) -> RunNetworks:
             config.fit_reverse, config.model, codec=codec, image_shape=data.image_shape, classifier=classifier
         )
     finish = config.fit_finish
-    features = PooledFeatures(finish.features, codec, classifier) if finish else None
+    features = PooledFeatures(finish.features, config.model, codec, classifier) if finish else None
     align, alignment = config.fit_flow.align, None
     if align and config.stage != "reverse":
         with seeded_weights(config.seed):
@@ -282,12 +282,14 @@ def training_batches(run: Run, stage: str, objective: Objective, config: FitConf
             pixels = flip(pixels, indices, *keys, step)
         clean = to_latents(codec, pixels, indices, *keys, step)
         noisy = add_noise(clean, indices, objective.noise_std, *keys, step, bin_width=objective.bin_width)
-        labels = drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
+        known, labels = labels, drop_labels(labels, indices, config.label_drop, null_label, *keys, step)
         guidance = draw_guidance(labels, indices, objective.max_guidance, null_label, *keys, step)
         images = PixelCodec().encode(pixels) if objective.sees_images else None
-        shape, wanted = run.config.model.noise_shape, objective.samples_prior
-        prior = normal_for(indices, shape, "prior", *keys, step) if wanted else None
-        return Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step), prior)
+        batch = Batch(clean, noisy, labels, guidance, images, draw_window(*keys, step))
+        if not objective.samples_prior:
+            return batch
+        prior = normal_for(indices, run.config.model.noise_shape, "prior", *keys, step)
+        return batch._replace(prior=prior, prior_labels=known)
 
     return make_batch
 
