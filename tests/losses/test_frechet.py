@@ -50,6 +50,16 @@ def test_fewer_samples_than_features_are_transported_too():
     assert frechet_loss(features(3, 0), move, scale=2.0).isfinite().all()
 
 
+def test_a_limited_transport_stretches_no_direction_further():
+    ours, theirs = features(50, 0), features(60, 1)
+    whole = transport(*of(ours), *of(theirs))
+    values = torch.linalg.eigvalsh(whole.matrix)
+    assert values.max() > 1.2
+    limited = whole.limited(1.2)
+    torch.testing.assert_close(torch.linalg.eigvalsh(limited.matrix), values.clamp(max=1.2))
+    torch.testing.assert_close(limited(whole.mean[None]), whole.target_mean[None])
+
+
 def test_samples_without_variance_are_transported_to_the_mean():
     same, theirs = torch.ones(4, 5, dtype=torch.float64), features(60, 1)
     move = transport(*of(same), *of(theirs))

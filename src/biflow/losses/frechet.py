@@ -18,6 +18,11 @@ class Transport(NamedTuple):
     target_mean: Tensor  # (F,)
     distance: Tensor  # the Fréchet distance, a scalar
 
+    def limited(self, stretch: float) -> "Transport":
+        """The same map, stretching no direction by more than this factor."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return self._replace(matrix=vectors * values.clamp(max=stretch) @ vectors.T)
+
     def __call__(self, features: Tensor) -> Tensor:
         """Move features (B, F) to where the other Gaussian has them."""
         return (features - self.mean) @ self.matrix + self.target_mean

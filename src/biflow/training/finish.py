@@ -22,7 +22,8 @@ from biflow.training.objective import LossParts
 from biflow.training.objectives import FitReverse
 from biflow.training.reverse_loss import try_network
 
-REFRESH = 10  # steps between two computations of the transport, which takes an eigendecomposition
+REFRESH = 10  # steps between two computations of the transport, which takes eigendecompositions
+STRETCH = 1.2  # of the transport, at most: its statistics lag behind the model, and more overshoots
 
 
 class Population(nn.Module):
@@ -75,7 +76,7 @@ class Population(nn.Module):
         """Compute the transport anew."""
         covariance = self.second - torch.outer(self.mean, self.mean)
         found = transport(self.mean, covariance, self.real_mean, self.real_covariance)
-        self.matrix.copy_(found.matrix)
+        self.matrix.copy_(found.limited(STRETCH).matrix)
         self.distance.copy_(found.distance)
 
 
