@@ -193,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows["sequential"] = {**rows["jacobi"], "seconds": slow}  # the same images as Jacobi's
     test = data.test.take(slice(options.samples))
     right = {name: classify_images(pipe.model, test.images, method=name).labels == test.labels for name in METHODS}
-    train_command = ["biflow", "train", work.study.recipe, "--out", options.run]
+    train_command = ["biflow", "train", work.study.recipe, "--out", str(options.run)]
+    train_command += [word for override in work.study.overrides for word in ("--set", override)]
     numbers = {
         "data": options.data,
         "samples": options.samples,
@@ -206,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "losses": curves,
         "finished_in": finished_in(training),
         "trained_on": training["device"],
-        "train_command": shlex.join(map(str, [*train_command, *(f"--set={each}" for each in work.study.overrides)])),
+        "train_command": shlex.join(train_command),
         "command": command_line(),
         "machine": describe_machine(pipe.device),
     }
