@@ -52,7 +52,7 @@ FLOWS = {
     "bounded": ["model.flow.clip=1.0"],
     "unbounded": ["model.flow.clip=null"],
     "three blocks": ["model.flow.clip=1.0", "model.flow.blocks=3"],
-    "deep-shallow": ["model.flow.clip=1.0", "model.flow.layers=[5, 1, 1, 1]"],
+    "deep-shallow": ["model.flow.clip=1.0", "model.flow.layers=[1, 1, 1, 5]"],
 }
 ALIGNED = ("forward", "detach", "reverse")
 UNGUIDED = "model.reverse.guidance=two_passes"

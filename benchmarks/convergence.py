@@ -74,7 +74,7 @@ VARIANTS: Mapping[str, Variant] = {
     "raw trajectory": Variant(("model.reverse.normalise=false",)),
     "image loss weighted 4 times": Variant(("fit_reverse.distances=[{kind: mse, weight: 4}]",)),
     "flow of 3 blocks, not 4": Variant(share=1.3, flow="three blocks"),
-    "flow with 5, 1, 1, 1 layers": Variant(flow="deep-shallow"),
+    "flow with 1, 1, 1 and 5 layers, the last at the noise": Variant(flow="deep-shallow"),
 }
 
 
