@@ -13,12 +13,13 @@ import shlex
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import command_line, described
-from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, images_of, work_of
+from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, images_of, kept, work_of
 from torch import Tensor
 
 from biflow.config import load_recipe
@@ -29,6 +30,7 @@ from biflow.evaluation.html import INK
 from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
+from biflow.tensors import hash_tensors
 from biflow.training.provenance import describe_machine
 from biflow.training.run import CONFIG_FILE, HISTORY_FILE
 
@@ -188,7 +190,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = Pipeline.from_pretrained(options.run / "model").to(device)
     data, scorer = images_of(work), Scorer(work, device)
     training: Any = pipe.training or {}
-    rows = {method: measure(pipe, scorer, method, options.samples) for method in ("reverse", "jacobi")}
+    of = {"model": hash_tensors(pipe.model.networks.state_dict()), "samples": options.samples}
+    of |= {"judge": scorer.judge_digest, "device": str(device)}
+    rows = {
+        method: kept(
+            options.run / "showcase" / f"{method}.json", of, partial(measure, pipe, scorer, method, options.samples)
+        )
+        for method in ("reverse", "jacobi")
+    }
     slow = seconds_per_batch(pipe, "sequential", rows["jacobi"]["guidance"])
     rows["sequential"] = {**rows["jacobi"], "seconds": slow}  # the same images as Jacobi's
     test = data.test.take(slice(options.samples))
