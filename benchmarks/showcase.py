@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of |= {"judge": scorer.judge_digest, "device": str(device)}
     rows = {
         method: kept(
-            options.run / "showcase" / f"{method}.json", of, partial(measure, pipe, scorer, method, options.samples)
+            work.runs / "showcase" / f"{method}.json", of, partial(measure, pipe, scorer, method, options.samples)
         )
         for method in ("reverse", "jacobi")
     }
