@@ -2,8 +2,8 @@
 
     python examples/cifar10.py cifar-10-batches-bin data/cifar10      # the binary version, as its author publishes it
     python examples/cifar10.py images data/cifar10                    # or images in train/CLASS and test/CLASS
-    biflow train small_32 --out runs/cifar --set data=npz:data/cifar10      # two CPU cores, about an hour
-    biflow train cifar10 --out runs/cifar10                                 # one GPU, about ten minutes
+    biflow train small_32 --out runs/cifar --set data=npz:data/cifar10      # sized for two CPU cores
+    biflow train cifar10 --out runs/cifar10                                 # sized for one GPU
 
 Images in folders train as they are too, with data=folder:images; packed, they are read at once and not decoded.
 """
