@@ -5,7 +5,7 @@ from typing import Any
 
 from machine import described
 from seeds import summary
-from studies import METHODS
+from studies import METHODS, STRENGTHS
 
 PLAIN = "bounded"  # the flow without alignment
 HEAD = ("FD", "FD, EfficientNet", "accuracy", "w", "minutes", "paper's FID")
@@ -17,7 +17,7 @@ INTRODUCTION = """
   dagger marks rows with these features in their loss, where the figure is no independent measure.
 - **accuracy**: share of samples that the classifier assigns to their label.
 - **w**: guidance strength. Rows without one are not guided; the others use the strength with the lowest FD on separate
-  noise, of 0, 0.25, 0.5, 1, 1.5 and 2.
+  noise, of {strengths}.
 - **minutes**: of training the reverse model on one thread, finishing included.
 - **paper's FID**: BiFlow-B/2 on ImageNet 256x256 (arXiv 2512.10953); compare only the order of the rows.
 """
@@ -36,6 +36,7 @@ def render(found: Mapping[str, Any]) -> str:
     """The page: the tables, then the claims."""
     study, seeds = found["study"], found["seeds"]
     spread = f"{seeds} seeds, mean and standard deviation" if seeds > 1 else "one seed"
+    strengths = ", ".join(f"{each:g}" for each in STRENGTHS)
     lines = [
         f"# Claims on {study['title']}",
         "",
@@ -43,7 +44,7 @@ def render(found: Mapping[str, Any]) -> str:
         f"{study['flow_steps']:,} steps of the recipe [{study['recipe']}](../recipes.md), every reverse model for",
         f"{study['reverse_steps']:,}, except that finishing is part of about the same time. {found['samples']:,}",
         f"samples per row, {spread}.",
-        INTRODUCTION.format(**found["real"], references=found["references"]).rstrip(),
+        INTRODUCTION.format(**found["real"], references=found["references"], strengths=strengths).rstrip(),
     ]
     for name, rows in found["rows"].items():
         lines += ["", f"## {name}", "", f"| {' | '.join([name, *HEAD])} |", f"|{' --- |' * (1 + len(HEAD))}"]

@@ -5,10 +5,10 @@
     python benchmarks/likelihood.py --data small_32 --minutes 15        # CIFAR-10
     python benchmarks/likelihood.py --minutes 0.1 --images 100 --runs runs/try --out runs/try   # a test
 
-Every flow is conditional on the class and sees the same images with uniform dequantisation noise and no other, one flow
-after the other on the same threads, with a cosine from its learning rate to 0 over as many steps as fit into the time.
-The learning rate is the best of three, each tried for a tenth of the time, by the likelihood of training images.
-Results are kept in runs/likelihood, so an interrupted command resumes.  Writes docs/results/likelihood_DATA.{md,json}.
+Every flow is conditional on the class and sees the same images with uniform dequantisation noise and no other noise,
+one flow after the other on the same threads, with a cosine from its learning rate to 0 over as many steps as fit into
+the time.  The learning rate is the best of three, each tried for a tenth of the time, by the likelihood of training
+images.  Results are kept in runs/likelihood, so an interrupted command resumes.  Writes docs/results/likelihood_DATA.{md,json}.
 """
 
 import argparse

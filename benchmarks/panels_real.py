@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from charts import chart, finish, hint, legend, rows_chart, spread_rows
+from claims_page import PLAIN
 from showcase import DRAWN
 from studies import STUDIES
 
@@ -50,9 +51,9 @@ def curve_panels(flows: Mapping[str, Sequence[Numbers]]) -> Panels:
     for name, seeds in flows.items():
         curve = seeds[0]["curve"]
         steps, accuracies = [line["step"] for line in curve], [line["accuracy"] for line in curve]
-        axes.plot(steps, accuracies, "o-", markersize=3, linewidth=1.3, label="none" if name == "bounded" else name)
+        axes.plot(steps, accuracies, "o-", markersize=3, linewidth=1.3, label="none" if name == PLAIN else name)
     legend(axes)
-    plain, aligned = (flows[name][0]["gradient"] for name in ("bounded", "reverse"))
+    plain, aligned = (flows[name][0]["gradient"] for name in (PLAIN, "reverse"))
     finding = f"Single-gradient accuracy: {plain:.1%} without alignment, {aligned:.1%} with alignment by reverse"
     return [(finding, finish(figure, axes, "training steps", "accuracy, test images"))]
 

@@ -11,25 +11,26 @@ import argparse
 import json
 import shlex
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import command_line, described
+from machine import command_line, described, seconds
 from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, images_of, kept, work_of
 from torch import Tensor
 
 from biflow.config import load_recipe
 from biflow.config.base import check_recorded
 from biflow.config.records import finished_in
+from biflow.data.datasets import ImageSet
 from biflow.data.images import make_grid
 from biflow.evaluation.html import INK
 from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
+from biflow.sampling.options import SamplingOptions
 from biflow.tensors import hash_tensors
 from biflow.training.provenance import describe_machine
 from biflow.training.run import CONFIG_FILE, HISTORY_FILE
@@ -42,15 +43,11 @@ SMOOTHED = 0.1  # share of the stage that a reported loss is averaged over
 LOSSES = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
-def seconds_per_batch(pipe: Pipeline, method: str, guidance: float, repeats: int = 3) -> float:
-    """Seconds to sample one batch, the fastest of several after one to warm up."""
+def seconds_per_batch(pipe: Pipeline, method: str, guidance: float) -> float:
+    """Seconds to sample one batch."""
     labels = torch.arange(TIMED) % pipe.config.num_classes
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SCORING)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    options: SamplingOptions = {"method": method, "guidance": guidance, "seed": SCORING}
+    return seconds(lambda: pipe.sample_pixels(labels, **options), pipe.device)
 
 
 def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[str, Any]:
@@ -93,6 +90,19 @@ def draw(path: Path, grids: Mapping[str, Tensor], columns: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
+
+
+def draw_samples(path: Path, pipe: Pipeline, train: ImageSet, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw training images, exact samples and one-pass samples, a column per class."""
+    columns = min(COLUMNS, pipe.config.num_classes)
+    labels = torch.arange(columns * ROWS) % columns
+    first = [(train.labels == label).nonzero()[:ROWS] for label in range(columns)]
+    grids = {"training images": train.images[torch.cat(first, dim=1).flatten()]}
+    for method in ("sequential", "reverse"):
+        title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'] / TIMED:,.1f} ms an image"
+        guidance = rows[method]["guidance"]
+        grids[title] = pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SCORING)
+    draw(path, grids, columns)
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -220,15 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "command": command_line(),
         "machine": describe_machine(pipe.device),
     }
-    columns = min(COLUMNS, pipe.config.num_classes)
-    labels = torch.arange(columns * ROWS) % columns
-    first = [(data.train.labels == label).nonzero()[:ROWS] for label in range(columns)]
-    grids = {"training images": data.train.images[torch.cat(first, dim=1).flatten()]}
-    for method in ("sequential", "reverse"):
-        title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'] / TIMED:,.1f} ms an image"
-        drawn = pipe.sample_pixels(labels, method=method, guidance=rows[method]["guidance"], seed=SCORING)
-        grids[title] = drawn
-    draw(options.out / f"{options.data}.png", grids, columns)
+    draw_samples(options.out / f"{options.data}.png", pipe, data.train, rows)
     write_text(options.out / f"{options.data}.json", json.dumps(numbers, indent=1) + "\n")
     write_text(options.out / f"{options.data}.md", render(numbers))
     print(render(numbers))

@@ -11,7 +11,7 @@ from runs import trained_judge
 from torch import Tensor
 
 from biflow.config import FitConfig, RunConfig, load_recipe
-from biflow.data.datasets import ImageSet, ImageSource, Split, digest
+from biflow.data.datasets import ImageSet, ImageSource, Split
 from biflow.data.open import open_images
 from biflow.data.randomness import permutation
 from biflow.evaluation.metrics import Gaussian, frechet_distance
@@ -19,13 +19,13 @@ from biflow.evaluation.samples import features_of
 from biflow.features.judge import Judge
 from biflow.features.metric_networks import FeatureNet, JudgeFeatures, make_feature_net
 from biflow.files import replace_file, write_text
+from biflow.tensors import hash_tensors
 
 Draw = Callable[[float, int], Tensor]
 """Samples uint8 (N, P, H, W), given a guidance strength and a noise seed."""
 
 CPU = torch.device("cpu")
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
-
 CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
 BATCH_SIZE = 250
 METHODS = ("gradient", "bayes")  # of classification by the likelihood
@@ -111,7 +111,7 @@ class Scorer:
 
     def __init__(self, work: Work, device: torch.device = CPU) -> None:
         judge = judge_of(work)
-        self.judge_digest = digest(*judge.state_dict().values())
+        self.judge_digest = hash_tensors(judge.state_dict())
         self.nets: dict[str, FeatureNet] = {
             "judge": JudgeFeatures(judge).to(device),
             "efficientnet": make_feature_net("efficientnet").to(device),
