@@ -8,7 +8,8 @@
 Every flow is conditional on the class and sees the same images with uniform dequantisation noise and no other noise,
 one flow after the other on the same threads, with a cosine from its learning rate to 0 over as many steps as fit into
 the time.  The learning rate is the best of three, each tried for a tenth of the time, by the likelihood of training
-images.  Results are kept in runs/likelihood, so an interrupted command resumes.  Writes docs/results/likelihood_DATA.{md,json}.
+images.  Results are kept in runs/likelihood, so an interrupted command resumes.  Writes
+docs/results/likelihood_DATA.{md,json}.
 """
 
 import argparse
