@@ -201,7 +201,7 @@ def reverse_settings(work: Work, seed: int, name: str, source: Path) -> RunConfi
     training, steps = TRAININGS[name], work.study.reverse_steps
     shares = [f"fit_reverse.steps={max(1, round(training.share * steps))}"]
     if training.finish:
-        shares.append(f"fit_finish={{steps: {max(1, round(training.finish * steps))}, features: {{{EFFICIENTNET}}}}}")
+        shares.append(f"fit_finish.steps={max(1, round(training.finish * steps))}")
     flow = FLOWS.get(training.flow, FLOWS["bounded"])
     return settings(work, seed, ["stage=reverse", f"flow_from={source}", *flow, *training.overrides, *shares])
 

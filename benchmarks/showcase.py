@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from machine import command_line, described, seconds
-from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, images_of, kept, work_of
+from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, Work, images_of, kept, work_of
 from torch import Tensor
 
 from biflow.config import load_recipe
@@ -51,14 +51,29 @@ def seconds_per_batch(pipe: Pipeline, method: str, guidance: float) -> float:
 
 
 def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[str, Any]:
-    """The scores of a method at its best strength, and its time."""
+    """The scores of a method at its best strength."""
     labels = torch.arange(samples) % pipe.config.num_classes
 
     def drawn(strength: float, seed: int) -> Tensor:
         return pipe.sample_pixels(labels, method=method, guidance=strength, seed=seed)
 
     scores, _ = scorer.score(drawn, labels, STRENGTHS)
-    return {**scores, "seconds": seconds_per_batch(pipe, method, scores["guidance"])}
+    return scores
+
+
+def score_methods(work: Work, pipe: Pipeline, scorer: Scorer) -> dict[str, dict[str, Any]]:
+    """The scores of every method, kept for the network that samples, and its time."""
+    of = {"samples": work.samples, "judge": scorer.judge_digest, "device": str(pipe.device)}
+    rows = {}
+    for method, network in {"reverse": pipe.model.reverse, "sequential": pipe.model.flow}.items():
+        assert network is not None
+        of |= {"network": hash_tensors(network.state_dict())}
+        path = work.runs / "showcase" / f"{method}.json"
+        rows[method] = kept(path, of, partial(measure, pipe, scorer, method, work.samples))
+    rows["jacobi"] = dict(rows["sequential"])  # the same images
+    for method, scores in rows.items():
+        scores["seconds"] = seconds_per_batch(pipe, method, scores["guidance"])
+    return rows
 
 
 def losses(run: Path) -> dict[str, dict[str, float]]:
@@ -115,7 +130,7 @@ def render(found: Mapping[str, Any]) -> str:
         f"![Uncurated: training images, exact samples and one-pass samples, a column per class]({name}.png)",
         "",
         "The first samples by index, a column per class, each method at its best guidance strength; times are for",
-        f"{TIMED} images in one batch. The two exact inverses give the same images, so Jacobi's are measured.",
+        f"{TIMED} images in one batch. The two exact inverses give the same images, which are measured once.",
         "",
         f"| | FD | FD, EfficientNet{mark} | accuracy | w | {TIMED} images | speed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -200,16 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = Pipeline.from_pretrained(options.run / "model").to(device)
     data, scorer = images_of(work), Scorer(work, device)
     training: Any = pipe.training or {}
-    of = {"model": hash_tensors(pipe.model.networks.state_dict()), "samples": options.samples}
-    of |= {"judge": scorer.judge_digest, "device": str(device)}
-    rows = {
-        method: kept(
-            work.runs / "showcase" / f"{method}.json", of, partial(measure, pipe, scorer, method, options.samples)
-        )
-        for method in ("reverse", "jacobi")
-    }
-    slow = seconds_per_batch(pipe, "sequential", rows["jacobi"]["guidance"])
-    rows["sequential"] = {**rows["jacobi"], "seconds": slow}  # the same images as Jacobi's
+    rows = score_methods(work, pipe, scorer)
     test = data.test.take(slice(options.samples))
     right = {name: classify_images(pipe.model, test.images, method=name).labels == test.labels for name in METHODS}
     train_command = ["biflow", "train", work.study.recipe, "--out", str(options.run)]

@@ -93,10 +93,11 @@ def images_of(work: Work) -> Split[ImageSet]:
 
 
 def settings(work: Work, seed: int, overrides: Sequence[str]) -> RunConfig:
-    """The recipe with the study's data and steps, and the overrides of a row."""
+    """The recipe with the study's data and steps, and the overrides of a row; finishing only if a row has its steps."""
     study = work.study
-    steps = [f"fit_flow.steps={study.flow_steps}", f"fit_reverse.steps={study.reverse_steps}", "fit_finish=null"]
-    return load_recipe(study.recipe, [f"seed={seed}", *study.overrides, *steps, *overrides])
+    steps = [f"fit_flow.steps={study.flow_steps}", f"fit_reverse.steps={study.reverse_steps}"]
+    finish = [] if any(each.startswith("fit_finish.steps=") for each in overrides) else ["fit_finish=null"]
+    return load_recipe(study.recipe, [f"seed={seed}", *study.overrides, *steps, *finish, *overrides])
 
 
 def judge_of(work: Work) -> Judge:

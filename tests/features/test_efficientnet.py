@@ -69,7 +69,7 @@ def test_what_it_does_not_read_is_refused():
         AlignConfig(encoder="efficientnet", network="a", layers=PLACES)
     with pytest.raises(ValueError, match="Expected no network for the distance 'efficientnet'"):
         DistanceConfig(kind="efficientnet", network="a")
-    with pytest.raises(InputError, match="Expected no file, since a package holds the weights.*Write efficientnet"):
+    with pytest.raises(InputError, match=r"Expected no file, since a package holds the weights.*Write efficientnet"):
         make_feature_net("efficientnet:weights.pth")
 
 

@@ -30,13 +30,14 @@ def random_features(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def objective() -> FinishReverse:
+def objective(guidance: float = 0.0) -> FinishReverse:
     model = tiny_model()
     features = PooledFeatures(FEATURES, model.config, make_codec("pixels"), None)
     noise, labels = torch.randn(20, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
     with torch.no_grad():
-        samples = features(sample(model.reverse, model.flow, noise, labels))
-    return FinishReverse(tiny_objective(model), FINISH, features, Population(samples, samples.flip(1) + 1, 8))
+        samples = features(sample(model.reverse, model.flow, noise, labels, guidance=guidance))
+    config = FINISH.model_copy(update={"guidance": guidance})
+    return FinishReverse(tiny_objective(model), config, features, Population(samples, samples.flip(1) + 1, 8))
 
 
 def batch():
@@ -74,10 +75,11 @@ def test_a_skipped_step_leaves_the_population_as_it_was():
     assert population.matrix.isfinite().all()
 
 
-def test_the_loss_is_that_of_fitting_plus_the_weighted_distance():
-    finish, given = objective(), batch()
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_the_loss_is_that_of_fitting_plus_the_weighted_distance(guidance):
+    finish, given = objective(guidance), batch()
     found = finish(given)
-    images = unpatchify(finish.reverse(given.prior, given.prior_labels).image, 2, 1)
+    images = unpatchify(finish.reverse(given.prior, given.prior_labels, guidance).image, 2, 1)
     features = finish.features(images)
     moved = finish.population.move(features.double())
     distance = (features - moved).square().sum(dim=1).mean() / finish.population.spread
@@ -156,6 +158,20 @@ class Outputs(nn.Module):
 def test_what_cannot_be_finished_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         RunConfig(**{**tiny_run().model_dump(), "fit_finish": FINISH.model_dump(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"num_classes": 0}, r"Expected fit_finish\.guidance 0 for a model without classes; got 3"),
+        ({"reverse": {"guidance": "trained", "max_guidance": 2}}, r"fit_finish\.guidance of at most 2; got 3"),
+    ],
+)
+def test_guidance_that_the_model_cannot_have_is_refused(model, message):
+    settings = tiny_run().model_dump()
+    finish = FINISH.model_copy(update={"guidance": 3.0}).model_dump()
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**{**settings, "model": {**settings["model"], **model}, "fit_finish": finish})
 
 
 def test_noisy_samples_cannot_be_finished():

@@ -118,15 +118,31 @@ class RunConfig(Config):
         for key, value in {"model.reverse": self.model.reverse, "fit_reverse": self.fit_reverse}.items():
             if self.stage != "flow" and value is None:
                 raise ValueError(f"Expected {key} for stage {self.stage!r}; got none. Describe it, or set stage=flow.")
-        if self.fit_finish and self.stage == "flow":
-            raise ValueError("Expected no fit_finish for stage 'flow', which has no reverse model. Leave it out.")
-        if self.fit_finish and self.model.reverse and self.model.reverse.denoising != "learned":
-            raise ValueError(
-                f"Expected model.reverse.denoising 'learned' with fit_finish; got {self.model.reverse.denoising!r}. "
-                "Set denoising=learned, or fit_finish=null."
-            )
         if self.stage == "reverse" and self.flow_from is None:
             raise ValueError("Expected flow_from, the model folder of the flow, for stage 'reverse'; got none. Set it.")
         if self.stage != "reverse" and self.flow_from is not None:
             raise ValueError(f"Expected no flow_from for stage {self.stage!r}. Leave it out, or set stage=reverse.")
+        return self
+
+    @model_validator(mode="after")
+    def _finishing_fits_the_model(self) -> Self:
+        finish, reverse = self.fit_finish, self.model.reverse
+        if finish and self.stage == "flow":
+            raise ValueError("Expected no fit_finish for stage 'flow', which has no reverse model. Leave it out.")
+        if finish is None or reverse is None:
+            return self
+        if reverse.denoising != "learned":
+            raise ValueError(
+                f"Expected model.reverse.denoising 'learned' with fit_finish; got {reverse.denoising!r}. "
+                "Set denoising=learned, or fit_finish=null."
+            )
+        if finish.guidance and not self.model.num_classes:
+            raise ValueError(
+                f"Expected fit_finish.guidance 0 for a model without classes; got {finish.guidance:g}. Leave it out."
+            )
+        if reverse.guidance == "trained" and finish.guidance > reverse.max_guidance:
+            raise ValueError(
+                f"Expected fit_finish.guidance of at most {reverse.max_guidance:g}; got {finish.guidance:g}. Lower it, "
+                "or raise model.reverse.max_guidance."
+            )
         return self

@@ -190,6 +190,8 @@ class FinishFitConfig(FitConfig):
     other features too: a metric that was trained on says little."""
     population: PositiveInt = 4000
     """Samples that mean and covariance are averaged over."""
+    guidance: NonNegativeFloat = 0.0
+    """Guidance strength of the samples; afterwards, sample with the same."""
 
     @model_validator(mode="after")
     def _features_are_a_networks(self) -> Self:

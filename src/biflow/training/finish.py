@@ -123,7 +123,9 @@ class FinishReverse(FitReverse):
         fitted = super().forward(batch)
         assert batch.prior is not None
         assert batch.prior_labels is not None
-        features = self.features(sample(self.reverse, self.flow, batch.prior, batch.prior_labels))
+        features = self.features(
+            sample(self.reverse, self.flow, batch.prior, batch.prior_labels, guidance=self.config.guidance)
+        )
         if self.training:
             self.seen.append(moments(features.detach().double()))
         distance = frechet_loss(features, self.population.move, self.population.spread).mean()
@@ -138,7 +140,7 @@ class FinishReverse(FitReverse):
         self.population.update(mean, second, self.config.batch_size, skipped)
 
 
-def sample(reverse: ReverseModel, flow: ForwardFlow, noise: Tensor, labels: Tensor) -> Tensor:
-    """Unguided one-pass samples (B, P, H, W) of what the flow models, from normal noise (B, T, D), with gradient."""
-    patches = reverse(flow.scale_noise(noise), labels).image
+def sample(reverse: ReverseModel, flow: ForwardFlow, noise: Tensor, labels: Tensor, *, guidance: float) -> Tensor:
+    """One-pass samples (B, P, H, W) of what the flow models, from normal noise (B, T, D), with gradient."""
+    patches = reverse(flow.scale_noise(noise), labels, guidance).image
     return unpatchify(patches, flow.config.patch_size, flow.config.channels).float()

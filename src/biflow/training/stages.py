@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from biflow.checkpoint import load_model
-from biflow.config import FitConfig, RunConfig
+from biflow.config import FinishFitConfig, FitConfig, RunConfig
 from biflow.config.base import first_difference
 from biflow.data.augment import add_noise, draw_guidance, draw_window, drop_labels, flip
 from biflow.data.datasets import ImageSet, Source, with_shifts
@@ -217,12 +217,14 @@ def fit_finish(run: Run, objective: FitReverse, features: PooledFeatures) -> flo
     """Lower the Fréchet distance of the reverse model's samples; returns the training time in seconds."""
     config = run.config.fit_finish
     assert config is not None
-    population = measure_population(run, objective, features, config.population)
+    population = measure_population(run, objective, features, config)
     return fit(run, "finish", FinishReverse(objective, config, features, population), config)
 
 
 @torch.no_grad()
-def measure_population(run: Run, objective: FitReverse, features: PooledFeatures, size: int) -> Population:
+def measure_population(
+    run: Run, objective: FitReverse, features: PooledFeatures, config: FinishFitConfig
+) -> Population:
     """Features of training images, and of as many samples with their labels."""
     codec, device, keys = run.codec.to(run.world.device), run.world.device, (run.config.seed, "population")
     reverse, flow, features = objective.reverse.to(device).eval(), objective.flow.to(device), features.to(device)
@@ -230,8 +232,8 @@ def measure_population(run: Run, objective: FitReverse, features: PooledFeatures
     for pixels, labels, indices in some_examples(run.data, FINISH_IMAGES, *keys):
         real.append(features(to_latents(codec, pixels, indices, *keys).to(device)))
         noise = normal_for(indices, run.config.model.noise_shape, "prior", *keys).to(device)
-        samples.append(features(sample(reverse, flow, noise, labels.to(device))))
-    return Population(torch.cat(samples), torch.cat(real), size)
+        samples.append(features(sample(reverse, flow, noise, labels.to(device), guidance=config.guidance)))
+    return Population(torch.cat(samples), torch.cat(real), config.population)
 
 
 def fit_judge(run: Run, config: FitConfig) -> tuple[Judge, float]:
