@@ -33,21 +33,21 @@ from biflow.pipeline import Pipeline
 from biflow.sampling.options import SamplingOptions
 from biflow.tensors import hash_tensors
 from biflow.training.provenance import describe_machine
-from biflow.training.run import CONFIG_FILE, HISTORY_FILE
+from biflow.training.run import ABOUT_FILE, CONFIG_FILE, HISTORY_FILE
 
 DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "jacobi": "exact inverse, Jacobi"}
-TIMED = 128  # images
+BATCHES = (1, 128)  # images, that are timed
 COLUMNS, ROWS = 10, 8  # of each grid, at most
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is reported
 SMOOTHED = 0.1  # share of the stage that a reported loss is averaged over
 LOSSES = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
-def seconds_per_batch(pipe: Pipeline, method: str, guidance: float) -> float:
-    """Seconds to sample one batch."""
-    labels = torch.arange(TIMED) % pipe.config.num_classes
+def seconds_per_batch(pipe: Pipeline, method: str, guidance: float) -> dict[int, float]:
+    """Seconds to sample a batch, by its size."""
     options: SamplingOptions = {"method": method, "guidance": guidance, "seed": SCORING}
-    return seconds(lambda: pipe.sample_pixels(labels, **options), pipe.device)
+    labels = torch.arange(max(BATCHES)) % pipe.config.num_classes
+    return {size: seconds(partial(pipe.sample_pixels, labels[:size], **options), pipe.device) for size in BATCHES}
 
 
 def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def draw_samples(path: Path, pipe: Pipeline, train: ImageSet, rows: Mapping[str,
     first = [(train.labels == label).nonzero()[:ROWS] for label in range(columns)]
     grids = {"training images": train.images[torch.cat(first, dim=1).flatten()]}
     for method in ("sequential", "reverse"):
-        title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'] / TIMED:,.1f} ms an image"
+        title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'][1]:,.0f} ms for one image"
         guidance = rows[method]["guidance"]
         grids[title] = pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SCORING)
     draw(path, grids, columns)
@@ -129,22 +129,25 @@ def render(found: Mapping[str, Any]) -> str:
         "",
         f"![Uncurated: training images, exact samples and one-pass samples, a column per class]({name}.png)",
         "",
-        "The first samples by index, a column per class, each method at its best guidance strength; times are for",
-        f"{TIMED} images in one batch. The two exact inverses give the same images, which are measured once.",
+        "The first samples by index, a column per class, each method at its best guidance strength. The two exact",
+        "inverses give the same images, which are measured once. Times are those of one batch, and how many times as",
+        "long as one pass it takes.",
         "",
-        f"| | FD | FD, EfficientNet{mark} | accuracy | w | {TIMED} images | speed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"| | FD | FD, EfficientNet{mark} | accuracy | w | {' | '.join(map(count_images, BATCHES))} |",
+        f"|{' --- |' * (5 + len(BATCHES))}",
     ]
     enough = real["images"] == found["samples"]  # a Fréchet distance depends on the number of images
     compared = (f"{real['judge']:.2f}", f"{real['efficientnet']:.0f}") if enough else ("", "")
-    slowest = max(row["seconds"] for row in rows.values())
     for method, row in rows.items():
         cells = [DRAWN[method], f"{row['frechet_distance']:.2f}", f"{row['efficientnet']:.0f}"]
-        cells += [f"{row['class_accuracy']:.1%}", f"{row['guidance']:g}", f"{1000 * row['seconds']:,.0f} ms"]
-        cells.append(f"{slowest / row['seconds']:,.0f} times")
+        cells += [f"{row['class_accuracy']:.1%}", f"{row['guidance']:g}"]
+        for size, taken in row["seconds"].items():
+            times = "" if method == "reverse" else f" ({taken / rows['reverse']['seconds'][size]:,.1f} times)"
+            cells.append(f"{1000 * taken:,.0f} ms{times}")
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"| {real['images']:,} test images | {' | '.join(compared)} | {real['accuracy']:.1%} | | | |",
+        f"| {real['images']:,} test images | {' | '.join(compared)} | {real['accuracy']:.1%}"
+        + " |" * (2 + len(BATCHES)),
         "",
         f"- **FD**: Fréchet distance to {found['references']:,} training images in the features of a classifier that",
         "  is part of no loss.",
@@ -154,6 +157,8 @@ def render(found: Mapping[str, Any]) -> str:
     if mark:
         lines.append("- **trained on**: finishing lowered the Fréchet distance in features of this network.")
     lines += [
+        "",
+        *by_strength(rows),
         "",
         f"These test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise; by their likelihood alone,",
         "the flow classifies "
@@ -166,6 +171,20 @@ def render(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def count_images(size: int) -> str:
+    """A number of images, in words."""
+    return f"{size} image{'s' * (size != 1)}"
+
+
+def by_strength(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The distances at all strengths that were tried."""
+    lines = [f"| FD at w = | {' | '.join(f'{w:g}' for w in STRENGTHS)} |", f"|{' --- |' * (1 + len(STRENGTHS))}"]
+    for method, name in {"reverse": DRAWN["reverse"], "sequential": "exact inverse"}.items():
+        cells = [f"{distance:.2f}" for distance in rows[method]["tried"].values()]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return lines
+
+
 def training_lines(found: Mapping[str, Any]) -> list[str]:
     """The command that trained the model, its time, and the loss to expect."""
     stages, curves = found["stages"], found["losses"]
@@ -176,7 +195,7 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
         "",
         f"    {found['train_command']}",
         "",
-        f"{sum(minutes.values()):.0f} minutes on {found['trained_on']}. Minutes on a GPU are not measured.",
+        f"{sum(minutes.values()):.0f} minutes on {found['trained_on']}. Minutes on other machines are not measured.",
         "",
         f"| stage | steps | minutes | {' | '.join(f'loss at {moment}' for moment in curves['flow'])} |",
         f"|{' --- |' * (3 + len(MOMENTS))}",
@@ -211,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load_recipe(work.study.recipe, [*work.study.overrides, *changes])
     check_recorded(options.run / CONFIG_FILE, recipe, "Train it with the study's recipe, or choose another --data.")
     work = work._replace(study=work.study._replace(overrides=(*work.study.overrides, *changes)))
-    curves = losses(options.run)
+    curves, session = losses(options.run), json.loads((options.run / ABOUT_FILE).read_text(encoding="utf-8"))[-1]
     pipe = Pipeline.from_pretrained(options.run / "model").to(device)
     data, scorer = images_of(work), Scorer(work, device)
     training: Any = pipe.training or {}
@@ -231,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "stages": training["stages"],
         "losses": curves,
         "finished_in": finished_in(training),
-        "trained_on": training["device"],
+        "trained_on": f"{session['device'].replace('cpu', 'a CPU')} with {session['threads']} threads",
         "train_command": shlex.join(train_command),
         "command": command_line(),
         "machine": describe_machine(pipe.device),

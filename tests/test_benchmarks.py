@@ -40,6 +40,7 @@ RESULTS = BENCHMARKS.parent / "docs" / "results"
 PAGES = [  # page, script, function that renders it
     *((name, name, "render") for name in ("certify", "editing", "export", "faults", "outliers")),
     ("plan", "memory", "render"),
+    ("fashion_mnist", "showcase", "render"),
     ("speed/batches", "batches", "render"),
     ("speed/contention", "contention", "render"),
     *((f"speed/inverse{which}", "inverse", "render") for which in ("", "_digits_p1", "_quickstart", "_refine")),
