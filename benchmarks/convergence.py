@@ -1,6 +1,6 @@
 """What makes a reverse model learn fast: variants of its training, each for the same time on the same flow.
 
-    python benchmarks/convergence.py --data fashion_mnist --seeds 3       # about two hours on two CPU cores
+    python benchmarks/convergence.py --data fashion_mnist --seeds 3       # hours on two CPU cores
     python benchmarks/convergence.py --steps 4 --flow-steps 4 --samples 50 --seeds 1 --runs runs/try --out runs/try
 
 Every row makes one change to the data set's recipe.  Wider and deeper models train for fewer steps, so that all rows
@@ -31,7 +31,7 @@ from biflow.pipeline import Pipeline
 from biflow.quickstart.measures import measure_reverse
 from biflow.training.provenance import describe_machine
 
-STEPS, SAMPLES = 500, 2000
+STEPS, SAMPLES = 300, 2000
 WARM_UP = 0.1  # share of the steps
 SCORES = "scores.json"
 WIDTH = "model.reverse.width"
