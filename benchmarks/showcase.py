@@ -92,6 +92,11 @@ def losses(run: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def revision(git: str | None) -> str:
+    """A short git revision, with a plus sign if there were changes."""
+    return git[:7] + "+" * git.endswith("+") if git else "unknown"
+
+
 def draw(path: Path, grids: Mapping[str, Tensor], columns: int) -> None:
     """Grids of images side by side, each with its title."""
     from matplotlib.figure import Figure
@@ -130,8 +135,8 @@ def render(found: Mapping[str, Any]) -> str:
         f"![Uncurated: training images, exact samples and one-pass samples, a column per class]({name}.png)",
         "",
         "The first samples by index, a column per class, each method at its best guidance strength. The two exact",
-        "inverses give the same images, which are measured once. Times are those of one batch, and how many times as",
-        "long as one pass it takes.",
+        "inverses give the same images up to Jacobi's tolerance, which are measured once. Times are for one batch,",
+        "guided, the fastest of three; in parentheses, relative to one pass.",
         "",
         f"| | FD | FD, EfficientNet{mark} | accuracy | w | {' | '.join(map(count_images, BATCHES))} |",
         f"|{' --- |' * (5 + len(BATCHES))}",
@@ -160,10 +165,11 @@ def render(found: Mapping[str, Any]) -> str:
         "",
         *by_strength(rows),
         "",
-        f"These test images have {found['bits_per_dim']:.2f} bits/dim with uniform noise; by their likelihood alone,",
-        "the flow classifies "
+        "By likelihood alone, the flow classifies "
         + ", ".join(f"{share:.1%} ({method})" for method, share in found["classification"].items())
-        + ".",
+        + " of these",
+        f"test images. They have {found['bits_per_dim']:.2f} bits/dim with uniform noise; the flow was trained with",
+        "Gaussian noise instead, as the recipe says.",
         *training_lines(found),
         "",
         f"Written by `{found['command']}`: {found['samples']:,} samples a row, on {described(found['machine'])}.",
@@ -178,7 +184,10 @@ def count_images(size: int) -> str:
 
 def by_strength(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The distances at all strengths that were tried."""
-    lines = [f"| FD at w = | {' | '.join(f'{w:g}' for w in STRENGTHS)} |", f"|{' --- |' * (1 + len(STRENGTHS))}"]
+    lines = [
+        f"| FD while choosing w, on other noise: w = | {' | '.join(f'{w:g}' for w in STRENGTHS)} |",
+        f"|{' --- |' * (1 + len(STRENGTHS))}",
+    ]
     for method, name in {"reverse": DRAWN["reverse"], "sequential": "exact inverse"}.items():
         cells = [f"{distance:.2f}" for distance in rows[method]["tried"].values()]
         lines.append(f"| {' | '.join([name, *cells])} |")
@@ -195,7 +204,8 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
         "",
         f"    {found['train_command']}",
         "",
-        f"{sum(minutes.values()):.0f} minutes on {found['trained_on']}. Minutes on other machines are not measured.",
+        f"{sum(minutes.values()):.0f} minutes on {found['trained_on']}, in {len(found['revisions'])} sessions, at",
+        f"revisions {', '.join(found['revisions'])} (+: with changes).",
         "",
         f"| stage | steps | minutes | {' | '.join(f'loss at {moment}' for moment in curves['flow'])} |",
         f"|{' --- |' * (3 + len(MOMENTS))}",
@@ -208,8 +218,8 @@ def training_lines(found: Mapping[str, Any]) -> list[str]:
         *lines,
         "",
         "Losses: of the flow in nats per dimension; of the reverse model the mean squared error of its images; of",
-        "finishing the Fréchet distance relative to the total variance of real features. Each is a mean over a tenth",
-        "of the stage, the steps before that moment.",
+        "finishing the Fréchet distance relative to the total variance of real features. Each averages the logged",
+        "batches of the tenth of the stage before that moment.",
     ]
 
 
@@ -230,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = load_recipe(work.study.recipe, [*work.study.overrides, *changes])
     check_recorded(options.run / CONFIG_FILE, recipe, "Train it with the study's recipe, or choose another --data.")
     work = work._replace(study=work.study._replace(overrides=(*work.study.overrides, *changes)))
-    curves, session = losses(options.run), json.loads((options.run / ABOUT_FILE).read_text(encoding="utf-8"))[-1]
+    curves, sessions = losses(options.run), json.loads((options.run / ABOUT_FILE).read_text(encoding="utf-8"))
     pipe = Pipeline.from_pretrained(options.run / "model").to(device)
     data, scorer = images_of(work), Scorer(work, device)
     training: Any = pipe.training or {}
@@ -250,7 +260,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "stages": training["stages"],
         "losses": curves,
         "finished_in": finished_in(training),
-        "trained_on": f"{session['device'].replace('cpu', 'a CPU')} with {session['threads']} threads",
+        "trained_on": f"{sessions[-1]['device'].replace('cpu', 'a CPU')} with {sessions[-1]['threads']} threads",
+        "revisions": [revision(session["git"]) for session in sessions],
         "train_command": shlex.join(train_command),
         "command": command_line(),
         "machine": describe_machine(pipe.device),

@@ -191,7 +191,7 @@ class FinishFitConfig(FitConfig):
     population: PositiveInt = 4000
     """Samples that mean and covariance are averaged over."""
     guidance: NonNegativeFloat = 0.0
-    """Guidance strength of the samples; afterwards, sample with the same."""
+    """Guidance strength of the samples."""
 
     @model_validator(mode="after")
     def _features_are_a_networks(self) -> Self:
