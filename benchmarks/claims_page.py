@@ -5,7 +5,7 @@ from typing import Any
 
 from machine import described
 from seeds import summary
-from studies import METHODS, STRENGTHS
+from studies import ANNEALED, CONSTANT, METHODS
 
 PLAIN = "bounded"  # the flow without alignment
 HEAD = ("FD", "FD, EfficientNet", "accuracy", "w", "minutes", "paper's FID")
@@ -36,14 +36,16 @@ def render(found: Mapping[str, Any]) -> str:
     """The page: the tables, then the claims."""
     study, seeds = found["study"], found["seeds"]
     spread = f"{seeds} seeds, mean and standard deviation" if seeds > 1 else "one seed"
-    strengths = ", ".join(f"{each:g}" for each in STRENGTHS)
+    strengths = (
+        f"{', '.join(CONSTANT)}; for the exact inverse also {', '.join(ANNEALED).replace(',annealed', ' annealed')}"
+    )
     lines = [
         f"# Claims on {study['title']}",
         "",
         f"Written by `{found['command']}`, on {described(found['machine'])}. Every flow is trained for",
         f"{study['flow_steps']:,} steps of the recipe [{study['recipe']}](../recipes.md), every reverse model for",
-        f"{study['reverse_steps']:,}, except that finishing is part of about the same time. {found['samples']:,}",
-        f"samples per row, {spread}.",
+        f"{study['reverse_steps']:,}; rows with finishing train fewer steps, for about the same time.",
+        f"{found['samples']:,} samples per row, {spread}.",
         INTRODUCTION.format(**found["real"], references=found["references"], strengths=strengths).rstrip(),
     ]
     for name, rows in found["rows"].items():
@@ -55,7 +57,7 @@ def render(found: Mapping[str, Any]) -> str:
                 summary([each["frechet_distance"] for each in scores], 1),
                 summary([each["efficientnet"] for each in scores], 0) + dagger,
                 summary([100 * each["class_accuracy"] for each in scores], 1) + "%",
-                ", ".join(f"{each['guidance']:g}" for each in scores) if facts["guided"] else "",
+                ", ".join(each["guidance"].replace(",", " ") for each in scores) if facts["guided"] else "",
                 summary([each["minutes"] for each in scores], 0) if facts["one_pass"] else "",
                 "" if facts["paper"] is None else f"{facts['paper']:.2f}",
             ]

@@ -97,7 +97,7 @@ def score(work: Work, steps: int, job: tuple[int, str]) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         pipe = Pipeline.from_pretrained(model)
         labels = torch.arange(work.samples) % pipe.config.num_classes
-        scores, _ = scorer.score(lambda w, seed: pipe.sample_pixels(labels, guidance=w, seed=seed), labels, [0.0])
+        scores, _ = scorer.score(lambda w, seed: pipe.sample_pixels(labels, guidance=w, seed=seed), labels, ["0"])
         mse = measure_reverse(pipe.model, data.test)["test_reconstruction_mse"]
         return {"steps": taken, "minutes": minutes(pipe), "mse": mse, **scores}
 
@@ -172,7 +172,7 @@ def main() -> None:
         "samples": options.samples,
         "rows": rows,
         "command": command_line(),
-        "machine": describe_machine(torch.device("cpu")),
+        "machine": {**describe_machine(torch.device("cpu")), "threads": 1},  # of every job
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / f"convergence_{options.data}.json", json.dumps(numbers, indent=1) + "\n")

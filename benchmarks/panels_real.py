@@ -20,7 +20,7 @@ def showcase_panels(numbers: Numbers) -> Panels:
     figure, axes = chart()
     rows, title = numbers["rows"], STUDIES[numbers["data"]].title
     for key, colour in (("reverse", ACCENT), ("jacobi", QUIET)):
-        tried = {float(w): distance for w, distance in rows[key]["tried"].items()}
+        tried = {float(w): distance for w, distance in rows[key]["tried"].items() if "," not in w}
         axes.plot(tried.keys(), tried.values(), "o-", color=colour, markersize=4, label=DRAWN[key].partition(",")[0])
     axes.axhline(numbers["real"]["judge"], color=INK, linewidth=0.8, linestyle=":", label="real test images")
     axes.set_ylim(bottom=0)

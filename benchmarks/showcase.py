@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from machine import command_line, described, seconds
-from studies import CPU, METHODS, SCORING, STRENGTHS, STUDIES, Scorer, Work, images_of, kept, work_of
+from studies import ANNEALED, CONSTANT, CPU, METHODS, SCORING, STUDIES, Scorer, Work, images_of, kept, work_of
 from torch import Tensor
 
 from biflow.config import load_recipe
@@ -30,12 +30,14 @@ from biflow.evaluation.html import INK
 from biflow.files import replace_file, write_text
 from biflow.inference.classify import classify_images
 from biflow.pipeline import Pipeline
+from biflow.sampling.guidance import Guidance, parse_guidance
 from biflow.sampling.options import SamplingOptions
 from biflow.tensors import hash_tensors
 from biflow.training.provenance import describe_machine
 from biflow.training.run import ABOUT_FILE, CONFIG_FILE, HISTORY_FILE
 
 DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "jacobi": "exact inverse, Jacobi"}
+TRIED = {"reverse": CONSTANT, "sequential": CONSTANT + ANNEALED}  # guidance
 BATCHES = (1, 128)  # images, that are timed
 COLUMNS, ROWS = 10, 8  # of each grid, at most
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is reported
@@ -43,9 +45,9 @@ SMOOTHED = 0.1  # share of the stage that a reported loss is averaged over
 LOSSES = {"flow": "nats_per_dim", "reverse": "mse", "finish": "frechet_distance"}  # adaptive losses say little
 
 
-def seconds_per_batch(pipe: Pipeline, method: str, guidance: float) -> dict[int, float]:
+def seconds_per_batch(pipe: Pipeline, method: str, guidance: str) -> dict[int, float]:
     """Seconds to sample a batch, by its size."""
-    options: SamplingOptions = {"method": method, "guidance": guidance, "seed": SCORING}
+    options: SamplingOptions = {"method": method, "guidance": parse_guidance(guidance), "seed": SCORING}
     labels = torch.arange(max(BATCHES)) % pipe.config.num_classes
     return {size: seconds(partial(pipe.sample_pixels, labels[:size], **options), pipe.device) for size in BATCHES}
 
@@ -54,11 +56,10 @@ def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[s
     """The scores of a method at its best strength."""
     labels = torch.arange(samples) % pipe.config.num_classes
 
-    def drawn(strength: float, seed: int) -> Tensor:
-        return pipe.sample_pixels(labels, method=method, guidance=strength, seed=seed)
+    def drawn(guidance: Guidance, seed: int) -> Tensor:
+        return pipe.sample_pixels(labels, method=method, guidance=guidance, seed=seed)
 
-    scores, _ = scorer.score(drawn, labels, STRENGTHS)
-    return scores
+    return scorer.score(drawn, labels, TRIED[method])[0]
 
 
 def score_methods(work: Work, pipe: Pipeline, scorer: Scorer) -> dict[str, dict[str, Any]]:
@@ -67,7 +68,7 @@ def score_methods(work: Work, pipe: Pipeline, scorer: Scorer) -> dict[str, dict[
     rows = {}
     for method, network in {"reverse": pipe.model.reverse, "sequential": pipe.model.flow}.items():
         assert network is not None
-        of |= {"network": hash_tensors(network.state_dict())}
+        of |= {"network": hash_tensors(network.state_dict()), "tried": TRIED[method]}
         path = work.runs / "showcase" / f"{method}.json"
         rows[method] = kept(path, of, partial(measure, pipe, scorer, method, work.samples))
     rows["jacobi"] = dict(rows["sequential"])  # the same images
@@ -120,7 +121,7 @@ def draw_samples(path: Path, pipe: Pipeline, train: ImageSet, rows: Mapping[str,
     grids = {"training images": train.images[torch.cat(first, dim=1).flatten()]}
     for method in ("sequential", "reverse"):
         title = f"{DRAWN[method]}: {1000 * rows[method]['seconds'][1]:,.0f} ms for one image"
-        guidance = rows[method]["guidance"]
+        guidance = parse_guidance(rows[method]["guidance"])
         grids[title] = pipe.sample_pixels(labels, method=method, guidance=guidance, seed=SCORING)
     draw(path, grids, columns)
 
@@ -145,7 +146,7 @@ def render(found: Mapping[str, Any]) -> str:
     compared = (f"{real['judge']:.2f}", f"{real['efficientnet']:.0f}") if enough else ("", "")
     for method, row in rows.items():
         cells = [DRAWN[method], f"{row['frechet_distance']:.2f}", f"{row['efficientnet']:.0f}"]
-        cells += [f"{row['class_accuracy']:.1%}", f"{row['guidance']:g}"]
+        cells += [f"{row['class_accuracy']:.1%}", row["guidance"].replace(",", " ")]
         for size, taken in row["seconds"].items():
             times = "" if method == "reverse" else f" ({taken / rows['reverse']['seconds'][size]:,.1f} times)"
             cells.append(f"{1000 * taken:,.0f} ms{times}")
@@ -157,13 +158,13 @@ def render(found: Mapping[str, Any]) -> str:
         f"- **FD**: Fréchet distance to {found['references']:,} training images in the features of a classifier that",
         "  is part of no loss.",
         "- **accuracy**: share of samples that it assigns to their label, and of test images to theirs.",
-        "- **w**: the guidance strength with the lowest FD on other noise.",
+        "- **w**: the guidance with the lowest FD on other noise.",
     ]
     if mark:
         lines.append("- **trained on**: finishing lowered the Fréchet distance in features of this network.")
     lines += [
         "",
-        *by_strength(rows),
+        *by_guidance(rows),
         "",
         "By likelihood alone, the flow classifies "
         + ", ".join(f"{share:.1%} ({method})" for method, share in found["classification"].items())
@@ -182,15 +183,14 @@ def count_images(size: int) -> str:
     return f"{size} image{'s' * (size != 1)}"
 
 
-def by_strength(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The distances at all strengths that were tried."""
-    lines = [
-        f"| FD while choosing w, on other noise: w = | {' | '.join(f'{w:g}' for w in STRENGTHS)} |",
-        f"|{' --- |' * (1 + len(STRENGTHS))}",
-    ]
+def by_guidance(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The distances with all guidance that was tried, on the noise that only chooses among it."""
+    tried = TRIED["sequential"]
+    heads = " | ".join(w.replace(",", " ") for w in tried)
+    lines = [f"| w, while choosing it | {heads} |", f"|{' --- |' * (1 + len(tried))}"]
     for method, name in {"reverse": DRAWN["reverse"], "sequential": "exact inverse"}.items():
-        cells = [f"{distance:.2f}" for distance in rows[method]["tried"].values()]
-        lines.append(f"| {' | '.join([name, *cells])} |")
+        found = rows[method]["tried"]
+        lines.append(f"| FD, {name} | {' | '.join(f'{found[w]:.2f}' if w in found else '' for w in tried)} |")
     return lines
 
 

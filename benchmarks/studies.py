@@ -19,13 +19,15 @@ from biflow.evaluation.samples import features_of
 from biflow.features.judge import Judge
 from biflow.features.metric_networks import FeatureNet, JudgeFeatures, make_feature_net
 from biflow.files import replace_file, write_text
+from biflow.sampling.guidance import Guidance, parse_guidance
 from biflow.tensors import hash_tensors
 
-Draw = Callable[[float, int], Tensor]
-"""Samples uint8 (N, P, H, W), given a guidance strength and a noise seed."""
+Draw = Callable[[Guidance, int], Tensor]
+"""Samples uint8 (N, P, H, W), given guidance and a noise seed."""
 
 CPU = torch.device("cpu")
-STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+CONSTANT = ("0", "0.25", "0.5", "1", "1.5", "2")  # guidance that is tried
+ANNEALED = tuple(f"{w},annealed" for w in ("0.5", "1", "2", "3"))  # of the exact inverse only
 CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
 BATCH_SIZE = 250
 METHODS = ("gradient", "bayes")  # of classification by the likelihood
@@ -118,11 +120,11 @@ class Scorer:
             "efficientnet": make_feature_net("efficientnet").to(device),
         }
         train, folder = images_of(work).train, work.runs / "references"
-        of = {"judge": self.judge_digest, "efficientnet": "efficientnet"}
-        self.references = {name: self._reference(name, train, folder / f"{name}.pt", of[name]) for name in self.nets}
+        of = f"{self.judge_digest}, {train.listing_digest()}, {REFERENCES}"
+        self.references = {name: self._reference(name, train, folder / f"{name}.pt", of) for name in self.nets}
 
     def _reference(self, name: str, train: ImageSet, path: Path, of: str) -> Gaussian:
-        """The Gaussian of the first training images, computed unless it is kept from the same network."""
+        """The Gaussian of the first training images, computed unless it is kept for the same classifier and images."""
         if path.exists():
             *moments, made_of = torch.load(path, weights_only=True)
             if made_of == of:
@@ -142,13 +144,13 @@ class Scorer:
         found = self.features(name, pixels)
         return frechet_distance(Gaussian.fit(found.pooled), self.references[name]), found
 
-    def score(self, draw: Draw, labels: Tensor, strengths: Sequence[float]) -> tuple[dict[str, Any], Tensor]:
-        """Scores of samples at the strength with the lowest distance on other noise, and their features (N, F)."""
-        tried = {0.0: 0.0}
-        if len(strengths) > 1:
-            tried = {w: self.distance("judge", draw(w, CHOOSING))[0] for w in strengths}
-        best = min(tried, key=lambda w: tried[w])
-        pixels = draw(best, SCORING)
+    def score(self, draw: Draw, labels: Tensor, guidances: Sequence[str]) -> tuple[dict[str, Any], Tensor]:
+        """Scores of samples with the guidance of the lowest distance on other noise, and their features (N, F)."""
+        tried, best = {}, guidances[0]
+        if len(guidances) > 1:
+            tried = {w: self.distance("judge", draw(parse_guidance(w), CHOOSING))[0] for w in guidances}
+            best = min(tried, key=lambda w: tried[w])
+        pixels = draw(parse_guidance(best), SCORING)
         distance, found = self.distance("judge", pixels)
         scores = {
             "guidance": best,

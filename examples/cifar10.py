@@ -5,7 +5,7 @@
     biflow train small_32 --out runs/cifar --set data=npz:data/cifar10      # sized for two CPU cores
     biflow train cifar10 --out runs/cifar10                                 # sized for one GPU
 
-Images in folders train as they are too, with data=folder:images; packed, they are read at once and not decoded.
+Images in folders train as they are too, with data=folder:images; packed files load at once, without decoding.
 """
 
 import argparse
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         found = open_images(f"folder:{options.source}", SHAPE, ReadingConfig())
     for name, part in (("train", found.train), ("test", found.test)):
+        if not len(part):
+            continue
         images = part.read(torch.arange(len(part)))
         write_npz(options.out / f"{name}.npz", images, part.labels, part.class_names)
         print(f"{len(part):,} images in {options.out / name}.npz")

@@ -207,10 +207,11 @@ def test_bad_idx_files_are_refused(tmp_path):
     assert "Give a folder with the files of one data set" in message()
 
 
-def test_a_cut_gzip_file_is_refused(tmp_path):
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-9], lambda whole: whole[:12] + b"\xff" * 8 + whole[20:]])
+def test_a_damaged_gzip_file_is_refused(tmp_path, damage):
     folder = mnist(tmp_path / "set")
     images = folder / "train-images-idx3-ubyte.gz"
-    images.write_bytes(images.read_bytes()[:-9])
+    images.write_bytes(damage(images.read_bytes()))
     with pytest.raises(InputError, match=r"Expected an IDX file; cannot read .* Download it again"):
         open_data(f"idx:{folder}", SHAPE, DEFAULT)
 

@@ -1,6 +1,7 @@
 """Data sets in memory: .npz files of images and labels, and MNIST-style IDX files."""
 
 import gzip
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -124,7 +125,7 @@ def read_idx(path: Path) -> np.ndarray:
         zeros, kind, dims = content[:2], content[2], content[3]
         shape = np.frombuffer(content, ">u4", dims, offset=4).tolist()
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * dims)
-    except (OSError, EOFError, ValueError, IndexError):
+    except (OSError, EOFError, ValueError, IndexError, zlib.error):
         raise InputError(f"Expected an IDX file; cannot read {path}. Download it again.") from None
     if zeros != b"\0\0" or kind != IDX_BYTES:
         raise InputError(f"Expected an IDX file of bytes; {path} is not one. Give the files as they are published.")

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ class Samples(NamedTuple):
 
 def write_npz(path: Path, pixels: Tensor, labels: Tensor, class_names: tuple[str, ...] = ()) -> None:
     """Write the ADM evaluator's format, arr_0 uint8 (N, H, W, P) and arr_1 int64 (N,), with any class names."""
-    arrays = {"arr_0": pixels.permute(0, 2, 3, 1).numpy(), "arr_1": labels.numpy()}
+    arrays: dict[str, Any] = {"arr_0": pixels.permute(0, 2, 3, 1).numpy(), "arr_1": labels.numpy()}
     if class_names:
         arrays["class_names"] = np.array(class_names)
     with replace_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def read_samples(path: Path) -> Samples:
