@@ -39,9 +39,7 @@ def claims_panels(numbers: Numbers) -> Panels:
     for table, rows in numbers["rows"].items():
         distances = {name: [each["frechet_distance"] for each in scores] for name, scores in rows.items()}
         best = min(distances, key=lambda name: statistics.mean(distances[name]))
-        found.append(
-            (f"{table}: the lowest Fréchet distance is that of: {best}", spread_rows(distances, "Fréchet distance"))
-        )
+        found.append((f"{table}: {best} has the lowest Fréchet distance", spread_rows(distances, "Fréchet distance")))
     return [*found, *curve_panels(numbers["flows"])]
 
 
@@ -63,7 +61,7 @@ def convergence_panels(numbers: Numbers) -> Panels:
     rows = {name: [each["frechet_distance"] for each in scores] for name, scores in numbers["rows"].items()}
     best = min(rows, key=lambda name: statistics.mean(rows[name]))
     title = STUDIES[numbers["data"]].title
-    finding = f"{title}: of all variants of reverse training, the lowest Fréchet distance is that of: {best}"
+    finding = f"{title}: of all variants of reverse training, '{best}' has the lowest Fréchet distance"
     return [(finding, spread_rows(rows, "Fréchet distance, without guidance"))]
 
 

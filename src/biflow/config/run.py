@@ -29,8 +29,8 @@ class ReadingConfig(PictureReading):
     rejected_share: Share = 0.05
     """Share of a folder's files that may be unreadable before it is an error."""
     test_share: Share = 0.0
-    """Share of images held out from training, chosen by file name or index alone, copies with their original. A data
-    set with a test set of its own keeps that."""
+    """Share of images held out from training, chosen by file name, by index or, in arrays, by the image's bytes; copies
+    with their original. A data set with a test set of its own keeps that."""
     workers: NonNegativeInt = 0
     """Processes that read ahead; 0 reads in the training process. Raise it if images are large."""
     cache: Literal["auto", "memory", "none"] = "auto"
