@@ -28,7 +28,7 @@ from machine import command_line
 from rich.console import Console
 from runs import trained
 from seeds import decide, resample
-from studies import ANNEALED, CONSTANT, METHODS, SCORING, STUDIES, Scorer, Work, images_of, kept, settings, work_of
+from studies import METHODS, SCORING, STUDIES, TRIED, Scorer, Work, images_of, kept, settings, work_of
 from torch import Tensor
 
 from biflow.config import ReverseConfig, RunConfig, load_recipe
@@ -218,7 +218,7 @@ def score_row(work: Work, job: tuple[int, Row]) -> dict[str, Any]:
     seed, row = job
     folder, config = train_reverse(work, seed, row.training)
     scorer, path = Scorer(work), row_path(work, seed, row)
-    guidances = guidances_of(row)
+    guidances = TRIED[row.method] if row.guided else ("0",)
 
     def compute() -> dict[str, Any]:
         pipe = Pipeline.from_pretrained(folder)
@@ -239,13 +239,6 @@ def score_row(work: Work, job: tuple[int, Row]) -> dict[str, Any]:
 
     how = {**asdict(row), "name": "", "paper": None, "samples": work.samples, "guidances": guidances}
     return kept(path, {**how, "judge": scorer.judge_digest, "run": config.model_dump(mode="json")}, compute)
-
-
-def guidances_of(row: Row) -> tuple[str, ...]:
-    """What guidance is tried for a row: for the exact inverse, annealed guidance too."""
-    if not row.guided:
-        return CONSTANT[:1]
-    return CONSTANT if row.method == "reverse" else CONSTANT + ANNEALED
 
 
 def minutes(pipe: Pipeline) -> float:

@@ -36,9 +36,7 @@ def render(found: Mapping[str, Any]) -> str:
     """The page: the tables, then the claims."""
     study, seeds = found["study"], found["seeds"]
     spread = f"{seeds} seeds, mean and standard deviation" if seeds > 1 else "one seed"
-    strengths = (
-        f"{', '.join(CONSTANT)}; for the exact inverse also {', '.join(ANNEALED).replace(',annealed', ' annealed')}"
-    )
+    strengths = f"{', '.join(CONSTANT)}; for the exact inverse also {' '.join(ANNEALED)}"
     lines = [
         f"# Claims on {study['title']}",
         "",
@@ -57,7 +55,7 @@ def render(found: Mapping[str, Any]) -> str:
                 summary([each["frechet_distance"] for each in scores], 1),
                 summary([each["efficientnet"] for each in scores], 0) + dagger,
                 summary([100 * each["class_accuracy"] for each in scores], 1) + "%",
-                ", ".join(each["guidance"].replace(",", " ") for each in scores) if facts["guided"] else "",
+                ", ".join(each["guidance"] for each in scores) if facts["guided"] else "",
                 summary([each["minutes"] for each in scores], 0) if facts["one_pass"] else "",
                 "" if facts["paper"] is None else f"{facts['paper']:.2f}",
             ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from machine import command_line, described, seconds
-from studies import ANNEALED, CONSTANT, CPU, METHODS, SCORING, STUDIES, Scorer, Work, images_of, kept, work_of
+from studies import CPU, METHODS, SCORING, STUDIES, TRIED, Scorer, Work, images_of, kept, work_of
 from torch import Tensor
 
 from biflow.config import load_recipe
@@ -37,7 +37,6 @@ from biflow.training.provenance import describe_machine
 from biflow.training.run import ABOUT_FILE, CONFIG_FILE, HISTORY_FILE
 
 DRAWN = {"reverse": "one pass", "sequential": "exact inverse, patch by patch", "jacobi": "exact inverse, Jacobi"}
-TRIED = {"reverse": CONSTANT, "sequential": CONSTANT + ANNEALED}  # guidance
 BATCHES = (1, 128)  # images, that are timed
 COLUMNS, ROWS = 10, 8  # of each grid, at most
 MOMENTS = (0.1, 0.25, 0.5, 1.0)  # of a training stage, at which its loss is reported
@@ -64,11 +63,11 @@ def measure(pipe: Pipeline, scorer: Scorer, method: str, samples: int) -> dict[s
 
 def score_methods(work: Work, pipe: Pipeline, scorer: Scorer) -> dict[str, dict[str, Any]]:
     """The scores of every method, kept for the network that samples, and its time."""
-    of = {"samples": work.samples, "judge": scorer.judge_digest, "device": str(pipe.device)}
+    shared = {"samples": work.samples, "judge": scorer.judge_digest, "device": str(pipe.device)}
     rows = {}
     for method, network in {"reverse": pipe.model.reverse, "sequential": pipe.model.flow}.items():
         assert network is not None
-        of |= {"network": hash_tensors(network.state_dict()), "tried": TRIED[method]}
+        of = {**shared, "network": hash_tensors(network.state_dict()), "tried": TRIED[method]}
         path = work.runs / "showcase" / f"{method}.json"
         rows[method] = kept(path, of, partial(measure, pipe, scorer, method, work.samples))
     rows["jacobi"] = dict(rows["sequential"])  # the same images
@@ -106,7 +105,7 @@ def draw(path: Path, grids: Mapping[str, Tensor], columns: int) -> None:
     for axes, (title, pixels) in zip(figure.subplots(1, len(grids)), grids.items(), strict=True):
         grid = make_grid(pixels, columns=columns).permute(1, 2, 0).squeeze(-1).numpy()
         axes.imshow(grid, cmap="gray" if grid.ndim == 2 else None, interpolation="nearest")
-        axes.set_title(title, fontsize=11, color=INK)
+        axes.set_title(title, fontsize=10, color=INK)
         axes.axis("off")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(path) as temporary:
@@ -146,7 +145,7 @@ def render(found: Mapping[str, Any]) -> str:
     compared = (f"{real['judge']:.2f}", f"{real['efficientnet']:.0f}") if enough else ("", "")
     for method, row in rows.items():
         cells = [DRAWN[method], f"{row['frechet_distance']:.2f}", f"{row['efficientnet']:.0f}"]
-        cells += [f"{row['class_accuracy']:.1%}", row["guidance"].replace(",", " ")]
+        cells += [f"{row['class_accuracy']:.1%}", row["guidance"]]
         for size, taken in row["seconds"].items():
             times = "" if method == "reverse" else f" ({taken / rows['reverse']['seconds'][size]:,.1f} times)"
             cells.append(f"{1000 * taken:,.0f} ms{times}")
@@ -186,8 +185,7 @@ def count_images(size: int) -> str:
 def by_guidance(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The distances with all guidance that was tried, on the noise that only chooses among it."""
     tried = TRIED["sequential"]
-    heads = " | ".join(w.replace(",", " ") for w in tried)
-    lines = [f"| w, while choosing it | {heads} |", f"|{' --- |' * (1 + len(tried))}"]
+    lines = [f"| w, while choosing it | {' | '.join(tried)} |", f"|{' --- |' * (1 + len(tried))}"]
     for method, name in {"reverse": DRAWN["reverse"], "sequential": "exact inverse"}.items():
         found = rows[method]["tried"]
         lines.append(f"| FD, {name} | {' | '.join(f'{found[w]:.2f}' if w in found else '' for w in tried)} |")

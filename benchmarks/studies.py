@@ -26,8 +26,9 @@ Draw = Callable[[Guidance, int], Tensor]
 """Samples uint8 (N, P, H, W), given guidance and a noise seed."""
 
 CPU = torch.device("cpu")
-CONSTANT = ("0", "0.25", "0.5", "1", "1.5", "2")  # guidance that is tried
-ANNEALED = tuple(f"{w},annealed" for w in ("0.5", "1", "2", "3"))  # of the exact inverse only
+CONSTANT = ("0", "0.25", "0.5", "1", "1.5", "2")
+ANNEALED = ("0.5,annealed", "1,annealed", "2,annealed", "3,annealed")
+TRIED = {"reverse": CONSTANT, "sequential": CONSTANT + ANNEALED}  # guidance, by method
 CHOOSING, SCORING = 1, 0  # noise seeds: for choosing the guidance strength, and for the scored samples
 BATCH_SIZE = 250
 METHODS = ("gradient", "bayes")  # of classification by the likelihood
